@@ -1,0 +1,96 @@
+"""The only file that touches names of JAX and Flax that are not public.
+
+Each shim says which version can drop it; ``tests/test_compat.py`` tests every one.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+from jax.interpreters import partial_eval
+
+# What eager JAX runs equation by equation, although it traces to one equation: the transform
+# matters to derivatives alone. Drop when JAX exposes its eval rules.
+_TRANSPARENT = {
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+}
+
+
+def transparent_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] | None:
+    """Returns the body and constants of an equation that eager JAX runs step by step, if it is."""
+    name = _TRANSPARENT.get(equation.primitive.name)
+    if name is None:
+        return None
+    body = equation.params[name]
+    return (body.jaxpr, body.consts) if isinstance(body, jex.ClosedJaxpr) else (body, ())
+
+
+def bodies(equation: jex.JaxprEqn) -> Sequence[Any]:
+    """Returns the jaxprs inside an equation: those of a jit, a scan, a cond."""
+    return list(jex.jaxprs_in_params(equation.params))
+
+
+def bind(equation: jex.JaxprEqn, *args: Any) -> Sequence[Any]:
+    """Runs one equation, eagerly or under a trace, in the context that it was traced in."""
+    # Drop the manager when jax.extend.core.eval_jaxpr runs single equations.
+    params = equation.primitive.get_bind_params(equation.params)
+    with equation.ctx.manager:
+        out = equation.primitive.bind(*args, **params)
+    return out if equation.primitive.multiple_results else [out]
+
+
+def narrow(equation: jex.JaxprEqn, wanted: Sequence[bool]) -> jex.JaxprEqn | None:
+    """Returns the equation less what only its unwanted outputs need, or ``None`` if all is needed.
+
+    The variables of the result are variables of ``equation``.
+    """
+    invars = list(dict.fromkeys(v for v in equation.invars if isinstance(v, jex.Var)))
+    whole = jex.Jaxpr(
+        constvars=[], invars=invars, outvars=equation.outvars, eqns=[equation],
+        effects=equation.effects, debug_info=_no_debug_info(equation),
+    )  # fmt: skip
+    # jax.interpreters.partial_eval is public by place, not by promise.
+    narrowed, _ = partial_eval.dce_jaxpr(whole, list(wanted))
+    return narrowed.eqns[0] if len(narrowed.eqns) == 1 else None
+
+
+def _no_debug_info(equation: jex.JaxprEqn) -> Any:
+    return jex.DebugInfo(f"lazyinit:{equation.primitive.name}", "", None, None)
+
+
+def enable_x64(on: bool) -> AbstractContextManager[None]:
+    """Returns a context in which 64-bit types are on or off."""
+    return jax.enable_x64(on)
+
+
+def flax_fold(names: Sequence[str | int]) -> int:
+    """Returns the 32-bit value that Flax Linen folds into a stream for these names and counts.
+
+    The head of a SHA-1 over the names, as in ``flax.core.scope.LazyRng.as_jax_rng``. Drop when
+    Flax exposes it.
+    """
+    import hashlib
+
+    from flax import config
+
+    digest = hashlib.sha1()
+    for name in names:
+        if config.flax_fix_rng_separator:
+            digest.update(b"\00")
+        size = 0 if isinstance(name, str) else (name.bit_length() + 7) // 8
+        digest.update(name.encode() if isinstance(name, str) else name.to_bytes(size, "big"))
+    return int.from_bytes(digest.digest()[:4], "big")
+
+
+def is_flax_rng(rng: Any) -> bool:
+    """Tells whether Flax takes ``rng`` (any object) as one key."""
+    from flax.core import scope
+
+    return scope._is_valid_rng(rng)

@@ -1,0 +1,59 @@
+"""Every exception of the package.
+
+A message says where first (a path, a file or an argument), then what was wanted, what was
+got, and the way out.
+"""
+
+import difflib
+from collections.abc import Collection, Sequence
+
+_SHOWN = 10
+
+
+class LazyinitError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class PathError(LazyinitError, LookupError, ValueError):
+    """A path or pattern that names no leaf of the tree."""
+
+
+class ShardingError(LazyinitError, ValueError):
+    """A sharding that does not fit a leaf, or a sharding argument of the wrong kind."""
+
+
+class RngsError(LazyinitError, TypeError):
+    """A PRNG key, or a dict of them, of the wrong kind."""
+
+
+class RecordError(LazyinitError, TypeError):
+    """A model whose initialization cannot be traced."""
+
+
+class AbstractInputError(LazyinitError, ValueError):
+    """A leaf whose initial value depends on an input that was given as a shape alone."""
+
+
+class NotMaterializedError(LazyinitError, TypeError):
+    """A thunk that was used as if it were an array."""
+
+
+class CheckpointError(LazyinitError, ValueError):
+    """A checkpoint that is broken, unsafe or of an unknown format; the file comes first."""
+
+
+class FillError(LazyinitError, ValueError):
+    """Tensors of a checkpoint and leaves of a tree that do not fit together."""
+
+
+def nearest(wanted: str, known: Collection[str]) -> str:
+    """Returns ``"; did you mean '...'?"`` for the closest known string, or ``""``."""
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def listing(problems: Sequence[str]) -> str:
+    """Joins problems, one a line: the first ten, and how many more there are."""
+    shown = "\n".join(problems[:_SHOWN])
+    more = len(problems) - _SHOWN
+    return shown if more <= 0 else f"{shown}\n... and {more} more"

@@ -1,0 +1,157 @@
+"""Compiled programs: one per signature, dtype and sharding, kept for the next call."""
+
+import collections
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from lazyinit import compat
+from lazyinit import sharding as shardings
+from lazyinit.params import Key, RngPath
+from lazyinit.program import SmallValues, Value, Work, is_key, is_order_free
+
+Executable: TypeAlias = Any  # What jax.stages.Compiled is: called with the arguments, gives arrays.
+
+_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """How an input of a work is handed to its compiled program.
+
+    Keys go in as raw words, which every mesh and every host can take.
+
+    Attributes:
+      kind: ``"plain"``, ``"key"``, or ``"folded"``: a root key and what to fold into it.
+      impl: the PRNG implementation of a key.
+      typed: whether the work wants the key typed.
+    """
+
+    kind: str
+    impl: str = ""
+    typed: bool = True
+
+    def decode(self, *parts: Any) -> Any:
+        """Returns the input (under the trace of the program) from what was handed in."""
+        if self.kind == "plain":
+            return parts[0]
+        key = jax.random.wrap_key_data(parts[0], impl=self.impl)
+        if self.kind == "folded":
+            key = jax.random.fold_in(key, parts[1])
+        return key if self.typed else jax.random.key_data(key)
+
+
+def encode(
+    work: Work, own_keys: Mapping[Value, RngPath], small: SmallValues
+) -> tuple[tuple[Argument, ...], list[tuple[Any, ...]]]:
+    """Returns how each input of a work is handed in, and the host values to hand in.
+
+    Args:
+      work: what will run.
+      own_keys: the inputs that are a parameter's own key, and how to make it.
+      small: the other keys and scalars.
+    """
+    arguments, parts = [], []
+    for value in work.inputs:
+        if value in own_keys:
+            path = own_keys[value]
+            (root,) = path.roots.values()
+            folded = path.fold >= 0
+            arguments.append(Argument("folded" if folded else "key", root.impl, root.typed))
+            words = np.frombuffer(root.data, np.uint32).reshape(root.shape)
+            parts.append((words, np.uint32(path.fold)) if folded else (words,))
+            continue
+        array = small[value]
+        if is_key(work.program.avals[value]):
+            arguments.append(Argument("key", str(jax.random.key_impl(array))))
+            parts.append((np.asarray(jax.random.key_data(array)),))
+        else:
+            arguments.append(Argument("plain"))
+            parts.append((_on_host(array, work.program.avals[value]),))
+    return tuple(arguments), parts
+
+
+def _on_host(array: Any, aval: Any) -> Any:
+    if aval.weak_type and aval.shape == ():
+        return np.asarray(array).item()  # A Python scalar stays weakly typed under jit.
+    return np.asarray(array, aval.dtype)
+
+
+class Compiler:
+    """Compiles programs side by side, each once."""
+
+    def __init__(self) -> None:
+        """Starts with nothing compiled."""
+        self._lock = threading.Lock()
+        self._kept: collections.OrderedDict[Any, Future[Executable]] = collections.OrderedDict()
+
+    def request(
+        self,
+        pool: ThreadPoolExecutor,
+        work: Work,
+        arguments: tuple[Argument, ...],
+        parts: Sequence[tuple[Any, ...]],
+        dtypes: tuple[Any, ...],
+        placements: tuple[Sharding | None, ...],
+    ) -> Future[Executable]:
+        """Returns the compiled program of a work, or the promise of it.
+
+        Args:
+          pool: where to compile.
+          work: what to compile.
+          arguments: how its inputs are handed in.
+          parts: host values of the right shapes and dtypes.
+          dtypes: what to cast each output to.
+          placements: the sharding of each output.
+        """
+        device = jax.config.jax_default_device
+        wanted = (work.signature(), arguments, dtypes, placements, device)
+        with self._lock:
+            if wanted in self._kept:
+                self._kept.move_to_end(wanted)
+                return self._kept[wanted]
+            lowered = _lower(work, arguments, parts, dtypes, placements)
+            compiled = self._kept[wanted] = pool.submit(lowered.compile)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return compiled
+
+
+def _lower(
+    work: Work,
+    arguments: tuple[Argument, ...],
+    parts: Sequence[tuple[Any, ...]],
+    dtypes: tuple[Any, ...],
+    placements: tuple[Sharding | None, ...],
+) -> jax.stages.Lowered:
+    def lazyinit_make(parts: Sequence[tuple[Any, ...]]) -> list[Any]:
+        inputs = [a.decode(*p) for a, p in zip(arguments, parts, strict=True)]
+        outputs = work.run(inputs, barrier=True)
+        return [
+            x if x.dtype == dtype else jax.lax.convert_element_type(x, dtype)
+            for x, dtype in zip(outputs, dtypes, strict=True)
+        ]
+
+    return jax.jit(lazyinit_make, out_shardings=list(placements)).lower(parts)
+
+
+def computed_on(work: Work, placement: Sharding | None) -> Sharding | None:
+    """Returns the sharding to compute a work under, so that its bits do not depend on the mesh.
+
+    Elementwise operations and random bits give every element alone, and may be cut up. A sum or a
+    product of matrices may not: partial sums round in another order. These are computed whole on
+    each device, and cut afterwards.
+    """
+    if placement is None or is_order_free(work):
+        return placement
+    return shardings.replicated(placement)
+
+
+compiler = Compiler()

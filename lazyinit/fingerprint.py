@@ -1,0 +1,98 @@
+"""Hashable values that are equal just if two equations compute the same.
+
+Identity is not enough: each ``normal(0.02)`` is a new closure and traces to a jaxpr of its own.
+So jaxprs are compared by their structure, with their variables numbered in order.
+"""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import jax.extend.core as jex
+import numpy as np
+
+
+
+class _Structure:
+    """Stands for one structure of jaxprs: equal structures are the same object."""
+
+    __slots__ = ("__weakref__",)
+
+
+_of_jaxprs: weakref.WeakKeyDictionary[jex.Jaxpr, _Structure] = weakref.WeakKeyDictionary()
+_structures: weakref.WeakValueDictionary[Any, _Structure] = weakref.WeakValueDictionary()
+
+
+def fingerprint(param: Any) -> Any:
+    """Returns a hashable stand-in for a parameter of an equation (which may be of any type).
+
+    What it does not know is compared as Python compares it, or by identity: works then may get
+    different signatures that could have shared one, never the other way round.
+    """
+    match param:
+        case jex.ClosedJaxpr():
+            consts = tuple(
+                fingerprint_constant(c, v.aval)
+                for c, v in zip(param.consts, param.jaxpr.constvars, strict=True)
+            )
+            return (_of_jaxpr(param.jaxpr), consts)
+        case jex.Jaxpr():
+            return _of_jaxpr(param)
+        case Mapping():
+            return tuple((k, fingerprint(v)) for k, v in sorted(param.items()))
+        case tuple() | list():
+            return (type(param), tuple(map(fingerprint, param)))
+        case np.ndarray():
+            return (param.dtype, param.shape, param.tobytes())
+    try:
+        hash(param)
+    except TypeError:
+        return _ByIdentity(param)
+    # 1, 1.0 and True are equal in Python, not in a program.
+    return (type(param), param)
+
+
+def fingerprint_constant(constant: Any, aval: Any) -> Any:
+    """Returns a hashable stand-in for a constant array: by value if small, else by identity."""
+    if np.size(constant) > 64 or not hasattr(aval, "weak_type"):
+        return _ByIdentity(constant)
+    array = np.asarray(constant)
+    return (aval.dtype, array.dtype, array.shape, aval.weak_type, array.tobytes())
+
+
+class _ByIdentity:
+    """Equal to itself alone; keeps its object alive, so that the identity is not reused."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: Any) -> None:
+        self._of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and self._of is other._of
+
+    def __hash__(self) -> int:
+        return id(self._of)
+
+
+def _of_jaxpr(jaxpr: jex.Jaxpr) -> _Structure:
+    known = _of_jaxprs.get(jaxpr)
+    if known is not None:
+        return known
+    number: dict[Any, int] = {v: n for n, v in enumerate((*jaxpr.constvars, *jaxpr.invars))}
+
+    def atom(a: Any) -> Any:
+        return fingerprint_constant(a.val, a.aval) if isinstance(a, jex.Literal) else number[a]
+
+    steps = []
+    for eqn in jaxpr.eqns:
+        taken = tuple(map(atom, eqn.invars))
+        for v in eqn.outvars:
+            number[v] = len(number)
+        steps.append((eqn.primitive, fingerprint(eqn.params), eqn.ctx, taken, len(eqn.outvars)))
+    avals = tuple((v.aval.shape, v.aval.dtype) for v in (*jaxpr.constvars, *jaxpr.invars)
+                  if hasattr(v.aval, "shape"))  # fmt: skip
+    found = (tuple(steps), avals, len(number), tuple(map(atom, jaxpr.outvars)))
+    structure = _structures.setdefault(found, _Structure())
+    _of_jaxprs[jaxpr] = structure
+    return structure

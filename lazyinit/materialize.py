@@ -1,0 +1,300 @@
+"""Thunks -> arrays: the only place that makes device memory.
+
+Leaves whose works have the same signature, dtype and sharding share one compiled program, so a
+deep model compiles as many programs as one of its layers has kinds of parameters. Everything
+that can be wrong is found before the first array is made. Programs are dispatched in tree order,
+the same on every host, and only a few leaves are in flight at a time, since random generation
+needs temporaries beside each of them.
+"""
+
+import collections
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from lazyinit import compat, errors, program
+from lazyinit import paths as tree_paths
+from lazyinit import sharding as shardings
+from lazyinit.executable import compiler, computed_on, encode
+from lazyinit.params import Key, LazyParam, StoredParam, Thunk, describe
+
+_IN_FLIGHT = 4  # Leaves being made at a time.
+_ALIGNMENT = 64  # Bytes: JAX takes a host buffer that is aligned so without a copy.
+
+
+def materialize(
+    tree: Any,
+    paths: tree_paths.Paths = None,
+    sharding: shardings.ShardingLike = None,
+    *,
+    dtype: Any = None,
+    progress: bool = False,
+) -> Any:
+    """Makes or reads the selected leaves of a tree, each device its own shard alone.
+
+    A leaf made from a key has the bits of eager ``module.init``, for any subset of leaves, in any
+    order, on any mesh (``docs/architecture.md`` says how).
+
+    Args:
+      tree: any pytree with thunks among its leaves.
+      paths: which leaves: ``None`` for all; a glob over ``/``-joined keys, which selects subtrees
+        too (``"params/head"``, ``"params/**/kernel"``); several of them; or a predicate
+        ``(path, leaf) -> bool``. Others stay as they are, so that calls compose.
+      sharding: ``None`` (the default device); a ``jax.sharding.Sharding``; a prefix pytree of
+        them; a callable ``(path, leaf) -> Sharding``; or what a ``shard_by_...`` builder returned.
+      dtype: a dtype for the selected floating-point leaves. They are made or read in their own and
+        cast in the same program, so that no second copy stays.
+      progress: whether to show a progress bar in the terminal.
+
+    Returns:
+      The tree with arrays in place of the selected thunks: the same containers, keys in the same
+      order. A thunk at several places is one array. Selected leaves that are arrays already are
+      moved to the sharding, if one is given.
+
+    Raises:
+      PathError: a pattern selects nothing.
+      ShardingError: a sharding does not fit a leaf.
+      AbstractInputError: a leaf's value depends on an input that was given as a shape alone.
+      CheckpointError: a file that a leaf lies in is gone or has changed.
+
+    Example:
+      >>> import jax, flax.linen as nn, lazyinit as li
+      >>> x = jax.ShapeDtypeStruct((1, 3), "float32")
+      >>> tree = li.lazy(nn.Dense(2)).init(jax.random.key(0), x)
+      >>> li.materialize(tree, "params/bias")["params"]["bias"]
+      Array([0., 0.], dtype=float32)
+    """
+    leaves = tree_paths.leaves_with_paths(tree)
+    selected = tree_paths.select(paths, leaves)
+    placements = shardings.resolve(sharding, tree, leaves, selected)
+    jobs: dict[Any, _Job] = {}
+    for n, ((path, leaf), placement) in enumerate(zip(leaves, placements, strict=True)):
+        if selected[n] and isinstance(leaf, Thunk | jax.Array | np.ndarray):
+            target = target_dtype(leaf.dtype, dtype)
+            job = jobs.setdefault((id(leaf), placement, target), _Job(path, leaf, placement, target))
+            job.places.append(n)
+    made = [leaf for _, leaf in leaves]
+    total = sum(job.leaf.nbytes for job in jobs.values())
+    with ThreadPoolExecutor(os.cpu_count()) as pool, _progress_bar(total, progress) as advance:
+        for job, array in _run(_steps(list(jobs.values()), pool)):
+            advance(job.leaf.nbytes)
+            for n in job.places:
+                made[n] = array
+    return tree_paths.replace_leaves(tree, made)
+
+
+def target_dtype(own: Any, wanted: Any) -> Any:
+    """Returns the dtype that a leaf will have: ``wanted`` for floating-point leaves, else its own."""
+    return jnp.dtype(wanted) if wanted is not None and jnp.issubdtype(own, jnp.floating) else own
+
+
+class _Job:
+    """One array to make, read or move, and the places in the tree where it goes."""
+
+    __slots__ = ("dtype", "leaf", "path", "places", "sharding")
+
+    def __init__(self, path: str, leaf: Any, sharding: Sharding | None, dtype: Any) -> None:
+        self.path, self.leaf, self.sharding, self.dtype = path, leaf, sharding, dtype
+        self.places: list[int] = []
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One dispatch, which gives the arrays of one or more jobs."""
+
+    jobs: Sequence[_Job]
+    start: Callable[[], Sequence[jax.Array]]
+
+
+def _steps(jobs: Sequence[_Job], pool: ThreadPoolExecutor) -> list[_Step]:
+    """Turns jobs into steps in tree order. All that can be wrong is raised here."""
+    units = _units([j for j in jobs if isinstance(j.leaf, LazyParam)])
+    _check_inputs(units)
+    stored = [j for j in jobs if isinstance(j.leaf, StoredParam)]
+    for job in stored:
+        job.leaf.source.check()
+    small: dict[Any, program.SmallValues] = {}
+    steps = [_Step(u.jobs, _making(u, _small_values(u, small), pool)) for u in units]
+    steps += [_Step([j], _reading(j)) for j in stored]
+    steps += [_Step([j], _moving(j)) for j in jobs if not isinstance(j.leaf, Thunk)]
+    return sorted(steps, key=lambda step: step.jobs[0].places[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Jobs that are computed together, since they share equations, and what to run for them."""
+
+    jobs: Sequence[_Job]
+    work: program.Work
+    slices: Sequence[program.Slice]
+
+
+def _units(jobs: Sequence[_Job]) -> list[_Unit]:
+    slices = [_slice_of(job) for job in jobs]
+    works = [program.gather([s]) for s in slices]
+    # Union-find over jobs: one group for all that need the same equation, so that it runs once.
+    group = list(range(len(jobs)))
+
+    def find(n: int) -> int:
+        while group[n] != n:
+            group[n] = group[group[n]]
+            n = group[n]
+        return n
+
+    owner: dict[Any, int] = {}
+    for n, (job, work) in enumerate(zip(jobs, works, strict=True)):
+        devices = None if job.sharding is None else frozenset(job.sharding.device_set)
+        roots = frozenset(job.leaf.rng_path.roots.items())
+        for equation in work.equations:
+            first = owner.setdefault((id(equation.origin), equation.index, devices, roots), n)
+            group[find(n)] = find(first)
+    members: dict[int, list[int]] = {}
+    for n in range(len(jobs)):
+        members.setdefault(find(n), []).append(n)
+    return [
+        _Unit(
+            [jobs[n] for n in ns],
+            works[ns[0]] if len(ns) == 1 else program.gather([slices[n] for n in ns]),
+            [slices[n] for n in ns],
+        )
+        for ns in members.values()
+    ]
+
+
+def _slice_of(job: _Job) -> program.Slice:
+    leaf: LazyParam = job.leaf
+    if isinstance(leaf.init_fn, program.Slice):
+        return leaf.init_fn
+    # A thunk that somebody made by hand: trace its initializer now.
+    streams = {"key": Key.of(leaf.rng_path.key())} if leaf.rng_path.roots else {}
+    traced, values = program.trace(
+        lambda keys, _: jax.tree.leaves(leaf.init_fn(keys.get("key"))), streams
+    )
+    found = [describe(traced.avals[v].shape, traced.avals[v].dtype) for v in values]
+    if found != [describe(leaf.shape, leaf.dtype)]:
+        raise errors.RecordError(
+            f"{job.path}: wanted {describe(leaf.shape, leaf.dtype)} from its init_fn, "
+            f"got {', '.join(found) or 'nothing'}. Give the LazyParam the shape and dtype that "
+            "its init_fn returns."
+        )
+    return program.Slice(traced, values[0], next(iter(traced.streams), -1))
+
+
+def _small_values(unit: _Unit, known: dict[Any, program.SmallValues]) -> program.SmallValues:
+    roots = dict(unit.jobs[0].leaf.rng_path.roots)
+    which = (id(unit.work.program), frozenset(roots.items()))
+    if which not in known:
+        arrays = {stream: key.array() for stream, key in roots.items()}
+        known[which] = program.SmallValues(unit.work.program, arrays, {})
+    return known[which]
+
+
+def _check_inputs(units: Iterable[_Unit]) -> None:
+    problems = [
+        f"{job.path}: its initial value depends on {unit.work.program.abstract[value]}, which was "
+        "given as a shape alone. Pass an array there, fill the leaf from a checkpoint, or leave "
+        "it out of paths."
+        for unit in units
+        for job in unit.jobs
+        for value in unit.work.inputs
+        if value in unit.work.program.abstract
+    ]
+    if problems:
+        raise errors.AbstractInputError(errors.listing(problems))
+
+
+def _making(
+    unit: _Unit, small: program.SmallValues, pool: ThreadPoolExecutor
+) -> Callable[[], Sequence[jax.Array]]:
+    wanted = [job.sharding for job in unit.jobs]
+    computed = tuple(computed_on(unit.work, s) for s in wanted)
+    own_keys = {
+        s.key: job.leaf.rng_path
+        for s, job in zip(unit.slices, unit.jobs, strict=True)
+        if s.key >= 0
+    }
+    with compat.enable_x64(unit.work.program.x64):
+        arguments, parts = encode(unit.work, own_keys, small)
+        dtypes = tuple(job.dtype for job in unit.jobs)
+        compiled = compiler.request(pool, unit.work, arguments, parts, dtypes, computed)
+
+    def start() -> Sequence[jax.Array]:
+        with compat.enable_x64(unit.work.program.x64):
+            arrays = compiled.result()(parts)
+        return [
+            a if s is None or s == c else jax.device_put(a, s)
+            for a, s, c in zip(arrays, wanted, computed, strict=True)
+        ]
+
+    return start
+
+
+def _reading(job: _Job) -> Callable[[], Sequence[jax.Array]]:
+    leaf: StoredParam = job.leaf
+
+    def read(index: Any) -> np.ndarray:
+        # A buffer of our own: JAX would take an aligned piece of the memory map as it is, and the
+        # array would change, or fault, with the file.
+        values = leaf.source.read(index)
+        buffer = _aligned_empty(values.shape, job.dtype)
+        np.copyto(buffer, values, casting="unsafe")
+        return buffer
+
+    def start() -> Sequence[jax.Array]:
+        if job.sharding is None:
+            everything = tuple(slice(0, n) for n in leaf.shape)
+            return [jax.device_put(read(everything))]
+        return [jax.make_array_from_callback(leaf.shape, job.sharding, read)]
+
+    return start
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = int(np.prod(shape)) * jnp.dtype(dtype).itemsize
+    space = np.empty(size + _ALIGNMENT, np.uint8)
+    offset = -space.ctypes.data % _ALIGNMENT
+    return space[offset : offset + size].view(dtype).reshape(shape)
+
+
+def _moving(job: _Job) -> Callable[[], Sequence[jax.Array]]:
+    def start() -> Sequence[Any]:
+        array = job.leaf if job.leaf.dtype == job.dtype else job.leaf.astype(job.dtype)
+        return [array if job.sharding is None else jax.device_put(array, job.sharding)]
+
+    return start
+
+
+def _run(steps: Iterable[_Step]) -> Iterator[tuple[_Job, Any]]:
+    """Dispatches the steps in order and yields each job's array once it is there."""
+    in_flight: collections.deque[tuple[_Job, Any]] = collections.deque()
+    for step in steps:
+        in_flight.extend(zip(step.jobs, step.start(), strict=True))
+        while len(in_flight) > _IN_FLIGHT:
+            yield _finished(in_flight.popleft())
+    while in_flight:
+        yield _finished(in_flight.popleft())
+
+
+def _finished(done: tuple[_Job, Any]) -> tuple[_Job, Any]:
+    jax.block_until_ready(done[1])
+    return done
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    if not wanted:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    with Progress(BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda advanced: bar.advance(task, advanced)

@@ -1,0 +1,260 @@
+"""What a leaf is before it is an array: ``LazyParam`` (made from a key) or ``StoredParam`` (read).
+
+Both are thunks: plain frozen values, pytree leaves, that show the shape and dtype that they
+will have as ``jax.ShapeDtypeStruct`` does, and refuse to be used as arrays. Neither defines
+``__jax_array__``, which would make ``jax.eval_shape`` evaluate them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NoReturn, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import errors
+
+Index: TypeAlias = tuple[slice, ...]
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Source(Protocol):
+    """An array that can be read in part: a tensor in a file, or a layout change of others.
+
+    A law for every implementation: ``read(index)`` equals ``read(everything)[index]``.
+    """
+
+    @property
+    def shape(self) -> Shape:
+        """The shape after any layout change."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype as stored; ``ml_dtypes`` for bfloat16 and its like."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in the checkpoint, of the tensors that it reads."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """The file, or a word for where the tensors lie, for people to read."""
+        ...
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index`` (one slice with step 1 per dimension).
+
+        The result may be a view of a memory map: it costs no memory until it is copied.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises ``CheckpointError`` if what it reads is gone or has changed since it was opened."""
+        ...
+
+
+class Thunk:
+    """The duck type that both kinds of thunk share with ``jax.ShapeDtypeStruct``."""
+
+    __slots__ = ()
+
+    shape: Shape
+    dtype: np.dtype
+    path: str
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array once made, over all its shards together."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a thunk with no dimensions")
+        return self.shape[0]
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise errors.NotMaterializedError(
+            f"{self.path or 'a leaf'}: wanted an array, got {self!r}, which holds no values yet. "
+            f"Make it with lazyinit.materialize(tree, {self.path or None!r})."
+        )
+
+    __array__ = __iter__ = __getitem__ = __bool__ = __float__ = __int__ = __index__ = _refuse
+    __complex__ = __neg__ = __pos__ = __abs__ = __invert__ = __round__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __matmul__ = __rmatmul__ = __truediv__ = __rtruediv__ = _refuse
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+
+def describe(shape: Shape, dtype: np.dtype) -> str:
+    """Returns ``float32[768,2]`` for a shape and a dtype."""
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A PRNG key by value, so that a leaf can be compared, hashed and held by any thread.
+
+    Attributes:
+      data: the key's words, uint32, as bytes.
+      shape: the shape of those words, ``(2,)`` for threefry.
+      impl: the name of the PRNG implementation, ``"threefry2x32"``.
+      typed: whether it was given as a typed key (``jax.random.key``), not as raw words.
+    """
+
+    data: bytes
+    shape: Shape
+    impl: str
+    typed: bool
+
+    @classmethod
+    def of(cls, key: jax.Array | np.ndarray) -> "Key":
+        """Returns the value of a typed or raw key."""
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        impl = jax.random.key_impl(key) if typed else jax.config.jax_default_prng_impl
+        words = np.asarray(jax.random.key_data(key) if typed else key)
+        return cls(words.tobytes(), words.shape, str(impl), bool(typed))
+
+    def array(self) -> jax.Array | np.ndarray:
+        """Returns the key: a typed key array, or raw words (numpy), as it was given."""
+        words = np.frombuffer(self.data, np.uint32).reshape(self.shape)
+        return jax.random.wrap_key_data(words, impl=self.impl) if self.typed else words
+
+
+@dataclass(frozen=True, slots=True)
+class RngPath:
+    """Where the key of a leaf comes from: root streams, and what is folded into them.
+
+    Attributes:
+      roots: each stream's root key, by the stream's name. Empty if the leaf needs no key.
+      folded: what Flax folds into the one root, as names and a count: ``("head", 1)``.
+      fold: the 32-bit value that stands for ``folded`` (the head of its SHA-1, see
+        ``flax.core.scope.LazyRng``), or ``-1`` where the root itself is the key.
+    """
+
+    roots: Mapping[str, Key]
+    folded: tuple[str | int, ...] = ()
+    fold: int = -1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roots", MappingProxyType(dict(self.roots)))
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.roots.items()), self.folded, self.fold))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RngPath, (dict(self.roots), self.folded, self.fold)
+
+    def key(self) -> Any:
+        """Returns what ``init_fn`` takes: the key, or a dict of root keys if there are several.
+
+        Raises:
+          RngsError: there is no key at all (``roots`` is empty) but a fold.
+        """
+        keys = {stream: root.array() for stream, root in self.roots.items()}
+        if len(keys) != 1:
+            return keys
+        (root,) = keys.values()
+        return root if self.fold < 0 else jax.random.fold_in(root, np.uint32(self.fold))
+
+    def __str__(self) -> str:
+        names = "/".join(str(x) for x in self.folded if isinstance(x, str))
+        counts = "".join(f"#{x}" for x in self.folded if not isinstance(x, str))
+        return "/".join(filter(None, ("+".join(self.roots), names))) + counts
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LazyParam(Thunk):
+    """A parameter that is not made yet: a small program from a key to an array.
+
+    A pytree leaf with the duck type of ``jax.ShapeDtypeStruct``.
+
+    Attributes:
+      shape: the shape that the array will have.
+      dtype: the dtype that it will have.
+      init_fn: maps a key to the value, eagerly: ``init_fn(rng_path.key())``.
+      rng_path: which root stream that key comes from, and what is folded into it.
+      weak_type: whether the array will be weakly typed, as JAX calls it.
+      path: where in the tree it was recorded; only messages use it.
+
+    Example:
+      >>> import jax, flax.linen as nn, lazyinit as li
+      >>> x = jax.ShapeDtypeStruct((1, 4), "float32")
+      >>> tree = li.lazy(nn.Dense(3)).init(jax.random.key(0), x)
+      >>> tree["params"]["bias"]
+      LazyParam(float32[3], zeros, params#2)
+      >>> tree["params"]["bias"].nbytes
+      12
+    """
+
+    shape: Shape
+    dtype: np.dtype
+    init_fn: Callable[..., Any] = field(hash=False)  # Any: an array, typed or raw key as argument.
+    rng_path: RngPath = RngPath({})
+    weak_type: bool = field(default=False, kw_only=True)
+    path: str = field(default="", kw_only=True, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype) if not _is_key(self.dtype) else self.dtype)
+
+    def __repr__(self) -> str:
+        parts = (describe(self.shape, self.dtype), label(self.init_fn), str(self.rng_path))
+        return f"LazyParam({', '.join(filter(None, parts))})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class StoredParam(Thunk):
+    """A parameter that lies in a checkpoint and is not read yet. A pytree leaf.
+
+    Attributes:
+      shape: the shape that the array will have.
+      dtype: the dtype that it will have; another than ``source.dtype`` is a cast on reading.
+      source: what file, which tensors, and which layout change makes it.
+      path: where in the tree it was filled in; only messages use it.
+    """
+
+    shape: Shape
+    dtype: np.dtype
+    source: Source
+    path: str = field(default="", kw_only=True, compare=False)
+
+    def __repr__(self) -> str:
+        return f"StoredParam({describe(self.shape, self.dtype)}, {self.source!r})"
+
+
+def _is_key(dtype: object) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def label(init_fn: Callable[..., Any]) -> str:
+    """Returns the name of an initializer for people: ``zeros``, ``normal(0.02)``."""
+    named = getattr(init_fn, "label", None)
+    if isinstance(named, str):
+        return named
+    name = getattr(init_fn, "__qualname__", type(init_fn).__qualname__)
+    maker, _, inner = name.rpartition(".<locals>.")
+    cells = getattr(init_fn, "__closure__", None) or ()
+    if not maker or inner == "<lambda>":
+        return inner
+    # jax.nn.initializers.normal(0.02) returns a closure: its maker's name and numbers say more.
+    numbers = [c.cell_contents for c in cells if isinstance(c.cell_contents, float | str)]
+    shown = f"({', '.join(map(str, numbers))})" if numbers else ""
+    return maker.rpartition(".")[2] + shown

@@ -1,0 +1,118 @@
+"""Paths of leaves: printed, matched and suggested, here only.
+
+A path is what ``jax.tree_util.keystr(path, simple=True, separator="/")`` prints, for trees of
+every kind: ``params/layers_0/attn/kernel``.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+
+from lazyinit import errors
+
+Predicate: TypeAlias = Callable[[str, Any], bool]  # Any: a leaf may be any Python object.
+Paths: TypeAlias = str | Iterable[str] | Predicate | None
+
+
+def path_string(key_path: Sequence[Any]) -> str:
+    """Returns the ``/``-joined form of a JAX key path (whose entries JAX leaves untyped)."""
+    return jax.tree_util.keystr(tuple(key_path), simple=True, separator="/")
+
+
+def leaves_with_paths(tree: Any) -> list[tuple[str, Any]]:
+    """Returns ``(path, leaf)`` for every leaf of any pytree, in JAX's order of leaves."""
+    return [(path_string(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def replace_leaves(tree: Any, leaves: Sequence[Any]) -> Any:
+    """Returns ``tree`` (any pytree) with other leaves, given in JAX's order of leaves.
+
+    Unlike ``jax.tree.unflatten``, it keeps the order in which each dict holds its keys.
+    """
+    return _in_order_of(tree, jax.tree.unflatten(jax.tree.structure(tree), leaves))
+
+
+def _in_order_of(model: Any, tree: Any) -> Any:
+    if type(model) is dict:
+        return {key: _in_order_of(value, tree[key]) for key, value in model.items()}
+    if type(model) in (list, tuple):
+        return type(model)(_in_order_of(m, t) for m, t in zip(model, tree, strict=True))
+    return tree
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Tells whether a glob selects the leaf at ``path``: by its path, or by a subtree above it.
+
+    ``*``, ``?`` and ``[...]`` stay within one key; ``**`` stands for any number of keys.
+
+    >>> matches("params/head", "params/head/kernel")
+    True
+    >>> matches("params/**/kernel", "params/kernel")
+    True
+    >>> matches("params/*/kernel", "params/a/b/kernel")
+    False
+    """
+    return _compiled(pattern).match(path + "/") is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    regex = "".join(
+        "(?:[^/]+/)*" if segment == "**" else _GLYPH.sub(_glyph, segment) + "/"
+        for segment in pattern.strip("/").split("/")
+    )
+    return re.compile(regex)
+
+
+_GLYPH = re.compile(r"\[[^\]/]+\]|.")
+
+
+def _glyph(found: re.Match[str]) -> str:
+    glyph = found[0]
+    if glyph in ("*", "?"):
+        return "[^/]*" if glyph == "*" else "[^/]"
+    if len(glyph) == 1:
+        return re.escape(glyph)
+    negated = glyph.startswith("[!")
+    return f"[{'^' if negated else ''}{re.escape(glyph[1 + negated : -1]).replace(chr(92) + '-', '-')}]"
+
+
+def select(paths: Paths, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
+    """Says for each ``(path, leaf)`` whether ``paths`` selects it.
+
+    Args:
+      paths: ``None`` for all, a glob, several globs, or a predicate ``(path, leaf) -> bool``.
+      leaves: what ``leaves_with_paths`` returned.
+
+    Raises:
+      PathError: a glob selects nothing; the message suggests the nearest path.
+    """
+    if paths is None:
+        return [True] * len(leaves)
+    if callable(paths):
+        return [bool(paths(path, leaf)) for path, leaf in leaves]
+    patterns = [paths] if isinstance(paths, str) else list(paths)
+    selected = [False] * len(leaves)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise errors.PathError(
+                f"paths: wanted a glob such as 'params/head', got {pattern!r}. "
+                "Pass None, a string, several strings, or a predicate (path, leaf) -> bool."
+            )
+        hits = [matches(pattern, path) for path, _ in leaves]
+        if not any(hits):
+            raise errors.PathError(nothing_matches(pattern, [path for path, _ in leaves]))
+        selected = [s or h for s, h in zip(selected, hits, strict=True)]
+    return selected
+
+
+def nothing_matches(pattern: str, known: Sequence[str]) -> str:
+    """Returns the message for a pattern that selects none of the known paths."""
+    subtrees = {"/".join(path.split("/")[:n]) for path in known for n in range(1, path.count("/") + 2)}
+    return (
+        f"{pattern}: this pattern matches none of the tree's {len(known)} leaves"
+        f"{errors.nearest(pattern, sorted(subtrees))}"
+    )

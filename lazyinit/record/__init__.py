@@ -1,0 +1,1 @@
+"""A model -> a tree of thunks. One file per kind of model."""

@@ -1,0 +1,162 @@
+"""Records the initialization of a Flax Linen module.
+
+The module's own ``init`` runs once, under an abstract trace, with its root scope swapped for one
+that notes each parameter. So what comes out has the structure, the names and the errors of
+``init``, whatever the module does. Nothing global is patched; the scope belongs to this one call.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import DenyList, Scope
+from flax.errors import InvalidRngError
+
+from lazyinit import compat, errors
+from lazyinit.params import Key
+from lazyinit.record.thunks import Note, record, split_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class LazyModule:
+    """A Linen module whose ``init`` records instead of allocating.
+
+    Attributes:
+      module: the module, unbound.
+    """
+
+    module: nn.Module
+
+    def init(
+        self,
+        rngs: Any,
+        *args: Any,
+        method: Callable[..., Any] | str | None = None,
+        mutable: Any = DenyList("intermediates"),  # noqa: B008 (immutable, and Flax's own default)
+        capture_intermediates: bool | Callable[[nn.Module, str], bool] = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Records what ``module.init`` with the same arguments would allocate.
+
+        Args:
+          rngs: a key (``jax.random.key(0)``, or raw: uint32[2]), or a dict of keys by stream.
+          *args: as for ``module.init``. An array may be a ``jax.ShapeDtypeStruct``: then its shape
+            is known, its values are not.
+          method: as for ``module.init``.
+          mutable: as for ``module.init``.
+          capture_intermediates: as for ``module.init``.
+          **kwargs: as ``args``.
+
+        Returns:
+          The variables that ``module.init`` would return, in the same containers, each array a
+          ``LazyParam``. What is made without tracing (a numpy array, a Python number) is as it is.
+
+        Raises:
+          RngsError: a key of the wrong kind.
+          RecordError: the module's Python code depends on a value that is not known when tracing.
+        """
+        keys = _keys(rngs, type(self.module).__name__)
+        join, shapes = split_inputs(args, kwargs)
+        real = _unbound(self.module, method)
+
+        def init(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> tuple[Any, list[Note]]:
+            notes: list[Note] = []
+
+            def noting(module: nn.Module, *a: Any, **k: Any) -> Any:
+                _note_into(module.scope, notes, keys)
+                return real(module, *a, **k)
+
+            args, kwargs = join(stand_ins)
+            variables = self.module.init(
+                dict(keys) if isinstance(rngs, dict) else keys["params"],
+                *args,
+                method=noting,
+                mutable=mutable,
+                capture_intermediates=capture_intermediates,
+                **kwargs,
+            )
+            return variables, notes
+
+        return record(init, keys, shapes, f"lazy({type(self.module).__name__}).init")
+
+    def init_with_output(self, *_: Any, **__: Any) -> Any:
+        """Is not offered: an output is a computed array, which recording never makes.
+
+        Raises:
+          RecordError: always.
+        """
+        raise errors.RecordError(
+            f"lazy({type(self.module).__name__}).init_with_output: recording computes no output. "
+            "Use lazy(module).init(...), materialize the tree, then module.apply(tree, ...)."
+        )
+
+
+class _NotingScope(Scope):
+    """A scope that notes what ``param`` calls, and whose children do so too."""
+
+    notes: list[Note]
+    keys: Mapping[str, Any]
+
+    def push(self, name: str | None = None, prefix: str = "", reuse: bool = False) -> Scope:
+        return _note_into(super().push(name, prefix, reuse), self.notes, self.keys)
+
+    def rewound(self, rewind_rngs: bool = False) -> Scope:
+        return _note_into(super().rewound(rewind_rngs), self.notes, self.keys)
+
+    def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **kwargs: Any) -> Any:
+        def noting(key: Any, *args: Any, **kwargs: Any) -> Any:
+            value = init_fn(key, *args, **kwargs)
+            rng = self.rngs["params"]
+            if rng.rng is self.keys["params"]:
+                folded = (*rng.suffix, self.rng_counters["params"])
+                fold = compat.flax_fold(folded)
+                self.notes.append(Note(init_fn, "params", folded, fold, key, value))
+            return value
+
+        made_before = self.has_variable("params", name)
+        return super().param(name, init_fn if made_before else noting, *init_args, **kwargs)
+
+
+def _note_into(scope: Any, notes: list[Note], keys: Mapping[str, Any]) -> Any:
+    scope.__class__ = _NotingScope  # This one object, which Flax made for this one call.
+    scope.notes, scope.keys = notes, keys
+    return scope
+
+
+def _unbound(module: nn.Module, method: Callable[..., Any] | str | None) -> Callable[..., Any]:
+    if isinstance(method, str):
+        name, method = method, getattr(module, method)
+        if not callable(method):
+            raise TypeError(
+                f"{type(module).__name__}.{name}: wanted a method, got {type(method).__name__}."
+            )
+    elif method is None:
+        method = module.__call__
+    bound_to_module = inspect.ismethod(method) and isinstance(method.__self__, nn.Module)
+    return method.__func__ if bound_to_module else method
+
+
+class _LinenRngsError(errors.RngsError, InvalidRngError, ValueError):
+    """Is also what Flax raises for one wrong key, and for a wrong dict of them."""
+
+
+def _keys(rngs: Any, name: str) -> dict[str, Key]:
+    streams = rngs if isinstance(rngs, dict) else {"params": rngs}
+    for stream, rng in streams.items():
+        where = f"lazy({name}).init: rngs[{stream!r}]" if rngs is streams else f"lazy({name}).init: rngs"
+        wanted = "a key such as jax.random.key(0), or a dict of them by stream"
+        if isinstance(rng, jax.core.Tracer):
+            raise _LinenRngsError(
+                f"{where}: wanted {wanted}, got a tracer. Record outside of jax.jit and its like."
+            )
+        if not isinstance(stream, str) or not compat.is_flax_rng(rng):
+            raise _LinenRngsError(f"{where}: wanted {wanted}, got {_shown(rng)}.")
+    return {stream: Key.of(rng) for stream, rng in streams.items()}
+
+
+def _shown(x: Any) -> str:
+    shape = f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") and hasattr(x, "dtype") else repr(x)
+    return f"{type(x).__name__} {shape}"

@@ -1,0 +1,285 @@
+"""The ``sharding`` argument, and builders of what to pass for it.
+
+Whatever form it has (one sharding for all, a prefix pytree of them, a callable), it is resolved
+to one sharding per leaf, and checked against the shapes, before anything is allocated.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from lazyinit import errors, paths
+
+# Any: a prefix pytree of shardings has whatever containers the tree has.
+ShardingLike: TypeAlias = "Sharding | Callable[[str, Any], Sharding | None] | TreeSharding | Any"
+
+
+@runtime_checkable
+class TreeSharding(Protocol):
+    """A sharding that needs to see the whole tree, its metadata boxes for one."""
+
+    def prefix(self, tree: Any) -> Any:
+        """Returns a prefix pytree of shardings for the tree (any pytree of thunks or arrays)."""
+        ...
+
+
+def resolve(
+    sharding: ShardingLike,
+    tree: Any,
+    leaves: Sequence[tuple[str, Any]],
+    selected: Sequence[bool],
+) -> list[Sharding | None]:
+    """Returns one sharding per leaf, ``None`` where none is asked for or none is selected.
+
+    Args:
+      sharding: ``None``; a ``jax.sharding.Sharding`` for all; a prefix pytree of them; a callable
+        ``(path, leaf) -> Sharding``; or a ``TreeSharding``.
+      tree: the tree (any pytree).
+      leaves: its paths and leaves.
+      selected: which of them matter; the others are neither resolved nor checked.
+
+    Raises:
+      ShardingError: a value of the wrong kind, a leaf that the prefix pytree says nothing of, or
+        shards that would not be equal. All problems are collected.
+    """
+    if isinstance(sharding, TreeSharding):
+        sharding = sharding.prefix(tree)
+    if sharding is None or isinstance(sharding, Sharding):
+        found = [sharding if s else None for s in selected]
+    elif callable(sharding):
+        found = [
+            sharding(path, leaf) if s else None
+            for (path, leaf), s in zip(leaves, selected, strict=True)
+        ]
+    else:
+        found = _from_prefix(sharding, leaves, selected)
+    problems = [
+        problem
+        for (path, leaf), one in zip(leaves, found, strict=True)
+        if one is not None and (problem := _problem(path, leaf, one))
+    ]
+    if problems:
+        raise errors.ShardingError(errors.listing(problems))
+    return found
+
+
+def _from_prefix(
+    prefix: Any, leaves: Sequence[tuple[str, Any]], selected: Sequence[bool]
+) -> list[Sharding | None]:
+    is_leaf = lambda x: x is None or isinstance(x, Sharding | PartitionSpec)  # noqa: E731 (a predicate)
+    flat = jax.tree_util.tree_leaves_with_path(prefix, is_leaf=is_leaf)
+    entries = {paths.path_string(p): x for p, x in flat}
+    found: list[Sharding | None] = []
+    used = set()
+    for (path, _), wanted in zip(leaves, selected, strict=True):
+        keys = path.split("/")
+        above = ["/".join(keys[:n]) for n in range(len(keys), -1, -1)]
+        place = next((p for p in above if p in entries), None)
+        used.add(place)
+        if place is None and wanted:
+            raise errors.ShardingError(
+                f"{path}: the sharding pytree has no entry for this leaf nor for a tree above it. "
+                "Add one (None leaves the leaf on the default device), or pass a callable."
+            )
+        found.append(entries[place] if wanted and place is not None else None)
+    for place in entries:
+        if place not in used:
+            raise errors.ShardingError(paths.nothing_matches(place, [p for p, _ in leaves]))
+    return found
+
+
+def _problem(path: str, leaf: Any, sharding: Any) -> str:
+    if not isinstance(sharding, Sharding):
+        way_out = (
+            "Put the mesh beside it: NamedSharding(mesh, spec)."
+            if isinstance(sharding, PartitionSpec)
+            else "Pass None, a Sharding, a prefix pytree of them, or a callable (path, leaf) -> Sharding."
+        )
+        return f"{path}: wanted a jax.sharding.Sharding, got {sharding!r}. {way_out}"
+    shape = getattr(leaf, "shape", ())
+    if isinstance(sharding, NamedSharding):
+        spec = sharding.spec
+        if len(spec) > len(shape):
+            return (
+                f"{path}: {spec} names {len(spec)} dimensions, the leaf has {len(shape)} "
+                f"(shape {shape}). Shorten the spec for this leaf."
+            )
+        for dim, axes in enumerate(spec):
+            parts = _parts(sharding.mesh, axes)
+            if shape[dim] % parts:
+                return (
+                    f"{path}: dimension {dim} of shape {shape} is {shape[dim]}, which mesh axis "
+                    f"{axes!r} of size {parts} does not divide. Leave this dimension whole, or use "
+                    "a mesh that divides it."
+                )
+        return ""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError as error:
+        return f"{path}: {sharding} does not fit shape {shape}: {error}"
+    return ""
+
+
+def _parts(mesh: Any, axes: Any) -> int:
+    if axes is None or axes is PartitionSpec.UNCONSTRAINED:
+        return 1
+    names = axes if isinstance(axes, tuple) else (axes,)
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def replicated(sharding: Sharding) -> Sharding | None:
+    """Returns the sharding with a whole copy on each of its devices, ``None`` if it has no such."""
+    if sharding.num_devices == 1:
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardByRules:
+    """A sharding callable: the first pattern that matches a path gives its spec.
+
+    Attributes:
+      mesh: the devices.
+      rules: globs as ``materialize`` takes them, and a spec for each.
+    """
+
+    mesh: Mesh
+    rules: tuple[tuple[str, PartitionSpec], ...]
+
+    def __call__(self, path: str, leaf: Any) -> NamedSharding:
+        """Returns the sharding of one leaf (any object with a shape); replicated if no rule fits."""
+        spec = next((s for pattern, s in self.rules if paths.matches(pattern, path)), None)
+        return NamedSharding(self.mesh, PartitionSpec() if spec is None else spec)
+
+    def unused(self, known: Sequence[str]) -> list[str]:
+        """Returns the patterns that match none of the paths."""
+        return [p for p, _ in self.rules if not any(paths.matches(p, path) for path in known)]
+
+
+def shard_by_rules(mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]]) -> ShardByRules:
+    """Shards by path: the first pattern that matches a leaf gives its spec.
+
+    Args:
+      mesh: the devices.
+      rules: ``(pattern, spec)`` pairs; a pattern is a glob as in ``materialize``. What no pattern
+        matches is replicated.
+
+    Returns:
+      A value for ``sharding``.
+
+    Raises:
+      ShardingError: a spec names an axis that the mesh lacks.
+
+    Example:
+      >>> import jax, lazyinit as li
+      >>> from jax.sharding import PartitionSpec as P
+      >>> mesh = jax.make_mesh((1,), ("model",))
+      >>> shard = li.shard_by_rules(mesh, [("**/kernel", P(None, "model"))])
+      >>> shard("params/head/kernel", None).spec
+      PartitionSpec(None, 'model')
+    """
+    for pattern, spec in rules:
+        for axes in spec:
+            _check_axes(mesh, axes, f"{pattern}: {spec}")
+    return ShardByRules(mesh, tuple((pattern, spec) for pattern, spec in rules))
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFsdp:
+    """A sharding callable: the largest dimension that divides evenly is cut over the axis.
+
+    Attributes:
+      mesh: the devices.
+      axis: the mesh axis, or several, to cut over.
+      min_size: leaves with fewer elements are replicated.
+    """
+
+    mesh: Mesh
+    axis: str | tuple[str, ...]
+    min_size: int
+
+    def __call__(self, path: str, leaf: Any) -> NamedSharding:
+        """Returns the sharding of one leaf (any object with a shape)."""
+        shape = getattr(leaf, "shape", ())
+        parts = _parts(self.mesh, self.axis)
+        dims = [d for d, n in enumerate(shape) if n % parts == 0]
+        if math.prod(shape) < self.min_size or not dims:
+            return NamedSharding(self.mesh, PartitionSpec())
+        widest = max(dims, key=lambda d: shape[d])
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * widest, self.axis))
+
+
+def shard_fsdp(mesh: Mesh, axis: str | tuple[str, ...], min_size: int = 1024) -> ShardFsdp:
+    """Shards every large leaf over one mesh axis, along its largest dimension that divides evenly.
+
+    Args:
+      mesh: the devices.
+      axis: the mesh axis, or a tuple of several, to cut over.
+      min_size: elements; smaller leaves are replicated, as are those that no dimension divides.
+
+    Returns:
+      A value for ``sharding``.
+
+    Raises:
+      ShardingError: the mesh has no such axis.
+    """
+    axis = axis if isinstance(axis, str) else tuple(axis)
+    _check_axes(mesh, axis, "shard_fsdp")
+    return ShardFsdp(mesh, axis, min_size)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardByMetadata:
+    """A ``TreeSharding`` that reads the specs in Flax's metadata boxes.
+
+    Attributes:
+      mesh: the devices.
+      logical_rules: pairs of a logical axis name and the mesh axes that it goes to.
+    """
+
+    mesh: Mesh
+    logical_rules: tuple[tuple[str, Any], ...]
+
+    def prefix(self, tree: Any) -> Any:
+        """Returns a sharding for each box and for each leaf outside of one, which is replicated."""
+        import flax.linen as nn
+
+        specs = nn.get_partition_spec(tree)
+        if self.logical_rules:
+            specs = nn.logical_to_mesh(specs, self.logical_rules)
+        is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731 (a predicate)
+        for spec in jax.tree.leaves(specs, is_leaf=is_spec):
+            for axes in spec:
+                _check_axes(self.mesh, axes, f"shard_by_metadata: {spec}")
+        return jax.tree.map(lambda s: NamedSharding(self.mesh, s), specs, is_leaf=is_spec)
+
+
+def shard_by_metadata(
+    mesh: Mesh, logical_rules: Sequence[tuple[str, Any]] | Mapping[str, Any] = ()
+) -> ShardByMetadata:
+    """Shards by what the model itself says, in boxes such as ``nn.Partitioned``.
+
+    Args:
+      mesh: the devices.
+      logical_rules: for ``nn.with_logical_partitioning``: which mesh axis (or axes, or ``None``)
+        each logical name goes to, as ``nn.logical_to_mesh`` takes them.
+
+    Returns:
+      A value for ``sharding``. Leaves without a box are replicated.
+    """
+    pairs = logical_rules.items() if isinstance(logical_rules, Mapping) else logical_rules
+    return ShardByMetadata(mesh, tuple((name, axes) for name, axes in pairs))
+
+
+def _check_axes(mesh: Mesh, axes: Any, where: str) -> None:
+    names = axes if isinstance(axes, tuple) else (axes,)
+    for name in names:
+        if isinstance(name, str) and name not in mesh.shape:
+            raise errors.ShardingError(
+                f"{where}: the mesh has no axis {name!r}, only {tuple(mesh.shape)}"
+                f"{errors.nearest(name, list(mesh.shape))}"
+            )
