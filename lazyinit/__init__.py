@@ -1,10 +1,25 @@
-"""Deferred initialization for JAX and Flax."""
+"""Deferred initialization for JAX and Flax.
 
+A parameter is a small program from a key to an array. ``lazyinit`` records the program, not the
+array: a tree of programs can be shown, matched against a checkpoint, priced, sharded, and run in
+part. See ``docs/architecture.md``.
+"""
+
+from lazyinit import errors as errors
+from lazyinit.checkpoint import open_checkpoint as open_checkpoint
+from lazyinit.errors import LazyinitError as LazyinitError
+from lazyinit.fill import fill as fill
 from lazyinit.lazy import lazy as lazy
 from lazyinit.materialize import materialize as materialize
 from lazyinit.params import LazyParam as LazyParam
 from lazyinit.params import RngPath as RngPath
 from lazyinit.params import StoredParam as StoredParam
+from lazyinit.plan import plan as plan
+from lazyinit.rules import TORCH as TORCH
+from lazyinit.rules import Rename as Rename
+from lazyinit.rules import Rule as Rule
+from lazyinit.rules import strip_prefix as strip_prefix
 from lazyinit.sharding import shard_by_metadata as shard_by_metadata
 from lazyinit.sharding import shard_by_rules as shard_by_rules
 from lazyinit.sharding import shard_fsdp as shard_fsdp
+from lazyinit.view.inspect import inspect as inspect

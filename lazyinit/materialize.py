@@ -24,7 +24,7 @@ from lazyinit import compat, errors, program
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.executable import compiler, computed_on, encode
-from lazyinit.params import Key, LazyParam, StoredParam, Thunk, describe
+from lazyinit.params import Key, LazyParam, StoredParam, Thunk, cast_dtype, describe
 
 _IN_FLIGHT = 4  # Leaves being made at a time.
 _ALIGNMENT = 64  # Bytes: JAX takes a host buffer that is aligned so without a copy.
@@ -78,7 +78,7 @@ def materialize(
     jobs: dict[Any, _Job] = {}
     for n, ((path, leaf), placement) in enumerate(zip(leaves, placements, strict=True)):
         if selected[n] and isinstance(leaf, Thunk | jax.Array | np.ndarray):
-            target = target_dtype(leaf.dtype, dtype)
+            target = cast_dtype(leaf.dtype, dtype)
             job = jobs.setdefault((id(leaf), placement, target), _Job(path, leaf, placement, target))
             job.places.append(n)
     made = [leaf for _, leaf in leaves]
@@ -89,11 +89,6 @@ def materialize(
             for n in job.places:
                 made[n] = array
     return tree_paths.replace_leaves(tree, made)
-
-
-def target_dtype(own: Any, wanted: Any) -> Any:
-    """Returns the dtype that a leaf will have: ``wanted`` for floating-point leaves, else its own."""
-    return jnp.dtype(wanted) if wanted is not None and jnp.issubdtype(own, jnp.floating) else own
 
 
 class _Job:

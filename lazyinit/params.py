@@ -108,6 +108,16 @@ def describe(shape: Shape, dtype: np.dtype) -> str:
     return f"{dtype}[{','.join(map(str, shape))}]"
 
 
+def cast_dtype(own: Any, wanted: Any) -> Any:
+    """Returns the dtype a leaf will have: ``wanted`` if it is floating-point, else its own.
+
+    Args:
+      own: its dtype; typed PRNG keys too.
+      wanted: a dtype, or ``None``.
+    """
+    return jnp.dtype(wanted) if wanted is not None and jnp.issubdtype(own, jnp.floating) else own
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """A PRNG key by value, so that a leaf can be compared, hashed and held by any thread.
@@ -255,6 +265,7 @@ def label(init_fn: Callable[..., Any]) -> str:
     if not maker or inner == "<lambda>":
         return inner
     # jax.nn.initializers.normal(0.02) returns a closure: its maker's name and numbers say more.
-    numbers = [c.cell_contents for c in cells if isinstance(c.cell_contents, float | str)]
-    shown = f"({', '.join(map(str, numbers))})" if numbers else ""
+    told = [c.cell_contents for c in cells if isinstance(c.cell_contents, float | str)]
+    told.sort(key=lambda x: isinstance(x, str))
+    shown = f"({', '.join(map(str, told))})" if told else ""
     return maker.rpartition(".")[2] + shown

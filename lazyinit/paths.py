@@ -22,6 +22,18 @@ def path_string(key_path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(key_path), simple=True, separator="/")
 
 
+def name_string(key_path: Sequence[Any]) -> str:
+    """Returns what a checkpoint calls the leaf at a JAX key path (entries untyped by JAX).
+
+    That is its path, but for the attribute ``value`` in which Flax's metadata boxes
+    (``nn.Partitioned``, ``nnx.Variable``) keep their array.
+    """
+    keys = list(key_path)
+    while len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value"):
+        keys.pop()
+    return path_string(keys)
+
+
 def leaves_with_paths(tree: Any) -> list[tuple[str, Any]]:
     """Returns ``(path, leaf)`` for every leaf of any pytree, in JAX's order of leaves."""
     return [(path_string(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]

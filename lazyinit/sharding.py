@@ -131,6 +131,17 @@ def _parts(mesh: Any, axes: Any) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
+def describe(sharding: Sharding | None) -> str:
+    """Returns a sharding in few words: ``default device``, ``replicated``, ``data, None``."""
+    if sharding is None:
+        return "default device"
+    if isinstance(sharding, NamedSharding):
+        return ", ".join(map(str, sharding.spec)) or "replicated"
+    if sharding.num_devices == 1:
+        return str(*sharding.device_set)
+    return str(sharding)
+
+
 def replicated(sharding: Sharding) -> Sharding | None:
     """Returns the sharding with a whole copy on each of its devices, ``None`` if it has no such."""
     if sharding.num_devices == 1:

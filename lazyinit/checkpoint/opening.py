@@ -73,7 +73,9 @@ def _open_folder(folder: Path) -> Checkpoint:
             return _open_file(folder / name)
     there = sorted(entry.name for entry in folder.iterdir())
     unread = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".msgpack", ".npz"))]
-    own_names = [name for name in there if name.endswith((".safetensors", ".safetensors.index.json"))]
+    own_names = [
+        name for name in there if name.endswith((".safetensors", ".safetensors.index.json"))
+    ]
     if own_names:
         found = f"{own_names[0]!r} is there. Pass that file itself."
     elif unread:
@@ -83,25 +85,29 @@ def _open_folder(folder: Path) -> Checkpoint:
     else:
         found = "it is empty."
     raise errors.CheckpointError(
-        f"{folder}: wanted model.safetensors or model.safetensors.index.json in this folder; {found}"
+        f"{folder}: wanted model.safetensors or model.safetensors.index.json in this folder; "
+        f"{found}"
     )
 
 
 def _open_file(path: Path) -> Checkpoint:
-    from lazyinit.checkpoint import safetensors
-
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise errors.CheckpointError(
             f"{path}: there is no such file or folder{errors.nearest(path.name, siblings)}"
         )
     if path.name.endswith(".index.json"):
-        return safetensors.open_index(path)
+        from lazyinit.checkpoint import sharded
+
+        return sharded.open_index(path)
     with path.open("rb") as file:
         head = file.read(8)
     for magic, kind in _OTHERS.items():
         if head.startswith(magic):
             raise errors.CheckpointError(
-                f"{path}: wanted a safetensors file, got {kind}; that format is not read yet. {_WAY_OUT}"
+                f"{path}: wanted a safetensors file, got {kind}; that format is not read yet. "
+                f"{_WAY_OUT}"
             )
+    from lazyinit.checkpoint import safetensors
+
     return safetensors.open_file(path)

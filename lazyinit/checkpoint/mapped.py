@@ -1,0 +1,115 @@
+"""Tensors that lie in files as plain bytes, read through memory maps.
+
+A file must not be cut short while a map of it is read: touching a page that is gone ends the
+process with SIGBUS, which Python cannot catch. Each read compares the file's size and time
+with those at opening; what happens between that look and the copy is beyond reach.
+"""
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.params import Index, Shape
+
+_MAPS = 256  # Maps kept open at once; each holds one file descriptor.
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as it was when it was opened, so that a later change is noticed.
+
+    Attributes:
+      path: absolute.
+      size: bytes.
+      mtime_ns: when it was last written, nanoseconds.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> "File":
+        """Returns the file at ``path`` as it is now.
+
+        Raises:
+          OSError: as ``os.stat`` does.
+        """
+        status = os.stat(path)
+        return cls(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+
+    def check(self) -> None:
+        """Raises a ``CheckpointError`` if the file is no longer the one that was opened."""
+        try:
+            now = File.at(self.path)
+        except OSError as error:
+            raise errors.CheckpointError(
+                f"{self.path}: the file was opened but can no longer be read: "
+                f"{error.strerror}. Open the checkpoint again."
+            ) from error
+        if now != self:
+            raise errors.CheckpointError(
+                f"{self.path}: the file has changed since it was opened ({self.size} bytes then, "
+                f"{now.size} now). Open the checkpoint again."
+            )
+
+
+@functools.lru_cache(maxsize=_MAPS)
+def _mapped(file: File) -> np.ndarray:
+    # A view that outlives its place in the cache keeps its map alive by itself.
+    return np.memmap(file.path, dtype=np.uint8, mode="r")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MappedTensor:
+    """A ``Source``: a tensor of a file; reading gives a view of the file's map.
+
+    Attributes:
+      file: the file that it lies in.
+      name: what the file calls it.
+      shape: as stored.
+      dtype: as stored.
+      offset: where its first byte is, from the start of the file.
+    """
+
+    file: File
+    name: str
+    shape: Shape
+    dtype: np.dtype
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensor's name, alone."""
+        return (self.name,)
+
+    @property
+    def origin(self) -> str:
+        """The path of the file."""
+        return self.file.path
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns a read-only view of the values at ``index``.
+
+        Raises:
+          CheckpointError: the file has changed since it was opened.
+        """
+        self.file.check()
+        whole = np.ndarray(self.shape, self.dtype, buffer=_mapped(self.file), offset=self.offset)
+        return whole[(*index, ...)]
+
+    def check(self) -> None:
+        """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
+        self.file.check()
+
+    def __repr__(self) -> str:
+        return f"{os.path.basename(self.file.path)}:{self.name}"

@@ -1,0 +1,191 @@
+"""Thunks and shardings -> bytes: what ``materialize`` will do, before it does it. Pure."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Sharding
+
+from lazyinit import paths as tree_paths
+from lazyinit import sharding as shardings
+from lazyinit import table
+from lazyinit.params import LazyParam, StoredParam, Thunk, cast_dtype, describe, label
+
+
+@dataclass(frozen=True, slots=True)
+class LeafPlan:
+    """What will be done with one leaf.
+
+    Attributes:
+      path: where it is.
+      action: ``"initialize"``, ``"load"``, ``"move"`` (an array that gets another sharding or
+        dtype), ``"share"`` (the same array as at an earlier path) or ``"keep"``.
+      shape: of the whole array.
+      dtype: that it will have.
+      nbytes: of the whole array.
+      bytes_per_device: of the shard that each device of ``sharding`` gets; 0 for ``"share"`` and
+        ``"keep"``, which bring nothing new.
+      sharding: where it goes; ``None`` is the default device.
+      origin: what makes it: an initializer, or a file.
+    """
+
+    path: str
+    action: str
+    shape: tuple[int, ...]
+    dtype: Any
+    nbytes: int
+    bytes_per_device: int
+    sharding: Sharding | None
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan:
+    """What ``materialize`` will do; prints as a table.
+
+    Attributes:
+      leaves: one entry for each array or thunk of the tree, in its order.
+      bytes_per_device: bytes that arrive on each device, by device.
+      unused_rules: patterns of ``shard_by_rules`` that match no leaf.
+    """
+
+    leaves: tuple[LeafPlan, ...]
+    bytes_per_device: Mapping[jax.Device, int]
+    unused_rules: tuple[str, ...] = ()
+
+    def bytes_of(self, action: str) -> int:
+        """Returns the bytes, over all devices' distinct shards, of the leaves with this action."""
+        return sum(leaf.nbytes for leaf in self.leaves if leaf.action == action)
+
+    def __str__(self) -> str:
+        counts = Counter(leaf.action for leaf in self.leaves)
+        parts = [f"{n} {a} ({table.format_bytes(self.bytes_of(a))})" for a, n in counts.items()]
+        rows = table.fold(
+            (
+                leaf.path,
+                leaf.action,
+                describe(leaf.shape, leaf.dtype),
+                leaf.origin,
+                shardings.describe(leaf.sharding),
+                table.format_bytes(leaf.bytes_per_device),
+            )
+            for leaf in self.leaves
+        )
+        columns = ("path", "leaves", "action", "array", "from", "sharding", "bytes per device")
+        cells = [(row.label, str(row.count), *row.cells) for row in rows]
+        title = f"{len(self.leaves)} leaves: {', '.join(parts)}"
+        text = table.render(title, columns, cells, right=("leaves", "bytes per device"))
+        return "\n".join([text, *self._per_device(), *self._unused()])
+
+    def _per_device(self) -> list[str]:
+        sizes: dict[int, list[jax.Device]] = {}
+        for device, size in self.bytes_per_device.items():
+            sizes.setdefault(size, []).append(device)
+        return [
+            f"{table.format_bytes(size)} on {'each of ' if len(devices) > 1 else ''}"
+            f"{', '.join(map(str, devices[:8]))}{', ...' if len(devices) > 8 else ''}"
+            for size, devices in sizes.items()
+        ]
+
+    def _unused(self) -> list[str]:
+        return [f"sharding rule {pattern!r} matches no leaf" for pattern in self.unused_rules]
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def plan(
+    tree: Any,
+    sharding: shardings.ShardingLike = None,
+    *,
+    paths: tree_paths.Paths = None,
+    dtype: Any = None,
+) -> Plan:
+    """Says what ``materialize`` with the same arguments will do, and allocates nothing.
+
+    Args:
+      tree: any pytree with thunks among its leaves.
+      sharding: as for ``materialize``.
+      paths: as for ``materialize``.
+      dtype: as for ``materialize``.
+
+    Returns:
+      What is done with each leaf, and the bytes that arrive on each device.
+
+    Raises:
+      PathError: a pattern selects nothing.
+      ShardingError: a sharding does not fit a leaf.
+
+    Example:
+      >>> import jax, flax.linen as nn, lazyinit as li
+      >>> x = jax.ShapeDtypeStruct((1, 512), "float32")
+      >>> tree = li.lazy(nn.Dense(1024)).init(jax.random.key(0), x)
+      >>> li.plan(tree).bytes_of("initialize")
+      2101248
+    """
+    leaves = tree_paths.leaves_with_paths(tree)
+    selected = tree_paths.select(paths, leaves)
+    placements = shardings.resolve(sharding, tree, leaves, selected)
+    seen: set[Any] = set()
+    planned = []
+    arriving: Counter[jax.Device] = Counter()
+    for (path, leaf), chosen, placement in zip(leaves, selected, placements, strict=True):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            continue
+        target = cast_dtype(leaf.dtype, dtype) if chosen else leaf.dtype
+        action = _action(leaf, chosen, placement, target)
+        if action != "keep" and (id(leaf), placement, target) in seen:
+            action = "share"
+        seen.add((id(leaf), placement, target))
+        nbytes = leaf.size * target.itemsize
+        shard = 0
+        if action not in ("keep", "share"):
+            shape = leaf.shape if placement is None else placement.shard_shape(leaf.shape)
+            shard = nbytes // max(leaf.size, 1) * math.prod(shape)
+            devices = {_default_device()} if placement is None else placement.device_set
+            for device in sorted(devices, key=lambda d: d.id):
+                arriving[device] += shard
+        planned.append(
+            LeafPlan(path, action, leaf.shape, target, nbytes, shard, placement, _origin(leaf))
+        )
+    unused = (
+        sharding.unused([path for path, _ in leaves])
+        if isinstance(sharding, shardings.ShardByRules)
+        else []
+    )
+    return Plan(tuple(planned), dict(arriving), tuple(unused))
+
+
+def _action(leaf: Any, chosen: bool, placement: Sharding | None, target: Any) -> str:
+    match leaf:
+        case LazyParam() if chosen:
+            return "initialize"
+        case StoredParam() if chosen:
+            return "load"
+        case Thunk():
+            return "keep"
+    moved = chosen and (target != leaf.dtype or placement not in (None, _placement(leaf)))
+    return "move" if moved else "keep"
+
+
+def _placement(leaf: Any) -> Sharding | None:
+    return getattr(leaf, "sharding", None)
+
+
+def _origin(leaf: Any) -> str:
+    match leaf:
+        case LazyParam():
+            return label(leaf.init_fn)
+        case StoredParam():
+            return os.path.basename(leaf.source.origin.rstrip("/")) or leaf.source.origin
+        case _:
+            return ""
+
+
+def _default_device() -> jax.Device:
+    device = jax.config.jax_default_device
+    return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]

@@ -1,0 +1,1 @@
+"""Pictures of trees. Nothing else in the package knows that this exists."""
