@@ -27,10 +27,12 @@ class Place:
 
 def places(tree: Any) -> list[tuple[Place, Any]]:
     """Returns every leaf of any pytree with its place, in JAX's order of leaves."""
-    return [
-        (Place(paths.path_string(keys), slashed(paths.name_string(keys))), leaf)
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+    found = []
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = paths.path_string(keys)
+        name = paths.name_string(keys) if path.endswith("/value") else path
+        found.append((Place(path, slashed(name)), leaf))
+    return found
 
 
 def slashed(name: str) -> str:
@@ -58,7 +60,7 @@ class View:
     def candidates(self, place: Place, rules: Sequence[Rule]) -> Iterator[tuple[str, Rule | None]]:
         """Yields the names that the tensor of a leaf may have, best first, and the rules."""
         below = _below(place.name, self.at)
-        if place.path != place.name and (boxed := _below(slashed(place.path), self.at)):
+        if place.path.endswith("/value") and (boxed := _below(slashed(place.path), self.at)):
             yield boxed, None
         if below:
             yield below, None

@@ -261,11 +261,13 @@ def label(init_fn: Callable[..., Any]) -> str:
         return named
     name = getattr(init_fn, "__qualname__", type(init_fn).__qualname__)
     maker, _, inner = name.rpartition(".<locals>.")
+    if not maker or inner == "<lambda>" or not hasattr(init_fn, "__code__"):
+        return inner or name
     cells = getattr(init_fn, "__closure__", None) or ()
-    if not maker or inner == "<lambda>":
-        return inner
     # jax.nn.initializers.normal(0.02) returns a closure: its maker's name and numbers say more.
-    told = [c.cell_contents for c in cells if isinstance(c.cell_contents, float | str)]
+    # Python orders free variables anew in each process; by name, the label is always the same.
+    named_cells = sorted(zip(init_fn.__code__.co_freevars, cells, strict=True), key=lambda c: c[0])
+    told = [c.cell_contents for _, c in named_cells if isinstance(c.cell_contents, float | str)]
     told.sort(key=lambda x: isinstance(x, str))
     shown = f"({', '.join(map(str, told))})" if told else ""
     return maker.rpartition(".")[2] + shown

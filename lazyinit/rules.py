@@ -20,7 +20,7 @@ def as_stored(source: Source) -> Source:
     return source
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Rule:
     """Says that leaves of one pattern are made from tensors of another.
 
@@ -54,12 +54,18 @@ class Rule:
     def __post_init__(self) -> None:
         _check_wildcards(self, self.leaf, self.tensor)
 
+    def __repr__(self) -> str:
+        shown = [repr(self.leaf), repr(self.tensor)]
+        shown += [repr(self.layout)] * (self.layout is not as_stored)
+        shown += [f"{flag}=True" for flag in _FLAGS if getattr(self, flag)]
+        return f"Rule({', '.join(shown)})"
+
     def tensor_for(self, path: str) -> str:
         """Returns the ``/``-joined name of the tensor for a leaf, or ``""`` if there is none."""
         return _translate(self.leaf, self.tensor, path)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Rename:
     """Says that tensors are to be known by another name, before leaves are matched.
 
@@ -81,9 +87,15 @@ class Rename:
     def __post_init__(self) -> None:
         _check_wildcards(self, self.tensor, self.name)
 
+    def __repr__(self) -> str:
+        return f"Rename({self.tensor!r}, {self.name!r})"
+
     def name_for(self, name: str) -> str:
         """Returns the new ``/``-joined name for a tensor, or ``""`` if it keeps its own."""
         return _translate(self.tensor, self.name, name)
+
+
+_FLAGS = ("across_collections", "optional")
 
 
 AnyRule: TypeAlias = Rule | Rename
@@ -92,10 +104,19 @@ AnyRule: TypeAlias = Rule | Rename
 def strip_prefix(prefix: str) -> Rename:
     """Returns a rule that drops leading keys from the names of tensors.
 
-    >>> strip_prefix("model.")
-    Rename(tensor='model.**', name='**')
+    Raises:
+      FillError: the prefix is empty.
+
+    Example:
+      >>> strip_prefix("model.")
+      Rename('model.**', '**')
     """
-    return Rename(prefix.rstrip("./") + ".**", "**")
+    keys = prefix.strip("./")
+    if not keys:
+        raise errors.FillError(
+            f"strip_prefix: wanted leading keys of names, such as 'model.', got {prefix!r}."
+        )
+    return Rename(f"{keys}.**", "**")
 
 
 def check_rules(rules: Iterable[AnyRule]) -> tuple[AnyRule, ...]:

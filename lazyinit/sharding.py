@@ -191,7 +191,7 @@ def shard_by_rules(mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]]) -> Sh
       >>> mesh = jax.make_mesh((1,), ("model",))
       >>> shard = li.shard_by_rules(mesh, [("**/kernel", P(None, "model"))])
       >>> shard("params/head/kernel", None).spec
-      PartitionSpec(None, 'model')
+      P(None, 'model')
     """
     for pattern, spec in rules:
         for axes in spec:

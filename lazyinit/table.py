@@ -67,7 +67,7 @@ def fold(rows: Iterable[tuple[str, *tuple[str, ...]]]) -> list[Folded]:
 
 def _factored(rows: list[_Numbers]) -> list[tuple[_Numbers, ...]]:
     """Writes a set of number tuples as a union of products, exactly: one position at a time."""
-    products = [tuple((number,) for number in row) for row in rows]
+    products: list[tuple[_Numbers, ...]] = [tuple((number,) for number in row) for row in rows]
     for position in range(len(rows[0])):
         merged: dict[tuple[_Numbers, ...], list[int]] = {}
         for product in products:

@@ -1,6 +1,7 @@
 """Trees of arrays in memory, read as if they were checkpoints."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,39 @@ class HeldTensor:
         return _ORIGIN
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``: a view if numpy, a copy of that slice if JAX."""
-        return np.asarray(self.array[(*index, ...)])
+        """Returns the values at ``index``: a view where one buffer in host memory has them all.
+
+        Raises:
+          CheckpointError: part of it lies on devices of another process.
+        """
+        if isinstance(self.array, np.ndarray):
+            return self.array[(*index, ...)]
+        return self._read_shards(self.array, index)
+
+    def _read_shards(self, array: jax.Array, index: Index) -> np.ndarray:
+        # Indexing the array as a whole would run a program on all its devices, which a mesh
+        # with explicit axes refuses.
+        wanted = _ranges(index, array.shape)
+        parts: dict[tuple[range, ...], np.ndarray] = {}
+        for shard in array.addressable_shards:
+            held = _ranges(shard.index, array.shape)
+            part = tuple(
+                range(max(w.start, h.start), min(w.stop, h.stop))
+                for w, h in zip(wanted, held, strict=True)
+            )
+            if all(part) and part not in parts:
+                parts[part] = _at(np.asarray(shard.data), part, held)
+        if wanted in parts:
+            return parts[wanted]
+        if sum(part.size for part in parts.values()) < math.prod(map(len, wanted)):
+            raise errors.CheckpointError(
+                f"{_ORIGIN}: tensor {self.name!r}: part of it lies on devices of another process. "
+                "Pass arrays that every process holds in full, or a file."
+            )
+        values = np.empty([len(r) for r in wanted], array.dtype)
+        for part, data in parts.items():
+            _at(values, part, wanted)[...] = data
+        return values
 
     def check(self) -> None:
         """Does nothing: what the caller holds cannot be gone."""
@@ -65,6 +97,16 @@ class HeldTensor:
 
     def __repr__(self) -> str:
         return f"{_ORIGIN}:{self.name}"
+
+
+def _ranges(index: Index, shape: Shape) -> tuple[range, ...]:
+    return tuple(range(*part.indices(size)) for part, size in zip(index, shape, strict=True))
+
+
+def _at(array: np.ndarray, part: Sequence[range], held: Sequence[range]) -> np.ndarray:
+    """Returns a view of ``part`` of an array that holds ``held``; both count from one origin."""
+    local = (slice(p.start - h.start, p.stop - h.start) for p, h in zip(part, held, strict=True))
+    return array[(*local, ...)]
 
 
 def open_tree(tree: Mapping[Any, Any]) -> Checkpoint:
@@ -85,20 +127,21 @@ def open_tree(tree: Mapping[Any, Any]) -> Checkpoint:
     return Checkpoint(_ORIGIN, tensors)
 
 
-def _named(node: Any, above: str = "") -> Iterator[tuple[str, np.ndarray | jax.Array]]:
+def _named(
+    node: Any, above: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, np.ndarray | jax.Array]]:  # Any: the untyped entries of JAX key paths.
     if isinstance(node, Mapping):
         # Not left to JAX, which takes an unregistered mapping for a leaf, and sorts keys.
-        children = [(str(key), child) for key, child in node.items()]
+        children = [((jax.tree_util.DictKey(key),), child) for key, child in node.items()]
     elif isinstance(node, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-        yield above, node if isinstance(node, jax.Array) else np.asarray(node)
+        yield name_string(above), node if isinstance(node, jax.Array) else np.asarray(node)
         return
     else:
-        flat = jax.tree_util.tree_leaves_with_path(node)
-        children = [(name_string(key_path), leaf) for key_path, leaf in flat]
+        children = jax.tree_util.tree_leaves_with_path(node)
         if isinstance(node, Thunk) or any(leaf is node for _, leaf in children):
             raise errors.CheckpointError(
-                f"{_ORIGIN}: tensor {above!r}: wanted an array, got {type(node).__name__}. "
-                "Pass arrays only; materialize what is lazy first."
+                f"{_ORIGIN}: tensor {name_string(above)!r}: wanted an array, got "
+                f"{type(node).__name__}. Pass arrays only; materialize what is lazy first."
             )
-    for key, child in children:
-        yield from _named(child, "/".join(filter(None, (above, key))))
+    for key_path, child in children:
+        yield from _named(child, (*above, *key_path))

@@ -1,14 +1,14 @@
 """Records the initialization of a Flax Linen module.
 
-The module's own ``init`` runs once, under an abstract trace, with its root scope swapped for one
-that notes each parameter. So what comes out has the structure, the names and the errors of
-``init``, whatever the module does. Nothing global is patched; the scope belongs to this one call.
+Flax's own ``init`` runs once, under an abstract trace, with a root scope that notes each parameter.
+So what comes out has the structure, the names and the errors of ``init``, whatever the module does.
+Nothing global is patched; the scope belongs to this one call.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -63,22 +63,11 @@ class LazyModule:
         real = _unbound(self.module, method)
 
         def init(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> tuple[Any, list[Note]]:
-            notes: list[Note] = []
-
-            def noting(module: nn.Module, *a: Any, **k: Any) -> Any:
-                _note_into(module.scope, notes, keys)
-                return real(module, *a, **k)
-
+            noting = _NotingModule(self.module, keys, [])
             args, kwargs = join(stand_ins)
-            variables = self.module.init(
-                dict(keys) if isinstance(rngs, dict) else keys["params"],
-                *args,
-                method=noting,
-                mutable=mutable,
-                capture_intermediates=capture_intermediates,
-                **kwargs,
-            )
-            return variables, notes
+            # Typed as a module, of which nn.init calls nothing but clone.
+            run = nn.init(real, cast(nn.Module, noting), mutable, capture_intermediates)
+            return run(dict(keys), *args, **kwargs), noting.notes
 
         return record(init, keys, shapes, f"lazy({type(self.module).__name__}).init")
 
@@ -92,6 +81,18 @@ class LazyModule:
             f"lazy({type(self.module).__name__}).init_with_output: recording computes no output. "
             "Use lazy(module).init(...), materialize the tree, then module.apply(tree, ...)."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _NotingModule:
+    """Stands in for a module until it is bound, and binds it to a scope that notes."""
+
+    module: nn.Module
+    keys: Mapping[str, Any]
+    notes: list[Note]
+
+    def clone(self, *, parent: Scope, **kwargs: Any) -> nn.Module:
+        return self.module.clone(parent=_note_into(parent, self.notes, self.keys), **kwargs)
 
 
 class _NotingScope(Scope):

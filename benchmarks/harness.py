@@ -1,0 +1,201 @@
+"""Cases, the processes that contend in them, and the statistics of what they report.
+
+Each contender runs in a fresh process of its own. Repeats are interleaved (A B C A B C), so that
+a slow minute of the machine hits all alike, and a ratio is taken within each repeat: what is
+reported is the median of the ratios, with the smallest and the largest.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import Size
+
+_CONTENDER = Path(__file__).with_name("contender.py")
+_NORM_TOLERANCE = 1e-6  # Relative. Other keys would give other norms by 1e-4 and more.
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing to do, and who does it.
+
+    Attributes:
+      name: what to call it on the command line.
+      title: what to call it in the table; ``{bytes}`` stands for the size of the result.
+      module: where the contenders are.
+      contenders: by name of their function, what to call them in the table; lazyinit first.
+      reference: a function of the module, run once, first and untimed. All contenders must
+        have its result: the same paths, shapes and dtypes, and norms that agree.
+      exact: contenders that must have its very bits.
+      owned: whether no array may lie in a memory map.
+      size: of the full run.
+      quick: of a quick run, where that is another.
+      needs: packages without which the case is left out.
+    """
+
+    name: str
+    title: str
+    module: str
+    contenders: Mapping[str, str]
+    reference: str
+    exact: Sequence[str] = ()
+    owned: bool = False
+    size: Size = Size()  # noqa: RUF009 (immutable)
+    quick: Size | None = None
+    needs: Sequence[str] = ()
+
+    def missing(self) -> list[str]:
+        """Returns the packages that the case needs and that are not installed."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+
+class ContenderError(Exception):
+    """A contender failed, or had a wrong result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, smallest and largest of some numbers."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> "Spread":
+        return cls(statistics.median(numbers), min(numbers), max(numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one contender did in all repeats.
+
+    Attributes:
+      label: who.
+      seconds: of the timed part.
+      times: its seconds over lazyinit's of the same repeat.
+      peak_bytes: what resident memory grew by at most.
+      peaks: that over lazyinit's.
+      parts: seconds of parts of the timed part, by name.
+      same_bits: whether the result had the bits of the reference; ``None`` if it has no bits.
+      peak_was_reset: whether ``peak_bytes`` misses nothing (see ``measure``).
+    """
+
+    label: str
+    seconds: Spread
+    times: Spread
+    peak_bytes: Spread
+    peaks: Spread
+    parts: Mapping[str, Spread]
+    same_bits: bool | None
+    peak_was_reset: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A case, run: its title and one score per contender."""
+
+    title: str
+    scores: Sequence[Score]
+
+
+def run_case(case: Case, *, quick: bool, repeats: int, say: Callable[[str], None]) -> Outcome:
+    """Runs the contenders of a case in turn, and checks their results.
+
+    Args:
+      case: what to run.
+      quick: whether to take the quick size.
+      repeats: how often each contender runs.
+      say: takes a line about each process that ended.
+
+    Raises:
+      ContenderError: a process failed, or a result differs from the reference.
+    """
+    size = case.quick if quick and case.quick else case.size
+    with tempfile.TemporaryDirectory(prefix="lazyinit-benchmark-") as folder:
+        wanted = _run(case, case.reference, size, folder)["facts"]
+        say(f"{case.name}: {case.reference} (reference)")
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in case.contenders}
+        for repeat in range(repeats):
+            for name in case.contenders:
+                run = _run(case, name, size, folder)
+                _check(case, name, run["facts"], wanted)
+                runs[name].append(run)
+                say(f"{case.name}: {name} {repeat + 1}/{repeats}: {run['seconds']:.3f} s")
+    lazyinit = next(iter(runs.values()))
+    scores = [_score(case.contenders[name], runs[name], lazyinit, wanted) for name in runs]
+    return Outcome(case.title.format(bytes=_binary(wanted.get("bytes", 0))), scores)
+
+
+def _run(case: Case, function: str, size: Size, folder: str) -> dict[str, Any]:
+    command = [sys.executable, str(_CONTENDER), case.module, function]
+    command += [json.dumps(dataclasses.asdict(size)), folder]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = "\n".join(done.stderr.splitlines()[-20:])
+        raise ContenderError(f"{case.name}: {function} ended with {done.returncode}:\n{tail}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _environment() -> dict[str, str]:
+    """Returns this process's environment, less what would change JAX for some contenders."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return kept | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
+def _check(case: Case, name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    where = f"{case.name}: {name}"
+    if found["structure"] != wanted["structure"]:
+        raise ContenderError(f"{where}: other paths, shapes or dtypes than {case.reference}.")
+    for path, norm in wanted.get("norms", {}).items():
+        if not math.isclose(found["norms"][path], norm, rel_tol=_NORM_TOLERANCE):
+            raise ContenderError(
+                f"{where}: {path}: wanted norm {norm}, as {case.reference} has, "
+                f"got {found['norms'][path]}."
+            )
+    if name in case.exact and found["bits"] != wanted["bits"]:
+        raise ContenderError(f"{where}: other bits than {case.reference}.")
+    if case.owned and found["borrowed"]:
+        raise ContenderError(f"{where}: {found['borrowed']} arrays lie in a memory map.")
+
+
+def _score(
+    label: str,
+    runs: Sequence[Mapping[str, Any]],
+    lazyinit: Sequence[Mapping[str, Any]],
+    wanted: Mapping[str, Any],
+) -> Score:
+    def ratios(name: str) -> Spread:
+        pairs = zip(runs, lazyinit, strict=True)
+        return Spread.of([a[name] / b[name] if b[name] else math.nan for a, b in pairs])
+
+    return Score(
+        label=label,
+        seconds=Spread.of([run["seconds"] for run in runs]),
+        times=ratios("seconds"),
+        peak_bytes=Spread.of([run["peak_bytes"] for run in runs]),
+        peaks=ratios("peak_bytes"),
+        parts={p: Spread.of([run["parts"][p] for run in runs]) for p in runs[0]["parts"]},
+        same_bits=_same_bits(runs, wanted),
+        peak_was_reset=all(run["peak_was_reset"] for run in runs),
+    )
+
+
+def _same_bits(runs: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> bool | None:
+    if "bits" not in wanted:
+        return None
+    return all(run["facts"]["bits"] == wanted["bits"] for run in runs)
+
+
+def _binary(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

