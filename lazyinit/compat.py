@@ -65,6 +65,11 @@ def _no_debug_info(equation: jex.JaxprEqn) -> Any:
     return jex.DebugInfo(f"lazyinit:{equation.primitive.name}", "", None, None)
 
 
+def setting(name: str) -> Any:
+    """Returns the value of a JAX setting that holds in this thread, contexts included."""
+    return getattr(jax.config, name)  # Typed nowhere, so not found by type checkers.
+
+
 def enable_x64(on: bool) -> AbstractContextManager[None]:
     """Returns a context in which 64-bit types are on or off."""
     return jax.enable_x64(on)
@@ -87,6 +92,11 @@ def flax_fold(names: Sequence[str | int]) -> int:
         size = 0 if isinstance(name, str) else (name.bit_length() + 7) // 8
         digest.update(name.encode() if isinstance(name, str) else name.to_bytes(size, "big"))
     return int.from_bytes(digest.digest()[:4], "big")
+
+
+def is_tracer(x: Any) -> bool:
+    """Tells whether ``x`` (any object) is a traced value."""
+    return isinstance(x, jax.core.Tracer)  # pyright: ignore (jax loads jax.core when asked)
 
 
 def is_flax_rng(rng: Any) -> bool:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
-from lazyinit.params import Key, RngPath
-from lazyinit.program import SmallValues, Value, Work, is_key, is_order_free
+from lazyinit.params import RngPath
+from lazyinit.program import Value, is_key
+from lazyinit.slices import SmallValues, Work, is_order_free
 
 Executable: TypeAlias = Any  # What jax.stages.Compiled is: called with the arguments, gives arrays.
 
@@ -111,7 +111,7 @@ class Compiler:
           dtypes: what to cast each output to.
           placements: the sharding of each output.
         """
-        device = jax.config.jax_default_device
+        device = compat.setting("jax_default_device")
         wanted = (work.signature(), arguments, dtypes, placements, device)
         with self._lock:
             if wanted in self._kept:

@@ -75,6 +75,7 @@ def fill(
     everything = places(tree)
     at = _check_at(at, [place for place, _ in everything])
     fillable = [place for place, leaf in everything if _is_fillable(leaf)]
+    _check_distinct(place for place, leaf in everything if _is_array_like(leaf))
     if not opened:
         raise errors.FillError(
             f"{opened.origin}: the checkpoint holds no tensors. Is it the right one?"
@@ -130,6 +131,17 @@ def _check_at(at: str, leaves: Sequence[Place]) -> str:
 
 def _keys(leaves: Sequence[Place]) -> Iterator[list[str]]:
     return (place.name.split("/") for place in leaves)
+
+
+def _check_distinct(leaves: Iterable[Place]) -> None:
+    paths_by_name: dict[str, str] = {}
+    for place in leaves:
+        if place.name in paths_by_name:
+            raise errors.FillError(
+                f"{place.path}: wanted one leaf of this name, but {paths_by_name[place.name]!r} "
+                "goes by it too, as '.' and '/' mean the same. Fill them as trees of their own."
+            )
+        paths_by_name[place.name] = place.path
 
 
 def _is_array_like(leaf: object) -> bool:

@@ -12,7 +12,6 @@ import jax.extend.core as jex
 import numpy as np
 
 
-
 class _Structure:
     """Stands for one structure of jaxprs: equal structures are the same object."""
 
@@ -90,8 +89,7 @@ def _of_jaxpr(jaxpr: jex.Jaxpr) -> _Structure:
         for v in eqn.outvars:
             number[v] = len(number)
         steps.append((eqn.primitive, fingerprint(eqn.params), eqn.ctx, taken, len(eqn.outvars)))
-    avals = tuple((v.aval.shape, v.aval.dtype) for v in (*jaxpr.constvars, *jaxpr.invars)
-                  if hasattr(v.aval, "shape"))  # fmt: skip
+    avals = tuple(str(v.aval) for v in (*jaxpr.constvars, *jaxpr.invars))
     found = (tuple(steps), avals, len(number), tuple(map(atom, jaxpr.outvars)))
     structure = _structures.setdefault(found, _Structure())
     _of_jaxprs[jaxpr] = structure

@@ -1,7 +1,6 @@
 """``lazy``: the one entrance to recording, which picks the recorder for a model."""
 
-import sys
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
 from lazyinit import errors
 

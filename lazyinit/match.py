@@ -194,8 +194,12 @@ def advise(
     best = Advice("", 0)
     for written, rules in rule_sets:
         for at, prefix in _guesses(leaves, checkpoint, rules)[:_TRIES]:
-            tried = [Rename(prefix + "/**", "**"), *rules] if prefix else rules
-            count = len(match(leaves, checkpoint, rules=tried, at=at).matches)
+            try:
+                tried = [Rename(prefix + "/**", "**"), *rules] if prefix else rules
+                count = len(match(leaves, checkpoint, rules=tried, at=at).matches)
+            # A name with "*" in it, or two tensors that go by one name without the prefix.
+            except errors.FillError:
+                continue
             if count > best.count:
                 best = Advice(_written(at, prefix, written), count)
     return best

@@ -25,6 +25,7 @@ from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.executable import compiler, computed_on, encode
 from lazyinit.params import Key, LazyParam, StoredParam, Thunk, cast_dtype, describe
+from lazyinit.slices import Slice, SmallValues, Work, gather
 
 _IN_FLIGHT = 4  # Leaves being made at a time.
 _ALIGNMENT = 64  # Bytes: JAX takes a host buffer that is aligned so without a copy.
@@ -79,8 +80,8 @@ def materialize(
     for n, ((path, leaf), placement) in enumerate(zip(leaves, placements, strict=True)):
         if selected[n] and isinstance(leaf, Thunk | jax.Array | np.ndarray):
             target = cast_dtype(leaf.dtype, dtype)
-            job = jobs.setdefault((id(leaf), placement, target), _Job(path, leaf, placement, target))
-            job.places.append(n)
+            same = (id(leaf), placement, target)
+            jobs.setdefault(same, _Job(path, leaf, placement, target)).places.append(n)
     made = [leaf for _, leaf in leaves]
     total = sum(job.leaf.nbytes for job in jobs.values())
     with ThreadPoolExecutor(os.cpu_count()) as pool, _progress_bar(total, progress) as advance:
@@ -116,7 +117,7 @@ def _steps(jobs: Sequence[_Job], pool: ThreadPoolExecutor) -> list[_Step]:
     stored = [j for j in jobs if isinstance(j.leaf, StoredParam)]
     for job in stored:
         job.leaf.source.check()
-    small: dict[Any, program.SmallValues] = {}
+    small: dict[Any, SmallValues] = {}
     steps = [_Step(u.jobs, _making(u, _small_values(u, small), pool)) for u in units]
     steps += [_Step([j], _reading(j)) for j in stored]
     steps += [_Step([j], _moving(j)) for j in jobs if not isinstance(j.leaf, Thunk)]
@@ -128,13 +129,13 @@ class _Unit:
     """Jobs that are computed together, since they share equations, and what to run for them."""
 
     jobs: Sequence[_Job]
-    work: program.Work
-    slices: Sequence[program.Slice]
+    work: Work
+    slices: Sequence[Slice]
 
 
 def _units(jobs: Sequence[_Job]) -> list[_Unit]:
     slices = [_slice_of(job) for job in jobs]
-    works = [program.gather([s]) for s in slices]
+    works = [gather([s]) for s in slices]
     # Union-find over jobs: one group for all that need the same equation, so that it runs once.
     group = list(range(len(jobs)))
 
@@ -157,16 +158,16 @@ def _units(jobs: Sequence[_Job]) -> list[_Unit]:
     return [
         _Unit(
             [jobs[n] for n in ns],
-            works[ns[0]] if len(ns) == 1 else program.gather([slices[n] for n in ns]),
+            works[ns[0]] if len(ns) == 1 else gather([slices[n] for n in ns]),
             [slices[n] for n in ns],
         )
         for ns in members.values()
     ]
 
 
-def _slice_of(job: _Job) -> program.Slice:
+def _slice_of(job: _Job) -> Slice:
     leaf: LazyParam = job.leaf
-    if isinstance(leaf.init_fn, program.Slice):
+    if isinstance(leaf.init_fn, Slice):
         return leaf.init_fn
     # A thunk that somebody made by hand: trace its initializer now.
     streams = {"key": Key.of(leaf.rng_path.key())} if leaf.rng_path.roots else {}
@@ -180,15 +181,15 @@ def _slice_of(job: _Job) -> program.Slice:
             f"got {', '.join(found) or 'nothing'}. Give the LazyParam the shape and dtype that "
             "its init_fn returns."
         )
-    return program.Slice(traced, values[0], next(iter(traced.streams), -1))
+    return Slice(traced, values[0], next(iter(traced.streams), -1))
 
 
-def _small_values(unit: _Unit, known: dict[Any, program.SmallValues]) -> program.SmallValues:
+def _small_values(unit: _Unit, known: dict[Any, SmallValues]) -> SmallValues:
     roots = dict(unit.jobs[0].leaf.rng_path.roots)
     which = (id(unit.work.program), frozenset(roots.items()))
     if which not in known:
         arrays = {stream: key.array() for stream, key in roots.items()}
-        known[which] = program.SmallValues(unit.work.program, arrays, {})
+        known[which] = SmallValues(unit.work.program, arrays, {})
     return known[which]
 
 
@@ -207,7 +208,7 @@ def _check_inputs(units: Iterable[_Unit]) -> None:
 
 
 def _making(
-    unit: _Unit, small: program.SmallValues, pool: ThreadPoolExecutor
+    unit: _Unit, small: SmallValues, pool: ThreadPoolExecutor
 ) -> Callable[[], Sequence[jax.Array]]:
     wanted = [job.sharding for job in unit.jobs]
     computed = tuple(computed_on(unit.work, s) for s in wanted)

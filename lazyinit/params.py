@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import errors
+from lazyinit import compat, errors
 
 Index: TypeAlias = tuple[slice, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -55,7 +55,7 @@ class Source(Protocol):
         ...
 
     def check(self) -> None:
-        """Raises ``CheckpointError`` if what it reads is gone or has changed since it was opened."""
+        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
         ...
 
 
@@ -138,14 +138,14 @@ class Key:
     def of(cls, key: jax.Array | np.ndarray) -> "Key":
         """Returns the value of a typed or raw key."""
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        impl = jax.random.key_impl(key) if typed else jax.config.jax_default_prng_impl
+        impl = jax.random.key_impl(key) if typed else compat.setting("jax_default_prng_impl")
         words = np.asarray(jax.random.key_data(key) if typed else key)
         return cls(words.tobytes(), words.shape, str(impl), bool(typed))
 
     def array(self) -> jax.Array | np.ndarray:
         """Returns the key: a typed key array, or raw words (numpy), as it was given."""
         words = np.frombuffer(self.data, np.uint32).reshape(self.shape)
-        return jax.random.wrap_key_data(words, impl=self.impl) if self.typed else words
+        return jax.random.wrap_key_data(jnp.asarray(words), impl=self.impl) if self.typed else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,8 @@ class LazyParam(Thunk):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype) if not _is_key(self.dtype) else self.dtype)
+        if not _is_key(self.dtype):
+            object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
     def __repr__(self) -> str:
         parts = (describe(self.shape, self.dtype), label(self.init_fn), str(self.rng_path))
@@ -250,7 +251,7 @@ class StoredParam(Thunk):
         return f"StoredParam({describe(self.shape, self.dtype)}, {self.source!r})"
 
 
-def _is_key(dtype: object) -> bool:
+def _is_key(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 

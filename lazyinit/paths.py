@@ -89,7 +89,8 @@ def _glyph(found: re.Match[str]) -> str:
     if len(glyph) == 1:
         return re.escape(glyph)
     negated = glyph.startswith("[!")
-    return f"[{'^' if negated else ''}{re.escape(glyph[1 + negated : -1]).replace(chr(92) + '-', '-')}]"
+    members = re.escape(glyph[1 + negated : -1]).replace(r"\-", "-")
+    return f"[{'^' if negated else ''}{members}]"
 
 
 def select(paths: Paths, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
@@ -123,7 +124,9 @@ def select(paths: Paths, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
 
 def nothing_matches(pattern: str, known: Sequence[str]) -> str:
     """Returns the message for a pattern that selects none of the known paths."""
-    subtrees = {"/".join(path.split("/")[:n]) for path in known for n in range(1, path.count("/") + 2)}
+    subtrees = {
+        "/".join(path.split("/")[:n]) for path in known for n in range(1, path.count("/") + 2)
+    }
     return (
         f"{pattern}: this pattern matches none of the tree's {len(known)} leaves"
         f"{errors.nearest(pattern, sorted(subtrees))}"

@@ -5,15 +5,17 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import Sharding
 
+from lazyinit import compat, table
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
-from lazyinit import table
 from lazyinit.params import LazyParam, StoredParam, Thunk, cast_dtype, describe, label
+
+Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable.
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Plan:
     """
 
     leaves: tuple[LeafPlan, ...]
-    bytes_per_device: Mapping[jax.Device, int]
+    bytes_per_device: Mapping[Device, int]
     unused_rules: tuple[str, ...] = ()
 
     def bytes_of(self, action: str) -> int:
@@ -82,7 +84,7 @@ class Plan:
         return "\n".join([text, *self._per_device(), *self._unused()])
 
     def _per_device(self) -> list[str]:
-        sizes: dict[int, list[jax.Device]] = {}
+        sizes: dict[int, list[Device]] = {}
         for device, size in self.bytes_per_device.items():
             sizes.setdefault(size, []).append(device)
         return [
@@ -132,7 +134,7 @@ def plan(
     placements = shardings.resolve(sharding, tree, leaves, selected)
     seen: set[Any] = set()
     planned = []
-    arriving: Counter[jax.Device] = Counter()
+    arriving: Counter[Device] = Counter()
     for (path, leaf), chosen, placement in zip(leaves, selected, placements, strict=True):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             continue
@@ -186,6 +188,6 @@ def _origin(leaf: Any) -> str:
             return ""
 
 
-def _default_device() -> jax.Device:
-    device = jax.config.jax_default_device
+def _default_device() -> Device:
+    device = compat.setting("jax_default_device")
     return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]

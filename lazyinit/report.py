@@ -1,5 +1,6 @@
 """What ``fill`` did, as a plain value: one entry a leaf, and one for each tensor left over."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Entry:
     @property
     def nbytes(self) -> int:
         """Bytes of the leaf once made, over all its shards together."""
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def cast(self) -> bool:

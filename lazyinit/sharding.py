@@ -48,6 +48,7 @@ def resolve(
     """
     if isinstance(sharding, TreeSharding):
         sharding = sharding.prefix(tree)
+    found: list[Any]
     if sharding is None or isinstance(sharding, Sharding):
         found = [sharding if s else None for s in selected]
     elif callable(sharding):
@@ -97,7 +98,7 @@ def _problem(path: str, leaf: Any, sharding: Any) -> str:
         way_out = (
             "Put the mesh beside it: NamedSharding(mesh, spec)."
             if isinstance(sharding, PartitionSpec)
-            else "Pass None, a Sharding, a prefix pytree of them, or a callable (path, leaf) -> Sharding."
+            else "Pass None, a Sharding, a prefix pytree, or a callable (path, leaf) -> Sharding."
         )
         return f"{path}: wanted a jax.sharding.Sharding, got {sharding!r}. {way_out}"
     shape = getattr(leaf, "shape", ())
@@ -146,7 +147,9 @@ def replicated(sharding: Sharding) -> Sharding | None:
     """Returns the sharding with a whole copy on each of its devices, ``None`` if it has no such."""
     if sharding.num_devices == 1:
         return sharding
-    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,7 @@ class ShardByRules:
     rules: tuple[tuple[str, PartitionSpec], ...]
 
     def __call__(self, path: str, leaf: Any) -> NamedSharding:
-        """Returns the sharding of one leaf (any object with a shape); replicated if no rule fits."""
+        """Returns the sharding of one leaf, which is replicated if no rule fits."""
         spec = next((s for pattern, s in self.rules if paths.matches(pattern, path)), None)
         return NamedSharding(self.mesh, PartitionSpec() if spec is None else spec)
 
@@ -257,11 +260,12 @@ class ShardByMetadata:
 
     def prefix(self, tree: Any) -> Any:
         """Returns a sharding for each box and for each leaf outside of one, which is replicated."""
-        import flax.linen as nn
+        from flax.core import meta
+        from flax.linen import spmd
 
-        specs = nn.get_partition_spec(tree)
+        specs = meta.get_partition_spec(tree)
         if self.logical_rules:
-            specs = nn.logical_to_mesh(specs, self.logical_rules)
+            specs = spmd.logical_to_mesh(specs, self.logical_rules)
         is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731 (a predicate)
         for spec in jax.tree.leaves(specs, is_leaf=is_spec):
             for axes in spec:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import flax.linen as nn
-import jax
 from flax.core import DenyList, Scope
+from flax.core.scope import LazyRng
 from flax.errors import InvalidRngError
 
 from lazyinit import compat, errors
@@ -111,7 +111,7 @@ class _NotingScope(Scope):
         def noting(key: Any, *args: Any, **kwargs: Any) -> Any:
             value = init_fn(key, *args, **kwargs)
             rng = self.rngs["params"]
-            if rng.rng is self.keys["params"]:
+            if isinstance(rng, LazyRng) and rng.rng is self.keys["params"]:
                 folded = (*rng.suffix, self.rng_counters["params"])
                 fold = compat.flax_fold(folded)
                 self.notes.append(Note(init_fn, "params", folded, fold, key, value))
@@ -136,8 +136,9 @@ def _unbound(module: nn.Module, method: Callable[..., Any] | str | None) -> Call
             )
     elif method is None:
         method = module.__call__
-    bound_to_module = inspect.ismethod(method) and isinstance(method.__self__, nn.Module)
-    return method.__func__ if bound_to_module else method
+    if inspect.ismethod(method) and isinstance(method.__self__, nn.Module):
+        return method.__func__
+    return method
 
 
 class _LinenRngsError(errors.RngsError, InvalidRngError, ValueError):
@@ -147,9 +148,9 @@ class _LinenRngsError(errors.RngsError, InvalidRngError, ValueError):
 def _keys(rngs: Any, name: str) -> dict[str, Key]:
     streams = rngs if isinstance(rngs, dict) else {"params": rngs}
     for stream, rng in streams.items():
-        where = f"lazy({name}).init: rngs[{stream!r}]" if rngs is streams else f"lazy({name}).init: rngs"
+        where = f"lazy({name}).init: rngs" + (f"[{stream!r}]" if rngs is streams else "")
         wanted = "a key such as jax.random.key(0), or a dict of them by stream"
-        if isinstance(rng, jax.core.Tracer):
+        if compat.is_tracer(rng):
             raise _LinenRngsError(
                 f"{where}: wanted {wanted}, got a tracer. Record outside of jax.jit and its like."
             )

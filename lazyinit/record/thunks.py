@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 
 import jax
 
-from lazyinit import errors, paths, program
+from lazyinit import compat, errors, paths, program
 from lazyinit.params import Key, LazyParam, RngPath, Thunk, label
+from lazyinit.slices import Slice
 
 Shapes: TypeAlias = Sequence[tuple[str, jax.ShapeDtypeStruct]]
 
@@ -33,7 +34,9 @@ class Note:
     value: Any
 
 
-def split_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Callable[..., Any], Shapes]:
+def split_inputs(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], Shapes]:
     """Parts the arguments of an initialization (any pytrees) in values and mere shapes.
 
     Returns:
@@ -86,15 +89,15 @@ def record(
         nonlocal tree
         made, noted = init(keys, stand_ins)
         leaves = jax.tree.leaves(made)
-        traced = [x for x in leaves if isinstance(x, jax.core.Tracer)]
+        traced = [x for x in leaves if compat.is_tracer(x)]
         # No tracer may outlive the trace: its place in what is returned stands for it.
         place = iter(range(len(traced)))
         tree = paths.replace_leaves(
-            made, [_Place(next(place)) if isinstance(x, jax.core.Tracer) else x for x in leaves]
+            made, [_Place(next(place)) if compat.is_tracer(x) else x for x in leaves]
         )
         returned = list(traced)
         for note in noted:
-            values = [x for x in jax.tree.leaves(note.value) if isinstance(x, jax.core.Tracer)]
+            values = [x for x in jax.tree.leaves(note.value) if compat.is_tracer(x)]
             bare = Note(note.init_fn, note.stream, note.folded, note.fold, None, None)
             notes.append((bare, len(values)))
             returned += [note.key, *values]
@@ -159,12 +162,12 @@ def _thunk(
         note, key = noted
         name = label(note.init_fn)
         if recorded.made_from(value, key):
-            init_fn = program.Slice(recorded, value, key, name)
+            init_fn = Slice(recorded, value, key, name)
             rng_path = RngPath({note.stream: keys[note.stream]}, note.folded, note.fold)
             return LazyParam(
                 aval.shape, aval.dtype, init_fn, rng_path, weak_type=aval.weak_type, path=path
             )
-    init_fn = program.Slice(recorded, value, label=name or recorded.name_of(value))
+    init_fn = Slice(recorded, value, label=name or recorded.name_of(value))
     rng_path = RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))})
     weak_type = getattr(aval, "weak_type", False)
     return LazyParam(aval.shape, aval.dtype, init_fn, rng_path, weak_type=weak_type, path=path)

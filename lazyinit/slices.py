@@ -1,0 +1,234 @@
+"""Slices of a traced initialization: what each leaf needs of it, and what slices have in common.
+
+A traced initialization is one long list of equations, from which each leaf needs a few. The
+backward *slice* of a leaf holds just those. It is cut where it meets *small* values, PRNG keys
+and scalars: they are evaluated eagerly, once, and handed in. What is left is a function from
+keys to an array whose structure repeats from layer to layer. Slices of the same structure
+have equal *signatures*, so that one compiled program makes all of their leaves.
+
+The bits are those of eager JAX, which compiles every top-level equation alone. A slice keeps
+them by an optimization barrier behind each equation: XLA may not fuse across it, so no multiply
+and add become one rounding. For the same reason an equation with a body (a ``jit``, a ``scan``)
+stays whole, unless what is wanted of it depends on keys alone: there is no arithmetic on data in
+it then whose rounding could change with what is left out.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+
+from lazyinit import compat
+from lazyinit.fingerprint import fingerprint, fingerprint_constant
+from lazyinit.program import Array, Equation, Program, Value, is_key
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The part of a program that makes one value from a key: the ``init_fn`` of a leaf.
+
+    Attributes:
+      program: the initialization that it is a part of.
+      output: the value that it makes.
+      key: the value that is its key, where a parameter's own ``init_fn`` was noted; else ``-1``:
+        the slice then starts from the root keys.
+      label: what to call it: ``normal(0.02)``.
+    """
+
+    program: Program
+    output: Value
+    key: Value = -1
+    label: str = ""
+
+    def __call__(self, key: Any = None) -> Any:
+        """Makes the value eagerly, equation by equation.
+
+        Args:
+          key: what ``RngPath.key`` returns: a key, or a dict of root keys by stream.
+
+        Returns:
+          The array, unsharded.
+        """
+        work = gather([self])
+        values = SmallValues(self.program, *_as_roots(self, key))
+        return work.run([values[v] for v in work.inputs], barrier=False)[0]
+
+
+def _as_roots(made: Slice, key: Any) -> tuple[Mapping[str, Any], Mapping[Value, Any]]:
+    if made.key >= 0:
+        return {}, {made.key: key}
+    if isinstance(key, Mapping):
+        return key, {}
+    return dict.fromkeys(made.program.streams.values(), key), {}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Equations that make one or more leaves together, in program order.
+
+    Attributes:
+      program: where they come from.
+      equations: what to run; equations with a body may be narrowed.
+      inputs: the values to hand in: keys, small values, constants, abstract inputs.
+      outputs: the leaves' values.
+    """
+
+    program: Program
+    equations: tuple[Equation, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    def run(self, inputs: Sequence[Array], *, barrier: bool) -> list[Array]:
+        """Computes the outputs, eagerly or under a trace.
+
+        Args:
+          inputs: arrays for ``self.inputs``; keys typed, or raw if the program has them raw.
+          barrier: whether to keep XLA from fusing across equations.
+        """
+        env = dict(zip(self.inputs, inputs, strict=True))
+        for equation in self.equations:
+            results = compat.bind(equation.origin, *(env[v] for v in equation.inputs))
+            if barrier and not any(is_key(x) for x in results):
+                results = jax.lax.optimization_barrier(list(results))
+            env.update(zip(equation.outputs, results, strict=True))
+        return [env[v] for v in self.outputs]
+
+    def signature(self) -> tuple[Any, ...]:
+        """Returns a hashable value that two works share just if one program serves both."""
+        number = {v: n for n, v in enumerate(self.inputs)}
+        steps = []
+        for equation in self.equations:
+            taken = tuple(number[v] for v in equation.inputs)
+            for v in equation.outputs:
+                number[v] = len(number)
+            origin = equation.origin
+            steps.append((origin.primitive, fingerprint(origin.params), origin.ctx, taken))
+        avals = tuple(_aval_key(self.program.avals[v]) for v in self.inputs)
+        return (self.program.x64, avals, tuple(steps), tuple(number[v] for v in self.outputs))
+
+
+def gather(slices: Sequence[Slice]) -> Work:
+    """Collects the equations that the slices (of one program) need, each once, and their inputs."""
+    program = slices[0].program
+    outputs = tuple(s.output for s in slices)
+    keys = {s.key for s in slices}
+    wanted: dict[int, set[Value]] = {}
+    queue: list[int] = []  # Indices, negated: every consumer comes before its producer.
+    equations: dict[int, Equation] = {}
+    inputs: dict[Value, None] = {}
+
+    def want(value: Value) -> None:
+        producer = program.producers.get(value)
+        if producer is None or value in keys or (value not in outputs and program.is_small(value)):
+            inputs[value] = None
+            return
+        if producer.index not in wanted:
+            wanted[producer.index] = set()
+            equations[producer.index] = producer
+            heapq.heappush(queue, -producer.index)
+        wanted[producer.index].add(value)
+
+    for value in outputs:
+        want(value)
+    while queue:
+        index = -heapq.heappop(queue)
+        narrowed = program.narrowed(equations[index], frozenset(wanted[index]))
+        if all(program.on_keys_alone(v) for v in narrowed.inputs):
+            equations[index] = narrowed
+        for value in equations[index].inputs:
+            want(value)
+    ordered = tuple(equations[i] for i in sorted(equations))
+    return Work(program, ordered, tuple(inputs), outputs)
+
+
+class SmallValues:
+    """Keys and scalars of a program under given root keys, each evaluated eagerly, once.
+
+    Equal computations on equal values are run once: each layer scales by the same
+    ``sqrt(1 / fan_in)``.
+    """
+
+    def __init__(
+        self, program: Program, roots: Mapping[str, Any], given: Mapping[Value, Any]
+    ) -> None:
+        """Takes the root keys by stream, and values that are known already."""
+        self._program = program
+        self._number: dict[Value, Any] = {}  # Equal numbers, equal values.
+        self._arrays: dict[Any, Any] = {}
+        self._done: dict[Any, list[Any]] = {}
+        for value, stream in program.streams.items():
+            if stream in roots:
+                self._set(value, ("root", value), roots[stream])
+        for value, array in given.items():
+            self._set(value, ("given", value), array)
+
+    def _set(self, value: Value, number: Any, array: Any) -> None:
+        self._number[value] = number
+        self._arrays.setdefault(number, array)
+
+    def __getitem__(self, value: Value) -> Any:
+        """Returns the array of one value, computing what it needs."""
+        program = self._program
+        stack = [value]
+        while stack:
+            v = stack[-1]
+            if v in self._number:
+                stack.pop()
+            elif v in program.constants:
+                constant = program.constants[v]
+                self._set(v, fingerprint_constant(constant, program.avals[v]), constant)
+            else:
+                equation = program.producers[v]
+                missing = [i for i in equation.inputs if i not in self._number]
+                if missing:
+                    stack += missing
+                else:
+                    self._run(equation)
+        return self._arrays[self._number[value]]
+
+    def _run(self, equation: Equation) -> None:
+        numbers = tuple(self._number[i] for i in equation.inputs)
+        call = (equation.origin.primitive, fingerprint(equation.origin.params), numbers)
+        if call not in self._done:
+            arrays = [self._arrays[n] for n in numbers]
+            results = compat.bind(equation.origin, *arrays)
+            self._done[call] = [(call, n) for n in range(len(results))]
+            self._arrays.update(zip(self._done[call], results, strict=True))
+        self._number.update(zip(equation.outputs, self._done[call], strict=True))
+
+
+def _aval_key(aval: Any) -> tuple[Any, ...]:
+    return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
+
+
+# Operations that give each element of their output from the same elements of their inputs, or
+# move elements, or draw random bits: whatever cuts an array up, its elements stay as they are.
+_ORDER_FREE = """
+abs add and and_invert atan2 bessel_i0e bessel_i1e bitcast_convert_type broadcast
+broadcast_in_dim cbrt ceil checkpoint clamp closed_call concatenate cond convert_element_type
+copy copy_p core_call cos cosh custom_jvp_call custom_vjp_call device_put digamma div
+dynamic_slice dynamic_update_slice eq eq_to erf erf_inv erfc exp exp2 expand_dims expm1 floor ge
+gt imag integer_pow iota is_finite jit le lgamma log log1p logistic lt max min mul ne neg
+nextafter not optimization_barrier or pad pjit population_count pow random_bits random_clone
+random_fold_in random_gamma random_seed random_split random_unwrap random_wrap real reduce_and
+reduce_max reduce_min reduce_or reduce_precision rem remat2 reshape rev round rsqrt scan
+select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh slice split sqrt
+square squeeze stop_gradient sub tan tanh threefry2x32 transpose while xor
+"""
+
+
+def is_order_free(work: Work) -> bool:
+    """Tells whether a work has no sum, product or the like whose rounding depends on order."""
+    names = frozenset(_ORDER_FREE.split())
+
+    def free(equation: jex.JaxprEqn) -> bool:
+        return equation.primitive.name in names and all(
+            free(inner)
+            for body in compat.bodies(equation)
+            for inner in (body.jaxpr if isinstance(body, jex.ClosedJaxpr) else body).eqns
+        )
+
+    return all(free(equation.origin) for equation in work.equations)
