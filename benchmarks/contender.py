@@ -23,6 +23,7 @@ def main(module: str, function: str, size: str, folder: str) -> None:
     jax.jit(lambda x: x + 1)(jnp.zeros(8)).block_until_ready()  # Starts the backend and LLVM.
     measured = Measured()
     result = contend(measured, chosen, Path(folder))
+    measured.settle()
     print(json.dumps(vars_of(measured) | {"facts": facts(result)}))
 
 

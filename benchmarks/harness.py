@@ -86,6 +86,7 @@ class Score:
       times: its seconds over lazyinit's of the same repeat.
       peak_bytes: what resident memory grew by at most.
       peaks: that over lazyinit's.
+      kept_bytes: what it is larger by with the result alone.
       parts: seconds of parts of the timed part, by name.
       same_bits: whether the result had the bits of the reference; ``None`` if it has no bits.
       peak_was_reset: whether ``peak_bytes`` misses nothing (see ``measure``).
@@ -96,6 +97,7 @@ class Score:
     times: Spread
     peak_bytes: Spread
     peaks: Spread
+    kept_bytes: Spread
     parts: Mapping[str, Spread]
     same_bits: bool | None
     peak_was_reset: bool
@@ -185,6 +187,7 @@ def _score(
         times=ratios("seconds"),
         peak_bytes=Spread.of([run["peak_bytes"] for run in runs]),
         peaks=ratios("peak_bytes"),
+        kept_bytes=Spread.of([run["kept_bytes"] for run in runs]),
         parts={p: Spread.of([run["parts"][p] for run in runs]) for p in runs[0]["parts"]},
         same_bits=_same_bits(runs, wanted),
         peak_was_reset=all(run["peak_was_reset"] for run in runs),

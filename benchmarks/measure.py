@@ -7,11 +7,15 @@ before the end counts too, and what the process had before (interpreter, imports
 does not. Resident pages of mapped files count as the kernel counts them, although they are page
 cache that it can take back. The kernel's counters lag by some hundred KiB.
 
+Kept memory is what the resident set is larger by when the timed part has ended, garbage has been
+collected and the allocator has given back what it can, with the result still there.
+
 Where the peak cannot be reset (no Linux, or no right to), growth is counted from the peak before
 the start instead, which can hide some of it; ``peak_was_reset`` tells.
 """
 
 import contextlib
+import ctypes
 import gc
 import hashlib
 import time
@@ -31,6 +35,7 @@ class Measured:
       seconds: of the whole timed part.
       parts: seconds of parts of it, by name.
       peak_bytes: what the resident set grew by at most.
+      kept_bytes: what the resident set is larger by with the result alone.
       peak_was_reset: whether the peak before the start is out of ``peak_bytes``.
     """
 
@@ -38,10 +43,11 @@ class Measured:
         self.seconds = 0.0
         self.parts: dict[str, float] = {}
         self.peak_bytes = 0
+        self.kept_bytes = 0
         self.peak_was_reset = False
 
     def __enter__(self) -> "Measured":
-        gc.collect()
+        self._resident = _resident()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
             self.peak_was_reset = True
@@ -53,12 +59,23 @@ class Measured:
         self.seconds = time.perf_counter() - self._start
         self.peak_bytes = max(0, _status("VmHWM") - self._before)
 
+    def settle(self) -> None:
+        """Takes the kept memory. The caller holds the result, and nothing else."""
+        self.kept_bytes = _resident() - self._resident
+
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Times a part of the timed part by itself."""
         start = time.perf_counter()
         yield
         self.parts[name] = time.perf_counter() - start
+
+
+def _resident() -> int:
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc alone has it.
+    return _status("VmRSS")
 
 
 def _status(name: str) -> int:

@@ -31,7 +31,7 @@ Medians of {repeats} repeats (smallest - largest). A ratio is taken within each 
 lazyinit: above 1 is slower, or larger, than lazyinit. Time is wall clock, cold: tracing and
 compilation count; process start, imports and the start of JAX's backend do not. Peak memory is
 how far resident memory rose above what the process had before, mapped files included; its ratio
-is left out where lazyinit's is below 1 MiB. "Same bits" compares with eager `model.init`, or
+is left out where lazyinit's is below 1 MiB. Kept is what remains of it with the result. "Same bits" compares with eager `model.init`, or
 with what was written to the file. Every result was checked outside of the timed part.
 """
 
@@ -87,8 +87,10 @@ def _header(arguments: Sequence[str]) -> list[str]:
 
 def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     ratio = "/ lazyinit's"
-    yield _row("Case", "Contender", "Time, s", ratio, "Peak memory, MiB", ratio, "Same bits")
-    yield "|---|---|--:|--:|--:|--:|:-:|"
+    yield _row(
+        "Case", "Contender", "Time, s", ratio, "Peak memory, MiB", ratio, "Kept, MiB", "Same bits"
+    )
+    yield "|---|---|--:|--:|--:|--:|--:|:-:|"
     for outcome in outcomes:
         own = outcome.scores[0]
         for score in outcome.scores:
@@ -97,12 +99,13 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
                 score.label,
                 _seconds(score.seconds),
                 "1" if score is own else _ratio(score.times),
-                _mebibytes(score),
+                _mebibytes(score.peak_bytes) + ("" if score.peak_was_reset else ", at least"),
                 "1" if score is own else _ratio(score.peaks, own.peak_bytes.median >= 2**20),
+                _mebibytes(score.kept_bytes),
                 {None: "", True: "yes", False: "no"}[score.same_bits],
             )
             for name, seconds in score.parts.items():
-                yield _row("", f"- its {name}", _seconds(seconds), "", "", "", "")
+                yield _row("", f"- its {name}", _seconds(seconds), "", "", "", "", "")
 
 
 def _row(*cells: str) -> str:
@@ -117,10 +120,11 @@ def _ratio(spread: Spread, told: bool = True) -> str:
     return f"**{spread.median:.2f}** ({spread.least:.2f} - {spread.most:.2f})" if told else ""
 
 
-def _mebibytes(score: Score) -> str:
-    sizes = (score.peak_bytes.median, score.peak_bytes.least, score.peak_bytes.most)
-    median, least, most = (f"{size / 2**20:.0f}" for size in sizes)
-    return f"{median} ({least} - {most})" + ("" if score.peak_was_reset else ", at least")
+def _mebibytes(spread: Spread) -> str:
+    median, least, most = (
+        f"{size / 2**20:.0f}" for size in (spread.median, spread.least, spread.most)
+    )
+    return f"{median} ({least} - {most})"
 
 
 def _say(line: str) -> None:

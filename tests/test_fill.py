@@ -1,5 +1,4 @@
 import importlib.util
-import pickle
 import re
 import time
 from pathlib import Path
@@ -8,11 +7,9 @@ import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import save_file
 
 from lazyinit import errors
 from lazyinit.checkpoint import open_checkpoint
@@ -75,6 +72,11 @@ def test_a_tree_fills_from_another_of_the_same_structure():
 def test_two_tensors_that_go_by_one_name_are_refused():
     with raises("the mapping: tensors 'a.b' and 'a/b' both go by 'a/b'"):
         fill({"a": {"b": lazy(2)}}, {"a.b": ones(2), "a/b": ones(2)})
+
+
+def test_two_leaves_that_go_by_one_name_are_refused():
+    with raises("a.b: wanted one leaf of this name, but 'a/b' goes by it too"):
+        fill({"a": {"b": lazy(2)}, "a.b": lazy(2)}, {"a.b": ones(2)})
 
 
 def test_a_leaf_in_a_metadata_box_goes_by_the_name_of_the_box():
@@ -380,7 +382,7 @@ def test_every_kind_of_problem_is_told_at_once():
 
 @pytest.mark.parametrize("policy", ["on_missing", "on_unexpected", "on_mismatch"])
 def test_a_policy_that_is_none_says_which_there_are(policy):
-    with pytest.raises(errors.FillError, match=f"{policy}: wanted one of '.*'error'.*, got 'x'"):
+    with pytest.raises(errors.FillError, match=f"{policy}: wanted one of '.*', got 'x'"):
         fill({"a": lazy(2)}, {"a": ones(2)}, **{policy: "x"})
 
 
@@ -393,107 +395,6 @@ def test_a_tree_with_nothing_to_fill_reports_every_tensor():
     filled, report = fill({"a": "text"}, {"b": ones(2)})
     assert filled == {"a": "text"}
     assert report.unexpected == ("b",)
-
-
-# Nothing matches.
-
-
-@pytest.mark.parametrize(
-    ("rename", "arguments", "advice"),
-    [
-        ("{}", {}, 'at="params/bert", rules=lazyinit.TORCH would match 11.'),
-        ("{}", {"rules": TORCH}, 'at="params/bert", rules=lazyinit.TORCH would match 11.'),
-        ("bert.{}", {}, "rules=lazyinit.TORCH would match 11."),
-        (
-            "module.{}",
-            {"rules": TORCH},
-            'at="params/bert", rules=[lazyinit.strip_prefix("module."), *lazyinit.TORCH] '
-            "would match 11.",
-        ),
-        (
-            "model.deep.bert.{}",
-            {},
-            'rules=[lazyinit.strip_prefix("model.deep."), *lazyinit.TORCH] would match 11.',
-        ),
-    ],
-)
-def test_if_nothing_matches_the_error_says_what_would(rename, arguments, advice):
-    tensors = {rename.format(name): tensor for name, tensor in TORCH_TENSORS.items()}
-    with pytest.raises(errors.FillError) as caught:
-        fill(TORCH_TREE, tensors, **arguments)
-    assert str(caught.value) == (
-        f"the mapping: none of its 12 tensors matches any of the tree's 11 leaves. {advice}"
-    )
-
-
-def test_if_nothing_matches_plain_names_are_advised_before_rules():
-    tree = nested({"params/a/b": lazy(2), "params/a/c": lazy(2)})
-    with raises('leaves. at="params/a" would match 2.'):
-        fill(tree, {"b": ones(2), "c": ones(2)})
-    with raises('leaves. rules=[lazyinit.strip_prefix("x.")] would match 2.'):
-        fill(tree, {"x.params.a.b": ones(2), "x.params.a.c": ones(2)})
-
-
-def test_if_nothing_matches_the_given_rules_are_tried_elsewhere_too():
-    tree = nested({"params/a/b": lazy(2), "params/a/c": lazy(2)})
-    with raises('leaves. at="params/a", rules=rules would match 2.'):
-        fill(tree, {"x_b": ones(2), "x_c": ones(2)}, [Rule("*", "x_*")])
-
-
-def test_if_nothing_could_match_the_error_shows_both_sides():
-    with raises("The tree has leaves such as 'a', the checkpoint tensors such as 'x.y'."):
-        fill({"a": lazy(2)}, {"x.y": ones(2)})
-
-
-# The report.
-
-
-def bert_names(layers):
-    names = {"embeddings.word_embeddings.weight": (30, 8), "embeddings.LayerNorm.weight": (8,)}
-    for i in range(layers):
-        names[f"encoder.layer.{i}.attention.self.query.weight"] = (8, 8)
-        names[f"encoder.layer.{i}.attention.self.query.bias"] = (8,)
-    return names | {"embeddings.position_ids": (1, 16)}
-
-
-def bert_tree(layers):
-    flat = {
-        "params/bert/embeddings/word_embeddings/embedding": lazy(30, 8),
-        "params/bert/embeddings/LayerNorm/scale": lazy(8),
-    }
-    for i in range(layers):
-        flat[f"params/bert/encoder/layer/{i}/attention/self/query/kernel"] = lazy(8, 8)
-        flat[f"params/bert/encoder/layer/{i}/attention/self/query/bias"] = lazy(8)
-    flat["params/classifier/kernel"] = lazy(8, 2)
-    return nested(flat)
-
-
-def test_a_report_prints_as_a_table_with_folded_layers(tmp_path):
-    path = tmp_path / "model.safetensors"
-    tensors = {name: np.ones(shape, "float32") for name, shape in bert_names(3).items()}
-    tensors["embeddings.LayerNorm.weight"] = np.ones(8, ml_dtypes.bfloat16)
-    save_file(tensors, path)
-    _, report = fill(bert_tree(3), path, TORCH, at="params/bert")
-    assert (
-        str(report)
-        == """\
-8 of 9 leaves from model.safetensors (1.8 KiB), 1 cast, 1 missing (will be initialized), 1 unexpected
-path                                                       array           leaves     bytes   status
-─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-params/bert/embeddings/LayerNorm/scale                     float32[8]           1      32 B   loaded, cast from bfloat16
-params/bert/embeddings/word_embeddings/embedding           float32[30,8]        1     960 B   loaded
-params/bert/encoder/layer/{0..2}/attention/self/query/bias     float32[8]           3      96 B   loaded"""
-    )
-
-
-def test_a_report_is_a_plain_value():
-    tree = {"a": lazy(2, 3), "b": lazy(2)}
-    _, report = fill(tree, {"a": ones(2, 3), "c": ones(1)})
-    assert report == fill(tree, {"a": ones(2, 3), "c": ones(1)})[1]
-    assert pickle.loads(pickle.dumps(report)) == report
-    assert report.nbytes == 24
-    assert report.origin == "the mapping"
-    assert "a" in report.loaded
 
 
 def test_a_large_tree_is_filled_in_about_a_second():
