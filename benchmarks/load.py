@@ -6,7 +6,6 @@ not the disk. Every contender ends with arrays that own their bytes; ``measure.f
 the address of each buffer. Recording the model and building the shardings are not timed.
 """
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,6 @@ def load_file(measured: Measured, size: Size, folder: Path) -> Any:
     rule = li.shard_fsdp(jax.make_mesh((size.devices,), ("data",)), "data")
     shapes = _flat(jax.eval_shape(model.init, key, ids))
     shardings = {name: rule(name, leaf) for name, leaf in shapes.items()}
-    importlib.import_module("jax.experimental.multihost_utils")  # device_put would, when timed.
     _warm(folder)
     with measured:
         tensors = jax.device_put(safetensors.flax.load_file(_file(folder)), shardings)

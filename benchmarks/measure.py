@@ -45,6 +45,7 @@ class Measured:
         self.peak_bytes = 0
         self.kept_bytes = 0
         self.peak_was_reset = False
+        self._resident = 0
 
     def __enter__(self) -> "Measured":
         self._resident = _resident()

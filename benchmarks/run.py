@@ -22,7 +22,7 @@ from pathlib import Path
 import initialize
 import load
 import record
-from harness import Case, ContenderError, Outcome, Score, Spread, run_case
+from harness import Case, ContenderError, Outcome, Spread, run_case
 
 CASES: Sequence[Case] = (*initialize.CASES, *record.CASES, *load.CASES)
 
@@ -31,8 +31,9 @@ Medians of {repeats} repeats (smallest - largest). A ratio is taken within each 
 lazyinit: above 1 is slower, or larger, than lazyinit. Time is wall clock, cold: tracing and
 compilation count; process start, imports and the start of JAX's backend do not. Peak memory is
 how far resident memory rose above what the process had before, mapped files included; its ratio
-is left out where lazyinit's is below 1 MiB. Kept is what remains of it with the result. "Same bits" compares with eager `model.init`, or
-with what was written to the file. Every result was checked outside of the timed part.
+is left out where lazyinit's is below 1 MiB. Kept is what remains of it with the result alone.
+"Same bits" compares with eager `model.init`, or with what was written to the file. Every result
+was checked outside of the timed part.
 """
 
 
