@@ -1,6 +1,6 @@
 """Measures lazyinit against what its users would write otherwise, and prints one table.
 
-    python benchmarks/run.py [--quick] [--only NAME] [--repeats N] [--markdown FILE]
+    python benchmarks/run.py [--quick] [--only NAME ...] [--repeats N] [--markdown FILE]
 
 Every number is measured in this one run. Each contender has a fresh process of its own, and
 contenders take turns. Not timed: process start, imports, the start of JAX's backend, the making
@@ -39,10 +39,11 @@ was checked outside of the timed part.
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    chosen = [c for c in CASES if any(fnmatch.fnmatch(c.name, p) for p in options.only)]
+    wanted = options.only or ["*"]
+    chosen = [c for c in CASES if any(fnmatch.fnmatch(c.name, p) for p in wanted)]
     if not chosen:
         names = ", ".join(c.name for c in CASES)
-        _say(f"--only {' '.join(options.only)}: no such case. There are {names}.")
+        _say(f"--only {' '.join(wanted)}: no such case. There are {names}.")
         return 2
     repeats = options.repeats or (2 if options.quick else 5)
     outcomes, failed, lines = [], False, _header(arguments)

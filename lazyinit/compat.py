@@ -70,6 +70,14 @@ def setting(name: str) -> Any:
     return getattr(jax.config, name)  # Typed nowhere, so not found by type checkers.
 
 
+def keeping_barriers(platform: str) -> dict[str, str]:
+    """Returns the compiler options under which optimization barriers hold where XLA fuses.
+
+    XLA's CPU compiler drops them first. Drop when ``tests/test_compat.py`` passes without.
+    """
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else {}
+
+
 def enable_x64(on: bool) -> AbstractContextManager[None]:
     """Returns a context in which 64-bit types are on or off."""
     return jax.enable_x64(on)

@@ -118,10 +118,19 @@ class Compiler:
                 self._kept.move_to_end(wanted)
                 return self._kept[wanted]
             lowered = _lower(work, arguments, parts, dtypes, placements)
-            compiled = self._kept[wanted] = pool.submit(lowered.compile)
+            options = compat.keeping_barriers(_platform(placements))
+            compiled = self._kept[wanted] = pool.submit(lowered.compile, options)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
             return compiled
+
+
+def _platform(placements: Sequence[Sharding | None]) -> str:
+    for placement in placements:
+        if placement is not None:
+            return next(iter(placement.device_set)).platform
+    device = compat.setting("jax_default_device")
+    return getattr(device, "platform", None) or device or jax.default_backend()
 
 
 def _lower(

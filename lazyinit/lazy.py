@@ -1,24 +1,34 @@
 """``lazy``: the one entrance to recording, which picks the recorder for a model."""
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, overload
 
 from lazyinit import errors
 
 if TYPE_CHECKING:
     import flax.linen as nn
 
+    from lazyinit.record.function import LazyFunction
     from lazyinit.record.linen import LazyModule
 
 
-def lazy(model: "nn.Module") -> "LazyModule":
+@overload
+def lazy(model: "nn.Module") -> "LazyModule": ...  # pyright: ignore (some modules are callable, too)
+@overload
+def lazy(model: Callable[..., Any]) -> "LazyFunction": ...
+def lazy(model: Any) -> Any:
     """Wraps a model so that its initialization is recorded and nothing is allocated.
 
     Args:
-      model: a Flax Linen module.
+      model: a Flax Linen module; a Flax NNX module class, or a function that makes an NNX module;
+        or any pure function of keys and arrays that returns a pytree.
 
     Returns:
-      An object whose ``init`` has the signature of ``module.init`` and returns its tree with a
-      ``LazyParam`` in place of each array.
+      For a Linen module an object whose ``init`` has the signature of ``module.init`` and returns
+      its tree, with a ``LazyParam`` in place of each array. For the others a callable with the
+      signature of ``model``: it returns the pytree with such leaves, for NNX as
+      ``(graphdef, state)``, as ``nnx.split`` does.
 
     Raises:
       RecordError: ``model`` is of a kind that cannot be recorded.
@@ -31,12 +41,27 @@ def lazy(model: "nn.Module") -> "LazyModule":
       4000000000000
     """
     import flax.linen as nn
-
-    from lazyinit.record.linen import LazyModule
+    from flax import nnx
 
     if isinstance(model, nn.Module):
+        from lazyinit.record.linen import LazyModule
+
         return LazyModule(model)
+    if isinstance(model, nnx.Module):
+        raise errors.RecordError(
+            f"lazy: got an NNX module that is made already, a {type(model).__name__}. "
+            "Pass its class: lazy(Model)(..., rngs=rngs)."
+        )
+    if inspect.isclass(model) and issubclass(model, nn.Module):
+        raise errors.RecordError(
+            f"lazy: got a Linen module class, {model.__name__}. "
+            f"Make an instance first: lazy({model.__name__}(...)).init(key, x)."
+        )
+    if callable(model):
+        from lazyinit.record.function import LazyFunction
+
+        return LazyFunction(model)
     raise errors.RecordError(
-        f"lazy: wanted a flax.linen.Module instance, got {model!r}. "
-        "Make an instance first if this is a module class."
+        f"lazy: wanted a Flax module or a function, got {type(model).__name__}. Pass a "
+        "flax.linen.Module, an nnx.Module class, or a pure function of keys and arrays."
     )

@@ -94,11 +94,20 @@ class Program:
         return not any(v in self.streams or v in self.abstract for v in inputs if v != key)
 
     def name_of(self, value: Value) -> str:
-        """Returns a name for what makes a value: that of its last equation, for people."""
-        producer = self.producers.get(value)
-        if producer is None:
-            return "constant"
-        return str(producer.origin.params.get("name", producer.origin.primitive.name))
+        """Returns a name for what makes a value, for people: ``normal``, ``full(0.0)``, ``scan``.
+
+        That of the last equation with a body, or else of the last equation.
+        """
+        last = producer = self.producers.get(value)
+        while producer is not None:
+            if compat.bodies(producer.origin):
+                name = producer.origin.params.get("name", producer.origin.primitive.name)
+                return str(name).strip("_")
+            widest = max(producer.inputs, key=lambda v: self.avals[v].size, default=-1)
+            if widest in self.literals and producer.origin.primitive.name == "broadcast_in_dim":
+                return f"full({self.constants[widest]})"
+            producer = self.producers.get(widest)
+        return "constant" if last is None else last.origin.primitive.name
 
     def _ancestors(self, value: Value, stop: Value) -> Iterator[Value]:
         """Yields what a value is computed from that nothing computes, and ``stop``."""
@@ -272,4 +281,4 @@ def is_key(x: Any) -> bool:
 def _is_small(aval: Any) -> bool:
     if is_key(aval) or aval.dtype == np.uint32:
         return aval.size <= _SMALL_WORDS
-    return aval.size == 1
+    return aval.size <= 1

@@ -40,7 +40,8 @@ def resolve(
         ``(path, leaf) -> Sharding``; or a ``TreeSharding``.
       tree: the tree (any pytree).
       leaves: its paths and leaves.
-      selected: which of them matter; the others are neither resolved nor checked.
+      selected: which of them matter; the others, and leaves that are no arrays, are neither
+        resolved nor checked.
 
     Raises:
       ShardingError: a value of the wrong kind, a leaf that the prefix pytree says nothing of, or
@@ -53,7 +54,7 @@ def resolve(
         found = [sharding if s else None for s in selected]
     elif callable(sharding):
         found = [
-            sharding(path, leaf) if s else None
+            sharding(path, leaf) if s and hasattr(leaf, "shape") else None
             for (path, leaf), s in zip(leaves, selected, strict=True)
         ]
     else:
@@ -61,7 +62,7 @@ def resolve(
     problems = [
         problem
         for (path, leaf), one in zip(leaves, found, strict=True)
-        if one is not None and (problem := _problem(path, leaf, one))
+        if one is not None and hasattr(leaf, "shape") and (problem := _problem(path, leaf, one))
     ]
     if problems:
         raise errors.ShardingError(errors.listing(problems))
@@ -101,7 +102,7 @@ def _problem(path: str, leaf: Any, sharding: Any) -> str:
             else "Pass None, a Sharding, a prefix pytree, or a callable (path, leaf) -> Sharding."
         )
         return f"{path}: wanted a jax.sharding.Sharding, got {sharding!r}. {way_out}"
-    shape = getattr(leaf, "shape", ())
+    shape = leaf.shape
     if isinstance(sharding, NamedSharding):
         spec = sharding.spec
         if len(spec) > len(shape):

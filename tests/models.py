@@ -208,8 +208,19 @@ case("dict of typed and raw", Flags(), X, "a", (8,), rate=0.5,
      rngs={"dropout": jax.random.PRNGKey(1), "params": jax.random.key(3)})  # fmt: skip
 case("default stream raw numpy", MLP(), rngs={"params": np.array([0, 5], np.uint32)})
 case("frozen", MLP(), method=lambda self, x: self(x), mutable=True)
-case("mutable params", Wrap(lambda self, x: nn.BatchNorm(False)(x)), mutable=["params"])
-case("mutable deny", Wrap(lambda self, x: nn.BatchNorm(False)(x)), mutable=nn.DenyList("params"))
+
+
+def _batch_norm_and_sow(self, x):
+    x = nn.BatchNorm(use_running_average=False)(x)
+    self.sow("intermediates", "x", x)
+    self.sow("losses", "norm", x.sum())
+    return x
+
+
+case("mutable list", Wrap(_batch_norm_and_sow), mutable=["params", "batch_stats"])
+case("mutable with intermediates", Wrap(_batch_norm_and_sow), mutable=True)
+case("mutable deny", Wrap(_batch_norm_and_sow), mutable=nn.DenyList(["losses"]))
+case("mutable name", Wrap(lambda self, x: nn.Dense(8)(x)), mutable="params")
 case("capture intermediates", Setup(), mutable=True, capture_intermediates=True)
 case("intermediates not mutable", Setup(), capture_intermediates=True)
 
@@ -362,10 +373,14 @@ class ScanLayer(nn.Module):
 
     width: int = 8
     data: bool = False
+    boxed: bool = False
 
     @nn.compact
     def __call__(self, carry, x=None):
-        y = nn.Dense(self.width, kernel_init=nn.with_partitioning(normal(0.3), ("in", "out")))(carry)
+        init = normal(0.3)
+        if self.boxed:
+            init = nn.with_partitioning(init, ("in", "out"))
+        y = nn.Dense(self.width, kernel_init=init)(carry)
         if self.data:
             self.param("carried", lambda key: carry.mean(0) * 0.3 + jax.random.normal(key, (8,)))
         y = nn.LayerNorm()(nn.tanh(y))
@@ -384,7 +399,8 @@ class Scanned(nn.Module):
         options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
         options |= dict(self.options)
         scan = nn.scan(body, length=self.length, **options)
-        return scan(data=self.data)(x, None)
+        boxed = "metadata_params" in options
+        return scan(data=self.data, boxed=boxed)(x, None)
 
 
 METADATA = {nn.PARTITION_NAME: "layers"}
@@ -415,18 +431,17 @@ def _(self, x):
 class CarriedState(nn.Module):
     @nn.compact
     def __call__(self, carry, x):
-        total = self.variable("state", "total", lambda: jnp.zeros(8))
+        total = self.variable("batch_stats", "total", lambda: jnp.zeros(8))
         total.value = total.value + carry.sum(0)
         self.variable("history", "seen", lambda: carry * 0.5)
         return nn.Dense(8)(carry) + x, carry
 
 
-@compact("scan with carried state")
+@compact("scan with state")
 def _(self, x):
     scan = nn.scan(
         CarriedState,
-        variable_axes={"params": 0, "history": 1},
-        variable_carry="state",
+        variable_axes={"params": 0, "history": 1, "batch_stats": 0},
         split_rngs={"params": True},
     )
     return scan()(x, jnp.stack([x, x * 2.0, x]))
@@ -434,9 +449,7 @@ def _(self, x):
 
 @compact("remat_scan")
 def _(self, x):
-    return nn.remat_scan(lambda **k: nn.Dense(8, **k), lengths=(2, 3))()(x) if False else (
-        nn.remat_scan(nn.Dense, lengths=(2, 3))(8)(x)
-    )  # fmt: skip
+    return nn.remat_scan(nn.Dense, lengths=(2, 3))(8)(x)
 
 
 def _vmap(variables, split, **more):
@@ -540,7 +553,7 @@ case("map_variables mutable", MapMutable())
 
 @compact("fold_rngs")
 def _(self, x):
-    return nn.fold_rngs(MLP)(8, 8)(x) if hasattr(nn, "fold_rngs") else x
+    return nn.fold_rngs(MLP)(8, 8)(x)
 
 
 @compact("add_metadata_axis")
@@ -554,11 +567,11 @@ def _(self, x):
 class ShareScope(nn.Module):
     def setup(self):
         self.inner = nn.Dense(8)
+        self.scale = self.param("scale", nn.initializers.normal(), (8,))
         nn.share_scope(self, self.inner)
 
     def __call__(self, x):
-        self.variable("state", "n", lambda: jnp.zeros(3))
-        return self.inner(x)
+        return self.inner(x) * self.scale
 
 
 case("share_scope", ShareScope())
@@ -645,13 +658,12 @@ class Grad(nn.Module):
     @nn.compact
     def __call__(self, x):
         dense = nn.Dense(8)
-        grads, x_grad = nn.grad(lambda m, x: m(x).sum(), dense, x)
-        self.variable("state", "grads", lambda: grads)
+        (x_grad,) = nn.grad(lambda m, x: m(x).sum(), dense, x)
         out, tangent = nn.jvp(
             lambda m, x: m(x), nn.Dense(8, name="j"), (x,), (x * 0.5,),
             variable_tangents={},
         )  # fmt: skip
-        self.variable("state", "tangent", lambda: (out, tangent, x_grad))
+        self.variable("state", "tangent", lambda: (out * 0.3 + 0.1, tangent, x_grad))
         return x
 
 
@@ -695,8 +707,8 @@ for _cell in ("LSTMCell", "OptimizedLSTMCell", "GRUCell", "MGUCell", "SimpleCell
 case("ConvLSTM", nn.RNN(nn.ConvLSTMCell(4, (3,))), SEQUENCE[None])
 case("Bidirectional", nn.Bidirectional(nn.RNN(nn.GRUCell(4)), nn.RNN(nn.GRUCell(4))), SEQUENCE)
 case("attention", nn.MultiHeadDotProductAttention(2), SEQUENCE)
-case("attention decode cache", nn.SelfAttention(2, decode=True), SEQUENCE)
-case("attention normalized", nn.SelfAttention(2, normalize_qk=True), SEQUENCE)
+case("attention decode cache", nn.MultiHeadDotProductAttention(2, decode=True), SEQUENCE)
+case("attention normalized", nn.MultiHeadDotProductAttention(2, normalize_qk=True), SEQUENCE)
 case("Conv", nn.Conv(4, (3, 3), padding="SAME"), SEQUENCE[None])
 case("Conv grouped", nn.Conv(8, (3,), feature_group_count=2, strides=2), SEQUENCE)
 case("ConvTranspose", nn.ConvTranspose(4, (3,)), SEQUENCE)
@@ -735,6 +747,8 @@ _PLAIN = {
 def initializers(dtype):
     def body(self, x):
         for name, init in _PLAIN.items():
+            if "orthogonal" in name and dtype != "float32":
+                continue  # JAX has no QR decomposition of half precision.
             shape = (3, 8, 8) if name == "delta_orthogonal" else (8, 16)
             self.param(name, init, shape, jnp.dtype(dtype))
         return x

@@ -17,7 +17,7 @@ from flax.errors import InvalidRngError
 
 from lazyinit import compat, errors
 from lazyinit.params import Key
-from lazyinit.record.thunks import Note, record, split_inputs
+from lazyinit.record.thunks import Inputs, Note, record
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +58,19 @@ class LazyModule:
           RngsError: a key of the wrong kind.
           RecordError: the module's Python code depends on a value that is not known when tracing.
         """
-        keys = _keys(rngs, type(self.module).__name__)
-        join, shapes = split_inputs(args, kwargs)
+        streams = _keys(rngs, type(self.module).__name__)
+        inputs = Inputs.of(args, kwargs, raw_keys=False)
         real = _unbound(self.module, method)
 
         def init(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> tuple[Any, list[Note]]:
             noting = _NotingModule(self.module, keys, [])
-            args, kwargs = join(stand_ins)
+            args, kwargs = inputs.join(keys, stand_ins)
+            rngs = {stream: keys[stream] for stream in streams}
             # Typed as a module, of which nn.init calls nothing but clone.
             run = nn.init(real, cast(nn.Module, noting), mutable, capture_intermediates)
-            return run(dict(keys), *args, **kwargs), noting.notes
+            return run(rngs, *args, **kwargs), noting.notes
 
-        return record(init, keys, shapes, f"lazy({type(self.module).__name__}).init")
+        return record(init, streams, inputs, f"lazy({type(self.module).__name__}).init")
 
     def init_with_output(self, *_: Any, **__: Any) -> Any:
         """Is not offered: an output is a computed array, which recording never makes.

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from lazyinit import compat, errors, paths, program
 from lazyinit.params import Key, LazyParam, RngPath, Thunk, label
@@ -34,54 +36,98 @@ class Note:
     value: Any
 
 
-def split_inputs(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[..., Any], Shapes]:
-    """Parts the arguments of an initialization (any pytrees) in values and mere shapes.
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The arguments of an initialization, parted in keys, mere shapes and values.
 
-    Returns:
-      A function that takes stand-ins for the shapes and returns ``(args, kwargs)`` with these in
-      place, and the name and shape of each. Arrays that have values are left where they are.
+    Attributes:
+      leaves: every leaf of ``(args, kwargs)``, in JAX's order.
+      arguments: ``(args, kwargs)``.
+      keys: the PRNG keys among them, by the argument; those in an ``nnx.Rngs`` by the stream.
+      key_places: where among the leaves they are.
+      shapes: name and shape of each leaf that has no value.
+      shape_places: where among the leaves these are.
     """
-    leaves = jax.tree_util.tree_leaves_with_path((args, kwargs))
-    shapes = {
-        n: (_argument(path), jax.ShapeDtypeStruct(x.shape, x.dtype))
-        for n, (path, x) in enumerate(leaves)
-        if isinstance(x, jax.ShapeDtypeStruct | Thunk)
-    }
 
-    def join(stand_ins: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        values = [x for _, x in leaves]
-        for n, stand_in in zip(shapes, stand_ins, strict=True):
-            values[n] = stand_in
-        return paths.replace_leaves((args, kwargs), values)
+    leaves: Sequence[Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    keys: Mapping[str, Key]
+    key_places: Sequence[int]
+    shapes: Shapes
+    shape_places: Sequence[int]
 
-    return join, list(shapes.values())
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], *, raw_keys: bool) -> "Inputs":
+        """Parts arguments, which are any pytrees.
+
+        Args:
+          args: the positional ones.
+          kwargs: those by keyword.
+          raw_keys: whether an array of the shape and dtype of a raw key is one.
+        """
+        flat = jax.tree_util.tree_leaves_with_path((args, kwargs))
+        names = [paths.path_string(p).partition("/")[2] for p, _ in flat]
+        leaves = [x for _, x in flat]
+        keys = [n for n, x in enumerate(leaves) if _is_key(x, raw_keys)]
+        shapes = [n for n, x in enumerate(leaves) if isinstance(x, jax.ShapeDtypeStruct | Thunk)]
+        return cls(
+            leaves,
+            (args, kwargs),
+            {names[n].removesuffix("/key/value"): Key.of(leaves[n]) for n in keys},
+            keys,
+            [
+                (f"argument {names[n]}", jax.ShapeDtypeStruct(leaves[n].shape, leaves[n].dtype))
+                for n in shapes
+            ],
+            shapes,
+        )
+
+    def join(
+        self, keys: Mapping[str, Any], stand_ins: Sequence[Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns ``(args, kwargs)`` with traced keys and stand-ins for the shapes in place.
+
+        Arrays that have values are left as they are, so that Python code may look at them.
+        """
+        if not self.key_places and not self.shape_places:
+            return self.arguments
+        leaves = list(self.leaves)
+        for place, name in zip(self.key_places, self.keys, strict=True):
+            leaves[place] = keys[name]
+        for place, stand_in in zip(self.shape_places, stand_ins, strict=True):
+            leaves[place] = stand_in
+        return paths.replace_leaves(self.arguments, leaves)
+
+    def passed_on(self) -> Sequence[Any]:
+        """Returns for each shape the thunk that it came from, or the shape itself."""
+        return [self.leaves[place] for place in self.shape_places]
 
 
-def _argument(key_path: tuple[Any, ...]) -> str:
-    _, *rest = paths.path_string(key_path).split("/")
-    return f"argument {'/'.join(rest)}"
+def _is_key(x: Any, raw_keys: bool) -> bool:
+    if not isinstance(x, jax.Array | np.ndarray) or compat.is_tracer(x):
+        return False
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (raw_keys and compat.is_flax_rng(x))
 
 
 def record(
     init: Callable[[Mapping[str, Any], Sequence[Any]], tuple[Any, Sequence[Note]]],
     keys: Mapping[str, Key],
-    shapes: Shapes,
+    inputs: Inputs,
     where: str,
 ) -> Any:
     """Traces an initialization and returns its tree with a ``LazyParam`` for each array.
 
     Args:
-      init: takes root keys by stream and stand-ins for ``shapes``, and returns the tree (any
-        pytree) and what was noted of its parameters.
-      keys: the root keys.
-      shapes: name and shape of each input that has no value.
+      init: takes root keys by stream and stand-ins for what has no value, and returns the tree
+        (any pytree) and what was noted of its parameters.
+      keys: the root keys, by stream.
+      inputs: its other arguments; the keys among these are root keys too.
       where: what is being recorded, for messages.
 
     Raises:
       RecordError: ``init`` needs a value that is not known while tracing.
     """
+    keys = {**inputs.keys, **keys}
     tree: Any = None
     notes: list[tuple[Note, int]] = []
 
@@ -104,7 +150,7 @@ def record(
         return returned
 
     try:
-        recorded, values = program.trace(flat, keys, shapes)
+        recorded, values = program.trace(flat, keys, inputs.shapes)
     except (
         jax.errors.ConcretizationTypeError,
         jax.errors.TracerArrayConversionError,
@@ -115,7 +161,9 @@ def record(
             "shapes alone. Pass flags and sizes as Python values or numpy arrays, and let no "
             f"initializer or branch look at a computed array.\n{error}"
         ) from error
-    return _with_thunks(tree, recorded, values, notes, keys)
+    given = dict(zip(recorded.abstract, inputs.passed_on(), strict=True))
+    made = {value: leaf for value, leaf in given.items() if isinstance(leaf, Thunk)}
+    return _with_thunks(tree, recorded, values, notes, keys, made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +177,7 @@ def _with_thunks(
     values: Sequence[program.Value],
     notes: Sequence[tuple[Note, int]],
     keys: Mapping[str, Key],
+    made: Mapping[program.Value, Thunk],
 ) -> Any:
     leaves = paths.leaves_with_paths(tree)
     rest = iter(values[sum(isinstance(x, _Place) for _, x in leaves) :])
@@ -136,7 +185,7 @@ def _with_thunks(
     for note, count in notes:
         key = next(rest)
         noted |= {next(rest): (note, key) for _ in range(count)}
-    made: dict[program.Value, LazyParam] = {}  # A value at two places is one thunk.
+    made = dict(made)  # A value at two places is one thunk.
     thunks = []
     for path, leaf in leaves:
         if not isinstance(leaf, _Place):

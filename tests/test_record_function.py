@@ -1,0 +1,207 @@
+"""Plain functions and NNX constructors; the oracle is the function itself, run eagerly."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from oracles import assert_same, kernel_sharding, large_arrays_since, live
+
+import lazyinit as li
+
+
+def mesh():
+    return jax.make_mesh((2, 4), ("x", "y"))
+
+
+def train_state(key, x, *, rate=1e-3):
+    w, b = jax.random.split(key)
+    params = {
+        "w": jax.random.normal(w, (x.shape[-1], 8)) * 0.02,
+        "b": jax.random.uniform(b, (8,)),
+    }
+    return {"params": params, "opt": optax.adam(rate).init(params), "step": 0, "name": "run"}
+
+
+class Block(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.attention = nnx.MultiHeadAttention(2, width, decode=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.mlp = nnx.Linear(
+            width, 4 * width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs
+        )
+
+
+class Decoder(nnx.Module):
+    def __init__(self, depth, width, *, rngs):
+        self.embed = nnx.Embed(16, width, rngs=rngs)
+        self.blocks = nnx.List([Block(width, rngs=rngs) for _ in range(depth)])
+        self.head = nnx.Linear(width, 16, rngs=rngs)
+        self.tied = self.head.kernel
+
+
+@nnx.vmap(in_axes=(None, 0), out_axes=0)
+def stacked(width, rngs):
+    return nnx.Linear(width, width, rngs=rngs)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3)], ids=["typed", "raw"])
+def test_a_train_state_builder_is_made_as_it_makes_itself(key):
+    x = jnp.ones((2, 4))
+    tree = li.lazy(train_state)(key, x, rate=1e-2)
+    eager = train_state(key, x, rate=1e-2)
+    assert_same(li.materialize(tree), eager)
+    assert_same(li.materialize(tree, sharding=kernel_sharding(mesh())), eager)
+    assert tree["step"] == 0
+    assert tree["name"] == "run"
+
+
+def test_an_input_may_be_a_shape():
+    key = jax.random.key(0)
+    tree = li.lazy(train_state)(key, jax.ShapeDtypeStruct((2, 4), "float32"))
+    assert_same(li.materialize(tree), train_state(key, jnp.ones((2, 4))))
+
+
+def test_a_leaf_that_needs_the_value_of_a_shape_says_which_argument():
+    tree = li.lazy(lambda x: {"mean": x.mean(), "zeros": jnp.zeros_like(x)})(
+        jax.ShapeDtypeStruct((4,), "float32")
+    )
+    assert_same(li.materialize(tree, "zeros")["zeros"], jnp.zeros(4))
+    with pytest.raises(li.LazyinitError, match=r"^mean: its initial value depends on argument 0"):
+        li.materialize(tree)
+
+
+def test_an_optimizer_takes_lazy_parameters_as_arrays():
+    model, key, x = nn.Dense(3), jax.random.key(0), jnp.ones((1, 4))
+    lazy_params = li.lazy(model).init(key, x)
+    tree = li.lazy(optax.adam(1e-3).init)(lazy_params)
+    assert_same(li.materialize(tree), optax.adam(1e-3).init(model.init(key, x)))
+
+
+def test_a_thunk_that_a_function_passes_on_stays_that_thunk():
+    params = li.lazy(nn.Dense(3)).init(jax.random.key(0), jnp.ones((1, 4)))
+    tree = li.lazy(lambda p: {"ema": p, "count": jnp.zeros((), "int32")})(params)
+    assert tree["ema"]["params"]["kernel"] is params["params"]["kernel"]
+
+
+def test_one_leaf_computed_from_another_shares_its_work():
+    def tied(key):
+        kernel = jax.random.normal(key, (8, 8)) * 0.5
+        return {"kernel": kernel, "norm": jnp.linalg.norm(kernel, axis=0), "same": kernel}
+
+    key = jax.random.key(1)
+    tree = li.lazy(tied)(key)
+    assert tree["kernel"] is tree["same"]
+    made = li.materialize(tree)
+    assert made["kernel"] is made["same"]
+    assert_same(made, tied(key))
+    assert_same(li.materialize(tree, "norm")["norm"], made["norm"])
+    assert_same(li.materialize(tree, sharding=kernel_sharding(mesh())), tied(key))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_an_nnx_module_is_made_as_it_makes_itself(depth):
+    eager_rngs, rngs = nnx.Rngs(0, params=1, dropout=2), nnx.Rngs(0, params=1, dropout=2)
+    eager = nnx.split(Decoder(depth, 8, rngs=eager_rngs))
+    graphdef, state = li.lazy(Decoder)(depth, 8, rngs=rngs)
+    assert graphdef == eager[0]
+    assert_same(li.materialize(state), eager[1])
+    assert_same(li.materialize(state, sharding=kernel_sharding(mesh())), eager[1])
+    assert_same(nnx.state(rngs), nnx.state(eager_rngs))
+
+
+def test_a_made_state_merges_into_a_working_module():
+    graphdef, state = li.lazy(Decoder)(1, 8, rngs=nnx.Rngs(0))
+    module = nnx.merge(graphdef, li.materialize(state))
+    eager = Decoder(1, 8, rngs=nnx.Rngs(0))
+    x = jnp.ones((2, 8))
+    assert_same(module.head(x), eager.head(x))
+    assert module.tied is module.head.kernel
+
+
+def test_part_of_an_nnx_module_is_made_alone():
+    _, state = li.lazy(Decoder)(2, 8, rngs=nnx.Rngs(0))
+    made = li.materialize(state, "head")
+    arrays = [x for x in jax.tree.leaves(made) if isinstance(x, jax.Array)]
+    assert sorted(x.shape for x in arrays) == [(8, 16), (16,)]
+
+
+def test_a_function_that_makes_its_own_rngs_is_recorded():
+    def build():
+        return Decoder(1, 8, rngs=nnx.Rngs(7))
+
+    graphdef, state = li.lazy(build)()
+    assert_same(li.materialize(state), nnx.split(build())[1])
+    assert graphdef == nnx.split(build())[0]
+
+
+def test_a_vmapped_constructor_is_made_as_it_makes_itself():
+    def build(rngs):
+        return stacked(4, rngs.split(3))
+
+    _, state = li.lazy(build)(nnx.Rngs(0))
+    assert_same(li.materialize(state), nnx.split(build(nnx.Rngs(0)))[1])
+
+
+def test_nothing_large_is_alive_while_a_constructor_is_recorded():
+    before = live()
+    held = li.lazy(Decoder)(2, 64, rngs=nnx.Rngs(0))
+    assert large_arrays_since(before) == []
+    del held
+
+
+def test_equal_layers_of_nnx_share_programs():
+    _, state = li.lazy(Decoder)(4, 8, rngs=nnx.Rngs(0))
+    blocks = state["blocks"]
+    kernels = [blocks[n]["mlp"]["kernel"].get_raw_value() for n in range(4)]
+    from lazyinit.slices import gather
+
+    assert len({gather([k.init_fn]).signature() for k in kernels}) == 1
+
+
+def test_python_that_looks_at_a_traced_value_is_told_so():
+    def branches(key):
+        return jnp.ones(2) if jax.random.uniform(key) > 0.5 else jnp.zeros(3)
+
+    with pytest.raises(li.LazyinitError, match=r"^lazy\(branches\): .* wants the value"):
+        li.lazy(branches)(jax.random.key(0))
+
+
+def test_arguments_with_values_may_be_looked_at():
+    def build(key, scale, flags):
+        if flags["wide"] and bool(flags["deep"]):
+            return jax.random.normal(key, (int(scale), 4))
+        return jnp.zeros(1)
+
+    flags = {"wide": np.bool_(True), "deep": jnp.bool_(True)}
+    key, arguments = jax.random.key(0), (jnp.float32(3.0), flags)
+    assert_same(li.materialize(li.lazy(build)(key, *arguments)), build(key, *arguments))
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(
+        li.LazyinitError, match=r"^lazy: wanted a Flax module or a function, got int"
+    ):
+        li.lazy(3)
+    with pytest.raises(li.LazyinitError, match=r"a Linen module class, Dense\. Make an inst"):
+        li.lazy(nn.Dense)
+    with pytest.raises(li.LazyinitError, match=r"an NNX module that is made already, a Linear\."):
+        li.lazy(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+
+
+def test_dataclasses_registered_as_pytrees_keep_their_type():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class State:
+        w: jax.Array
+        step: int
+
+    key = jax.random.key(0)
+    made = li.materialize(li.lazy(lambda k: State(jax.random.normal(k, (3,)), 0))(key))
+    assert isinstance(made, State)
+    np.testing.assert_array_equal(made.w, jax.random.normal(key, (3,)))
