@@ -34,8 +34,8 @@ class Case:
       title: what to call it in the table; ``{bytes}`` stands for the size of the result.
       module: where the contenders are.
       contenders: by name of their function, what to call them in the table; lazyinit first.
-      reference: a function of the module, run once, first and untimed. All contenders must
-        have its result: the same paths, shapes and dtypes, and norms that agree.
+      reference: a contender, or another function of the module, which is run once, first. All
+        contenders must have its result: the same paths, shapes and dtypes, norms that agree.
       exact: contenders that must have its very bits.
       owned: whether no array may lie in a memory map.
       size: of the full run.
@@ -124,16 +124,20 @@ def run_case(case: Case, *, quick: bool, repeats: int, say: Callable[[str], None
       ContenderError: a process failed, or a result differs from the reference.
     """
     size = case.quick if quick and case.quick else case.size
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in case.contenders}
     with tempfile.TemporaryDirectory(prefix="lazyinit-benchmark-") as folder:
-        wanted = _run(case, case.reference, size, folder)["facts"]
-        say(f"{case.name}: {case.reference} (reference)")
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in case.contenders}
+        if case.reference not in case.contenders:
+            wanted = _run(case, case.reference, size, folder)["facts"]
+            say(f"{case.name}: {case.reference} (reference)")
         for repeat in range(repeats):
             for name in case.contenders:
-                run = _run(case, name, size, folder)
-                _check(case, name, run["facts"], wanted)
-                runs[name].append(run)
+                runs[name].append(run := _run(case, name, size, folder))
                 say(f"{case.name}: {name} {repeat + 1}/{repeats}: {run['seconds']:.3f} s")
+    if case.reference in case.contenders:
+        wanted = runs[case.reference][0]["facts"]
+    for name in case.contenders:
+        for run in runs[name]:
+            _check(case, name, run["facts"], wanted)
     lazyinit = next(iter(runs.values()))
     scores = [_score(case.contenders[name], runs[name], lazyinit, wanted) for name in runs]
     return Outcome(case.title.format(bytes=_binary(wanted.get("bytes", 0))), scores)

@@ -139,7 +139,8 @@ class Key:
         """Returns the value of a typed or raw key."""
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         impl = jax.random.key_impl(key) if typed else compat.setting("jax_default_prng_impl")
-        words = np.asarray(jax.random.key_data(key) if typed else key)
+        with jax.ensure_compile_time_eval():  # Somebody may be recording within another trace.
+            words = np.asarray(jax.random.key_data(key) if typed else key)
         return cls(words.tobytes(), words.shape, str(impl), bool(typed))
 
     def array(self) -> jax.Array | np.ndarray:

@@ -6,7 +6,7 @@ every kind: ``params/layers_0/attn/kernel``.
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -44,15 +44,22 @@ def replace_leaves(tree: Any, leaves: Sequence[Any]) -> Any:
 
     Unlike ``jax.tree.unflatten``, it keeps the order in which each dict holds its keys.
     """
-    return _in_order_of(tree, jax.tree.unflatten(jax.tree.structure(tree), leaves))
+    return _rebuilt(tree, iter(leaves))
 
 
-def _in_order_of(model: Any, tree: Any) -> Any:
-    if type(model) is dict:
-        return {key: _in_order_of(value, tree[key]) for key, value in model.items()}
-    if type(model) in (list, tuple):
-        return type(model)(_in_order_of(m, t) for m, t in zip(model, tree, strict=True))
-    return tree
+def _rebuilt(node: Any, leaves: Iterator[Any]) -> Any:
+    children, structure = jax.tree.flatten(node, is_leaf=lambda x: x is not node)
+    if jax.tree_util.treedef_is_leaf(structure) and children:  # None has no leaf.
+        return next(leaves)
+    result = structure.unflatten([_rebuilt(child, leaves) for child in children])
+    if not isinstance(node, Mapping) or list(result) == list(node):
+        return result
+    in_order = {key: result[key] for key in node}
+    if not isinstance(node, dict):
+        return type(node)(in_order)  # flax.core.FrozenDict, for one.
+    result.clear()
+    result.update(in_order)
+    return result
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -47,6 +47,8 @@ def resolve(
       ShardingError: a value of the wrong kind, a leaf that the prefix pytree says nothing of, or
         shards that would not be equal. All problems are collected.
     """
+    # A Python number among the leaves stays one: it is never placed.
+    selected = [s and hasattr(x, "shape") for s, (_, x) in zip(selected, leaves, strict=True)]
     if isinstance(sharding, TreeSharding):
         sharding = sharding.prefix(tree)
     found: list[Any]

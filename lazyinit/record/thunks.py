@@ -1,7 +1,7 @@
 """What every recorder shares: trace an initialization, and put a thunk where each array was."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors, paths, program
-from lazyinit.params import Key, LazyParam, RngPath, Thunk, label
+from lazyinit.params import Key, LazyParam, RngPath, Thunk
 from lazyinit.slices import Slice
 
 Shapes: TypeAlias = Sequence[tuple[str, jax.ShapeDtypeStruct]]
@@ -20,7 +20,7 @@ class Note:
     """What was seen of one parameter while its initializer ran under the trace.
 
     Attributes:
-      init_fn: the initializer.
+      label: what to call the initializer. Not the initializer itself, which may hold tracers.
       stream: the root stream of its key.
       folded: what is folded into that.
       fold: the 32-bit value that stands for ``folded``.
@@ -28,7 +28,7 @@ class Note:
       value: what it returned (any pytree), traced.
     """
 
-    init_fn: Callable[..., Any]
+    label: str
     stream: str
     folded: tuple[str | int, ...]
     fold: int
@@ -144,8 +144,7 @@ def record(
         returned = list(traced)
         for note in noted:
             values = [x for x in jax.tree.leaves(note.value) if compat.is_tracer(x)]
-            bare = Note(note.init_fn, note.stream, note.folded, note.fold, None, None)
-            notes.append((bare, len(values)))
+            notes.append((replace(note, key=None, value=None), len(values)))
             returned += [note.key, *values]
         return returned
 
@@ -153,6 +152,7 @@ def record(
         recorded, values = program.trace(flat, keys, inputs.shapes)
     except (
         jax.errors.ConcretizationTypeError,
+        jax.errors.NonConcreteBooleanIndexError,
         jax.errors.TracerArrayConversionError,
         jax.errors.TracerIntegerConversionError,
     ) as error:
@@ -209,7 +209,7 @@ def _thunk(
     name = ""
     if noted is not None:
         note, key = noted
-        name = label(note.init_fn)
+        name = note.label
         if recorded.made_from(value, key):
             init_fn = Slice(recorded, value, key, name)
             rng_path = RngPath({note.stream: keys[note.stream]}, note.folded, note.fold)
