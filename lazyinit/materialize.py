@@ -13,10 +13,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
@@ -25,10 +24,13 @@ from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.executable import compiler, computed_on, encode
 from lazyinit.params import Key, LazyParam, StoredParam, Thunk, cast_dtype, describe
+from lazyinit.read import Reader
 from lazyinit.slices import Slice, SmallValues, Work, gather
 
 _IN_FLIGHT = 4  # Leaves being made at a time.
-_ALIGNMENT = 64  # Bytes: JAX takes a host buffer that is aligned so without a copy.
+
+Finish: TypeAlias = Callable[[], Sequence[jax.Array]]  # Waits for what was dispatched.
+Start: TypeAlias = Callable[[], Finish]  # Dispatches.
 
 
 def materialize(
@@ -84,8 +86,12 @@ def materialize(
             jobs.setdefault(same, _Job(path, leaf, placement, target)).places.append(n)
     made = [leaf for _, leaf in leaves]
     total = sum(job.leaf.nbytes for job in jobs.values())
-    with ThreadPoolExecutor(os.cpu_count()) as pool, _progress_bar(total, progress) as advance:
-        for job, array in _run(_steps(list(jobs.values()), pool)):
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as compiling,
+        ThreadPoolExecutor(_IN_FLIGHT) as reading,
+        _progress_bar(total, progress) as advance,
+    ):
+        for job, array in _run(_steps(list(jobs.values()), compiling, reading)):
             advance(job.leaf.nbytes)
             for n in job.places:
                 made[n] = array
@@ -107,10 +113,12 @@ class _Step:
     """One dispatch, which gives the arrays of one or more jobs."""
 
     jobs: Sequence[_Job]
-    start: Callable[[], Sequence[jax.Array]]
+    start: Start
 
 
-def _steps(jobs: Sequence[_Job], pool: ThreadPoolExecutor) -> list[_Step]:
+def _steps(
+    jobs: Sequence[_Job], compiling: ThreadPoolExecutor, reading: ThreadPoolExecutor
+) -> list[_Step]:
     """Turns jobs into steps in tree order. All that can be wrong is raised here."""
     units = _units([j for j in jobs if isinstance(j.leaf, LazyParam)])
     _check_inputs(units)
@@ -118,8 +126,8 @@ def _steps(jobs: Sequence[_Job], pool: ThreadPoolExecutor) -> list[_Step]:
     for job in stored:
         job.leaf.source.check()
     small: dict[Any, SmallValues] = {}
-    steps = [_Step(u.jobs, _making(u, _small_values(u, small), pool)) for u in units]
-    steps += [_Step([j], _reading(j)) for j in stored]
+    steps = [_Step(u.jobs, _making(u, _small_values(u, small), compiling)) for u in units]
+    steps += [_Step([j], _reading(j, reading)) for j in stored]
     steps += [_Step([j], _moving(j)) for j in jobs if not isinstance(j.leaf, Thunk)]
     return sorted(steps, key=lambda step: step.jobs[0].places[0])
 
@@ -207,9 +215,7 @@ def _check_inputs(units: Iterable[_Unit]) -> None:
         raise errors.AbstractInputError(errors.listing(problems))
 
 
-def _making(
-    unit: _Unit, small: SmallValues, pool: ThreadPoolExecutor
-) -> Callable[[], Sequence[jax.Array]]:
+def _making(unit: _Unit, small: SmallValues, pool: ThreadPoolExecutor) -> Start:
     wanted = [job.sharding for job in unit.jobs]
     computed = tuple(computed_on(unit.work, s) for s in wanted)
     own_keys = {
@@ -222,66 +228,50 @@ def _making(
         dtypes = tuple(job.dtype for job in unit.jobs)
         compiled = compiler.request(pool, unit.work, arguments, parts, dtypes, computed)
 
-    def start() -> Sequence[jax.Array]:
+    def start() -> Finish:
         with compat.enable_x64(unit.work.program.x64):
             arrays = compiled.result()(parts)
-        return [
+        placed = [
             a if s is None or s == c else jax.device_put(a, s)
             for a, s, c in zip(arrays, wanted, computed, strict=True)
         ]
+        return lambda: placed
 
     return start
 
 
-def _reading(job: _Job) -> Callable[[], Sequence[jax.Array]]:
-    leaf: StoredParam = job.leaf
+def _reading(job: _Job, pool: ThreadPoolExecutor) -> Start:
+    read = Reader(job.leaf, job.sharding, job.dtype)
 
-    def read(index: Any) -> np.ndarray:
-        # A buffer of our own: JAX would take an aligned piece of the memory map as it is, and the
-        # array would change, or fault, with the file.
-        values = leaf.source.read(index)
-        buffer = _aligned_empty(values.shape, job.dtype)
-        np.copyto(buffer, values, casting="unsafe")
-        return buffer
-
-    def start() -> Sequence[jax.Array]:
-        if job.sharding is None:
-            everything = tuple(slice(0, n) for n in leaf.shape)
-            return [jax.device_put(read(everything))]
-        return [jax.make_array_from_callback(leaf.shape, job.sharding, read)]
+    def start() -> Finish:
+        future = pool.submit(read)
+        return lambda: [future.result()]
 
     return start
 
 
-def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    size = int(np.prod(shape)) * jnp.dtype(dtype).itemsize
-    space = np.empty(size + _ALIGNMENT, np.uint8)
-    offset = -space.ctypes.data % _ALIGNMENT
-    return space[offset : offset + size].view(dtype).reshape(shape)
-
-
-def _moving(job: _Job) -> Callable[[], Sequence[jax.Array]]:
-    def start() -> Sequence[Any]:
+def _moving(job: _Job) -> Start:
+    def start() -> Finish:
         array = job.leaf if job.leaf.dtype == job.dtype else job.leaf.astype(job.dtype)
-        return [array if job.sharding is None else jax.device_put(array, job.sharding)]
+        moved = array if job.sharding is None else jax.device_put(array, job.sharding)
+        return lambda: [moved]
 
     return start
 
 
 def _run(steps: Iterable[_Step]) -> Iterator[tuple[_Job, Any]]:
     """Dispatches the steps in order and yields each job's array once it is there."""
-    in_flight: collections.deque[tuple[_Job, Any]] = collections.deque()
+    in_flight: collections.deque[tuple[Sequence[_Job], Finish]] = collections.deque()
     for step in steps:
-        in_flight.extend(zip(step.jobs, step.start(), strict=True))
-        while len(in_flight) > _IN_FLIGHT:
-            yield _finished(in_flight.popleft())
+        in_flight.append((step.jobs, step.start()))
+        if len(in_flight) == _IN_FLIGHT:
+            yield from _finished(*in_flight.popleft())
     while in_flight:
-        yield _finished(in_flight.popleft())
+        yield from _finished(*in_flight.popleft())
 
 
-def _finished(done: tuple[_Job, Any]) -> tuple[_Job, Any]:
-    jax.block_until_ready(done[1])
-    return done
+def _finished(jobs: Sequence[_Job], finish: Finish) -> Iterable[tuple[_Job, Any]]:
+    return zip(jobs, jax.block_until_ready(finish()), strict=True)
 
 
 @contextlib.contextmanager

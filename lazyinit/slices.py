@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 from lazyinit import compat
 from lazyinit.fingerprint import fingerprint, fingerprint_constant
@@ -53,8 +54,10 @@ class Slice:
           The array, unsharded.
         """
         work = gather([self])
-        values = SmallValues(self.program, *_as_roots(self, key))
-        return work.run([values[v] for v in work.inputs], barrier=False)[0]
+        with compat.enable_x64(self.program.x64):
+            values = SmallValues(self.program, *_as_roots(self, key))
+            made = work.run([values[v] for v in work.inputs], barrier=False)[0]
+            return jnp.asarray(made)  # A constant may be NumPy's.
 
 
 def _as_roots(made: Slice, key: Any) -> tuple[Mapping[str, Any], Mapping[Value, Any]]:

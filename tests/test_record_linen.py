@@ -450,8 +450,10 @@ def test_float64_parameters_are_made_after_the_flag_is_off_again():
     with jax.enable_x64(True):
         want = module.init(KEY, X)
         tree = li.lazy(module).init(KEY, X)
-    assert tree["params"]["w"].dtype == np.float64
+    leaf = tree["params"]["w"]
+    assert leaf.dtype == np.float64
     assert_same(li.materialize(tree), want)
+    assert_same(leaf.init_fn(leaf.rng_path.key()), want["params"]["w"])
 
 
 def test_matmul_precision_and_numpy_promotion_of_the_recording_hold():

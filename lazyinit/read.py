@@ -1,0 +1,48 @@
+"""A stored leaf -> an array: each device its own part of the file, copied once."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from lazyinit import compat
+from lazyinit.params import StoredParam
+
+_ALIGNMENT = 64  # Bytes: JAX on CPU takes a host buffer that is aligned so as it is.
+
+
+class Reader:
+    """Reads one leaf, on whatever thread; made on the thread whose JAX settings hold."""
+
+    def __init__(self, leaf: StoredParam, sharding: Sharding | None, dtype: Any) -> None:
+        """Takes the leaf, where it goes (``None``: the default device), and its dtype there."""
+        self._leaf, self._sharding, self._dtype = leaf, sharding, dtype
+        self._x64 = compat.setting("jax_enable_x64")
+        self._device = compat.setting("jax_default_device")
+
+    def __call__(self) -> jax.Array:
+        """Reads and returns the array."""
+        # Settings belong to threads.
+        with compat.enable_x64(self._x64), jax.default_device(self._device):
+            if self._sharding is None:
+                array = jax.device_put(self._read(tuple(slice(0, n) for n in self._leaf.shape)))
+            else:
+                array = jax.make_array_from_callback(self._leaf.shape, self._sharding, self._read)
+            return jax.block_until_ready(array)
+
+    def _read(self, index: Any) -> np.ndarray:
+        # A buffer of our own: JAX would take an aligned piece of the memory map as it is, and the
+        # array would change, or fault, with the file.
+        values = self._leaf.source.read(index)
+        buffer = _aligned_empty(values.shape, self._dtype)
+        np.copyto(buffer, values, casting="unsafe")
+        return buffer
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = int(np.prod(shape)) * jnp.dtype(dtype).itemsize
+    space = np.empty(size + _ALIGNMENT, np.uint8)
+    offset = -space.ctypes.data % _ALIGNMENT
+    return space[offset : offset + size].view(dtype).reshape(shape)
