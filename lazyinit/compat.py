@@ -70,7 +70,7 @@ def setting(name: str) -> Any:
     return getattr(jax.config, name)  # Typed nowhere, so not found by type checkers.
 
 
-def keeping_barriers(platform: str) -> dict[str, str]:
+def keeping_barriers(platform: str) -> dict[str, str | bool]:
     """Returns the compiler options under which optimization barriers hold where XLA fuses.
 
     XLA's CPU compiler drops them first. Drop when ``tests/test_compat.py`` passes without.

@@ -41,8 +41,10 @@ def fingerprint(param: Any) -> Any:
             return tuple((k, fingerprint(v)) for k, v in sorted(param.items()))
         case tuple() | list():
             return (type(param), tuple(map(fingerprint, param)))
-        case np.ndarray():
-            return (param.dtype, param.shape, param.tobytes())
+        case np.ndarray() | np.generic():
+            return (type(param), param.dtype, param.shape, param.tobytes())
+        case float():
+            return (float, param.hex())  # Zeros of two signs are equal in Python.
     try:
         hash(param)
     except TypeError:

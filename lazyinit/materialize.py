@@ -23,7 +23,7 @@ from lazyinit import compat, errors, program
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.executable import compiler, computed_on, encode
-from lazyinit.params import Key, LazyParam, StoredParam, Thunk, cast_dtype, describe
+from lazyinit.params import Key, LazyParam, StoredParam, Thunk, cast_dtype, describe, label
 from lazyinit.read import Reader
 from lazyinit.slices import Slice, SmallValues, Work, gather
 
@@ -179,9 +179,15 @@ def _slice_of(job: _Job) -> Slice:
         return leaf.init_fn
     # A thunk that somebody made by hand: trace its initializer now.
     streams = {"key": Key.of(leaf.rng_path.key())} if leaf.rng_path.roots else {}
-    traced, values = program.trace(
-        lambda keys, _: jax.tree.leaves(leaf.init_fn(keys.get("key"))), streams
-    )
+    try:
+        traced, values = program.trace(
+            lambda keys, _: jax.tree.leaves(leaf.init_fn(keys.get("key"))), streams
+        )
+    except Exception as error:
+        raise errors.RecordError(
+            f"{job.path}: wanted an init_fn that maps a key to an array, got "
+            f"{label(leaf.init_fn)}, which failed: {error}. Bind its shape and dtype first."
+        ) from error
     found = [describe(traced.avals[v].shape, traced.avals[v].dtype) for v in values]
     if found != [describe(leaf.shape, leaf.dtype)]:
         raise errors.RecordError(

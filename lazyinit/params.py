@@ -100,7 +100,8 @@ class Thunk:
     __matmul__ = __rmatmul__ = __truediv__ = __rtruediv__ = _refuse
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __divmod__ = __rdivmod__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __reversed__ = _refuse
 
 
 def describe(shape: Shape, dtype: np.dtype) -> str:
@@ -168,7 +169,7 @@ class RngPath:
         object.__setattr__(self, "roots", MappingProxyType(dict(self.roots)))
 
     def __hash__(self) -> int:
-        return hash((tuple(self.roots.items()), self.folded, self.fold))
+        return hash((frozenset(self.roots.items()), self.folded, self.fold))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RngPath, (dict(self.roots), self.folded, self.fold)

@@ -56,7 +56,8 @@ def _rebuilt(node: Any, leaves: Iterator[Any]) -> Any:
         return result
     in_order = {key: result[key] for key in node}
     if not isinstance(node, dict):
-        return type(node)(in_order)  # flax.core.FrozenDict, for one.
+        make: Any = type(node)  # flax.core.FrozenDict, for one.
+        return make(in_order)
     result.clear()
     result.update(in_order)
     return result
@@ -97,7 +98,7 @@ def _glyph(found: re.Match[str]) -> str:
         return re.escape(glyph)
     negated = glyph.startswith("[!")
     members = re.escape(glyph[1 + negated : -1]).replace(r"\-", "-")
-    return f"[{'^' if negated else ''}{members}]"
+    return f"[{'^/' if negated else ''}{members}]"
 
 
 def select(paths: Paths, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
@@ -114,9 +115,9 @@ def select(paths: Paths, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
         return [True] * len(leaves)
     if callable(paths):
         return [bool(paths(path, leaf)) for path, leaf in leaves]
-    patterns = [paths] if isinstance(paths, str) else list(paths)
+    several = isinstance(paths, Iterable) and not isinstance(paths, str)
     selected = [False] * len(leaves)
-    for pattern in patterns:
+    for pattern in paths if several else [paths]:
         if not isinstance(pattern, str):
             raise errors.PathError(
                 f"paths: wanted a glob such as 'params/head', got {pattern!r}. "

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import treescope
 from treescope import rendering_parts
+from treescope.renderers import TreescopeRenderer
 
 from lazyinit.params import StoredParam, Thunk, describe
 from lazyinit.sharding import describe as where
@@ -15,10 +16,14 @@ _LAZY, _STORED = "oklch(0.88 0.08 85)", "oklch(0.88 0.07 235)"
 
 def to_html(tree: Any) -> str:
     """Returns HTML in which a tree (any pytree) can be unfolded, one line for each leaf."""
-    renderer = treescope.active_renderer.get()
     # Only for this call: the renderer that notebooks share stays as it is.
-    with treescope.active_renderer.set_scoped(renderer.extended_with(handlers=[_render_leaf])):
+    with treescope.active_renderer.set_scoped(renderer()):
         return treescope.render_to_html(tree)
+
+
+def renderer() -> TreescopeRenderer:
+    """Returns treescope's active renderer, extended by thunks and by arrays that are cut up."""
+    return treescope.active_renderer.get().extended_with(handlers=[_render_leaf])
 
 
 def _render_leaf(node: Any, path: str | None, subtree_renderer: Any) -> Any:

@@ -1,0 +1,40 @@
+"""Exceptions: what they derive from, and the two helpers of their messages."""
+
+import inspect
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyinit import errors
+
+CLASSES = [
+    x for _, x in inspect.getmembers(errors, inspect.isclass) if issubclass(x, Exception)
+]
+
+
+@pytest.mark.parametrize("error", CLASSES, ids=lambda e: e.__name__)
+def test_every_error_is_of_the_package_and_of_a_built_in(error):
+    assert issubclass(error, errors.LazyinitError)
+    if error is not errors.LazyinitError:
+        assert issubclass(error, ValueError | TypeError | LookupError)
+
+
+@pytest.mark.parametrize("error", CLASSES, ids=lambda e: e.__name__)
+def test_every_error_prints_its_message_as_it_is(error):
+    assert str(error("params/head: it's\nso")) == "params/head: it's\nso"
+
+
+def test_the_nearest_known_string_is_suggested():
+    assert errors.nearest("kernle", ["bias", "kernel"]) == "; did you mean 'kernel'?"
+    assert errors.nearest("zzz", ["bias", "kernel"]) == ""
+    assert errors.nearest("zzz", []) == ""
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\n")), max_size=30))
+def test_ten_problems_are_shown_and_the_others_counted(problems):
+    problems = [f"{p}." for p in problems]
+    lines = errors.listing(problems).split("\n") if problems else []
+    assert lines[:10] == problems[:10]
+    more = len(problems) - 10
+    assert lines[10:] == ([f"... and {more} more"] if more > 0 else [])
