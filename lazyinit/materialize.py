@@ -23,7 +23,7 @@ from lazyinit import compat, errors, program
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.executable import compiler, computed_on, encode
-from lazyinit.params import Key, LazyParam, StoredParam, Thunk, cast_dtype, describe, label
+from lazyinit.params import Key, LazyParam, RngPath, StoredParam, Thunk, cast_dtype, describe, label
 from lazyinit.read import Reader
 from lazyinit.slices import Slice, SmallValues, Work, gather
 
@@ -155,10 +155,10 @@ def _units(jobs: Sequence[_Job]) -> list[_Unit]:
 
     owner: dict[Any, int] = {}
     for n, (job, work) in enumerate(zip(jobs, works, strict=True)):
-        devices = None if job.sharding is None else frozenset(job.sharding.device_set)
-        roots = frozenset(job.leaf.rng_path.roots.items())
+        devices = None if job.sharding is None else shardings.devices_in_order(job.sharding)
+        rng = job.leaf.rng_path  # Somebody may have replaced it: another key, other values.
         for equation in work.equations:
-            first = owner.setdefault((id(equation.origin), equation.index, devices, roots), n)
+            first = owner.setdefault((id(equation.origin), equation.index, devices, rng), n)
             group[find(n)] = find(first)
     members: dict[int, list[int]] = {}
     for n in range(len(jobs)):
@@ -178,11 +178,15 @@ def _slice_of(job: _Job) -> Slice:
     if isinstance(leaf.init_fn, Slice):
         return leaf.init_fn
     # A thunk that somebody made by hand: trace its initializer now.
-    streams = {"key": Key.of(leaf.rng_path.key())} if leaf.rng_path.roots else {}
+    roots = leaf.rng_path.roots
+    one = len(roots) == 1
+    streams = {"key": Key.of(leaf.rng_path.key())} if one else roots
+
+    def init(keys: Any, _: Any) -> list[Any]:
+        return jax.tree.leaves(leaf.init_fn(keys["key"] if one else dict(keys) or None))
+
     try:
-        traced, values = program.trace(
-            lambda keys, _: jax.tree.leaves(leaf.init_fn(keys.get("key"))), streams
-        )
+        traced, values = program.trace(init, streams)
     except Exception as error:
         raise errors.RecordError(
             f"{job.path}: wanted an init_fn that maps a key to an array, got "
@@ -195,7 +199,7 @@ def _slice_of(job: _Job) -> Slice:
             f"got {', '.join(found) or 'nothing'}. Give the LazyParam the shape and dtype that "
             "its init_fn returns."
         )
-    return Slice(traced, values[0], next(iter(traced.streams), -1))
+    return Slice(traced, values[0], next(iter(traced.streams)) if one else -1)
 
 
 def _small_values(unit: _Unit, known: dict[Any, SmallValues]) -> SmallValues:
@@ -205,6 +209,11 @@ def _small_values(unit: _Unit, known: dict[Any, SmallValues]) -> SmallValues:
         arrays = {stream: key.array() for stream, key in roots.items()}
         known[which] = SmallValues(unit.work.program, arrays, {})
     return known[which]
+
+
+def _own_keys(unit: _Unit) -> dict[program.Value, RngPath]:
+    jobs = zip(unit.slices, unit.jobs, strict=True)
+    return {s.key: job.leaf.rng_path for s, job in jobs if s.key >= 0}
 
 
 def _check_inputs(units: Iterable[_Unit]) -> None:
@@ -224,18 +233,13 @@ def _check_inputs(units: Iterable[_Unit]) -> None:
 def _making(unit: _Unit, small: SmallValues, pool: ThreadPoolExecutor) -> Start:
     wanted = [job.sharding for job in unit.jobs]
     computed = tuple(computed_on(unit.work, s) for s in wanted)
-    own_keys = {
-        s.key: job.leaf.rng_path
-        for s, job in zip(unit.slices, unit.jobs, strict=True)
-        if s.key >= 0
-    }
-    with compat.enable_x64(unit.work.program.x64):
-        arguments, parts = encode(unit.work, own_keys, small)
+    with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
+        arguments, parts = encode(unit.work, _own_keys(unit), small)
         dtypes = tuple(job.dtype for job in unit.jobs)
         compiled = compiler.request(pool, unit.work, arguments, parts, dtypes, computed)
 
     def start() -> Finish:
-        with compat.enable_x64(unit.work.program.x64):
+        with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
             arrays = compiled.result()(parts)
         placed = [
             a if s is None or s == c else jax.device_put(a, s)

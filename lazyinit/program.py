@@ -48,6 +48,7 @@ class Program:
       producers: the equation that gives each value, if one does.
       constants: values known when it was traced (literals, closed-over arrays).
       literals: those of them that stood in the equations as scalars.
+      baked: those of them that eager JAX has in its compiled code, and does not hand in.
       streams: the root keys among the inputs, by the name of the stream.
       abstract: the inputs of which only a shape was given, with a name for messages.
       x64: whether 64-bit types were on.
@@ -57,6 +58,7 @@ class Program:
     producers: Mapping[Value, Equation]
     constants: Mapping[Value, Array]
     literals: frozenset[Value]
+    baked: frozenset[Value]
     streams: Mapping[Value, str]
     abstract: Mapping[Value, str]
     x64: bool
@@ -92,6 +94,10 @@ class Program:
         """Tells whether a value is a function of one key, of constants, and of nothing else."""
         inputs = self._ancestors(value, key)
         return not any(v in self.streams or v in self.abstract for v in inputs if v != key)
+
+    def depends(self, value: Value, key: Value) -> bool:
+        """Tells whether a value is computed from a key (any other value, in fact)."""
+        return key in self._ancestors(value, key)
 
     def name_of(self, value: Value) -> str:
         """Returns a name for what makes a value, for people: ``normal``, ``full(0.0)``, ``scan``.
@@ -173,6 +179,7 @@ class _Builder:
         self.producers: dict[Value, Equation] = {}
         self.constants: dict[Value, Any] = {}
         self.literals: set[Value] = set()
+        self.baked: set[Value] = set()
 
     def value(self, aval: Any) -> Value:
         self.avals.append(aval)
@@ -206,10 +213,28 @@ class _Builder:
             else:
                 results = [self.value(v.aval) for v in eqn.outvars]
                 equation = Equation(eqn, tuple(inputs), tuple(results), len(self.equations))
+                if self.divides_a_mean(equation):
+                    self.baked.add(inputs[1])
                 self.equations.append(equation)
                 self.producers.update(dict.fromkeys(results, equation))
             env.update(zip(eqn.outvars, results, strict=True))
         return [self.atom(a, env) for a in jaxpr.outvars]
+
+    def divides_a_mean(self, equation: Equation) -> bool:
+        """Tells whether an equation is the division at the end of ``jnp.mean``.
+
+        That is a jit of its own, which traces into its equations. Compiled as one, XLA turns the
+        division by a constant into a product; handed in, the divisor would divide, and round
+        otherwise. JAX gives the equations of one such call the same source info.
+        """
+        if equation.origin.primitive.name != "div" or equation.inputs[1] not in self.literals:
+            return False
+        numerator = self.producers.get(equation.inputs[0])
+        return (
+            numerator is not None
+            and numerator.origin.primitive.name == "reduce_sum"
+            and numerator.origin.source_info is equation.origin.source_info
+        )
 
     def finish(
         self, outputs: Iterable[Value], streams: Mapping[Value, str], abstract: Mapping[Value, str]
@@ -229,6 +254,7 @@ class _Builder:
             {v: e for v, e in self.producers.items() if v in kept},
             {v: a for v, a in self.constants.items() if v in kept},
             frozenset(self.literals & kept),
+            frozenset(self.baked & kept),
             streams,
             abstract,
             bool(compat.setting("jax_enable_x64")),

@@ -146,6 +146,13 @@ def describe(sharding: Sharding | None) -> str:
     return str(sharding)
 
 
+def devices_in_order(sharding: Sharding) -> Sequence[Any]:
+    """Returns the devices in the order that one program must agree on for all that it makes."""
+    if isinstance(sharding, NamedSharding):
+        return tuple(sharding.mesh.devices.flat)
+    return tuple(sorted(sharding.device_set, key=lambda device: device.id))
+
+
 def replicated(sharding: Sharding) -> Sharding | None:
     """Returns the sharding with a whole copy on each of its devices, ``None`` if it has no such."""
     if sharding.num_devices == 1:

@@ -93,18 +93,40 @@ class Work:
         """
         env = dict(zip(self.inputs, inputs, strict=True))
         for equation in self.equations:
-            results = compat.bind(equation.origin, *(env[v] for v in equation.inputs))
+            results = self._compute(equation, env)
             if barrier and not any(is_key(x) for x in results):
                 results = jax.lax.optimization_barrier(list(results))
             env.update(zip(equation.outputs, results, strict=True))
         return [env[v] for v in self.outputs]
 
+    def _compute(self, equation: Equation, env: Mapping[Value, Array]) -> Sequence[Array]:
+        program = self.program
+        given = [env.get(v) for v in equation.inputs]
+        if program.baked.isdisjoint(equation.inputs):
+            return compat.bind(equation.origin, *given)
+
+        def baked(*given: Any) -> Sequence[Array]:
+            inputs = zip(equation.inputs, given, strict=True)
+            return compat.bind(
+                equation.origin,
+                *(program.constants[v] if v in program.baked else x for v, x in inputs),
+            )
+
+        return jax.jit(baked)(*given)
+
     def signature(self) -> tuple[Any, ...]:
         """Returns a hashable value that two works share just if one program serves both."""
         number = {v: n for n, v in enumerate(self.inputs)}
+        program = self.program
+
+        def taken_as(v: Value) -> Any:
+            if v in program.baked:
+                return fingerprint_constant(program.constants[v], program.avals[v])
+            return number[v]
+
         steps = []
         for equation in self.equations:
-            taken = tuple(number[v] for v in equation.inputs)
+            taken = tuple(map(taken_as, equation.inputs))
             for v in equation.outputs:
                 number[v] = len(number)
             origin = equation.origin
@@ -117,17 +139,29 @@ def gather(slices: Sequence[Slice]) -> Work:
     """Collects the equations that the slices (of one program) need, each once, and their inputs."""
     program = slices[0].program
     outputs = tuple(s.output for s in slices)
-    keys = {s.key for s in slices}
+    keys = {s.key for s in slices if s.key >= 0}
     wanted: dict[int, set[Value]] = {}
     queue: list[int] = []  # Indices, negated: every consumer comes before its producer.
     equations: dict[int, Equation] = {}
     inputs: dict[Value, None] = {}
 
+    def is_handed_in(value: Value) -> bool:
+        if value not in program.producers or value in keys:
+            return True
+        # What is made of a leaf's own key is made beside it: that key may be another one later.
+        return (
+            value not in outputs
+            and program.is_small(value)
+            and not any(program.depends(value, key) for key in keys)
+        )
+
     def want(value: Value) -> None:
-        producer = program.producers.get(value)
-        if producer is None or value in keys or (value not in outputs and program.is_small(value)):
+        if value in program.baked:
+            return
+        if is_handed_in(value):
             inputs[value] = None
             return
+        producer = program.producers[value]
         if producer.index not in wanted:
             wanted[producer.index] = set()
             equations[producer.index] = producer

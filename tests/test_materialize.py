@@ -114,7 +114,7 @@ DISTRIBUTIONS = {
     "gamma": lambda k, s: jax.random.gamma(k, 2.0, s),
     "uniform": jax.random.uniform,
     "bfloat16": lambda k, s: jax.random.normal(k, s, jnp.bfloat16),
-    "sum": lambda k, s: jax.random.normal(k, s) - jax.random.normal(k, s).mean(),
+    "sum": lambda k, s: jax.random.normal(k, s) - jax.random.normal(k, s).sum(),
     "tanh": lambda k, s: jnp.tanh(jax.random.normal(k, s)) * 0.3 + jnp.exp(jax.random.uniform(k, s)),
     "cumsum": lambda k, s: jnp.cumsum(jax.random.normal(k, s), 0),
 }
@@ -130,6 +130,36 @@ def test_odd_shards_have_the_bits_of_the_whole(name):
         assert_same(li.materialize(leaf), want)
         for spec in (P("a", "b"), P(None, "b"), P("a")):
             assert_same(li.materialize(leaf, sharding=NamedSharding(MESH, spec)), want)
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        pytest.param(
+            lambda key: jnp.stack([
+                jax.random.normal(k, (6, 20)).mean() for k in jax.random.split(key, 16)
+            ]),
+            # A documented exception, docs/architecture.md.
+            marks=pytest.mark.xfail(reason="a jaxpr has not the bounds of jit(inline=True)"),
+        ),
+        pytest.param(
+            lambda key: jax.random.lognormal(key, 0.7, (6, 20)),
+            # A documented exception, docs/architecture.md.
+            marks=pytest.mark.xfail(reason="a jaxpr has not the bounds of jit(inline=True)"),
+        ),
+        lambda key: jax.nn.softplus(jax.random.normal(key, (6, 20)) * 3.0),
+        lambda key: jax.nn.silu(jax.random.normal(key, (6, 20)).std(0)),
+        lambda key: jax.nn.gelu(jax.random.normal(key, (6, 20))),
+    ],
+    ids=["mean", "lognormal", "softplus", "silu", "gelu"],
+)
+def test_functions_of_jax_that_are_one_step_in_eager_mode_stay_one(init):
+    module = models.Wrap(lambda self, x: self.param("w", init))
+    want = module.init(KEY, models.X)
+    tree = li.lazy(module).init(KEY, models.X)
+    leaf = tree["params"]["w"]
+    assert_same(li.materialize(tree), want)
+    assert_same(leaf.init_fn(leaf.rng_path.key()), want["params"]["w"])
 
 
 # Selection.
@@ -234,8 +264,8 @@ def test_leaves_that_share_equations_may_have_other_shardings():
     [
         SingleDeviceSharding(jax.devices()[3]),
         None,
-        NamedSharding(Mesh(np.array(jax.devices())[::-1].reshape(4, 2), ("a", "b")), P("a")),
-        NamedSharding(Mesh(np.array(jax.devices())[:4].reshape(4), ("a",)), P("a")),
+        NamedSharding(Mesh(np.array(jax.devices())[::-1].reshape(4, 2), ("a", "b")), P(None, "a")),
+        NamedSharding(Mesh(np.array(jax.devices())[:4].reshape(4), ("a",)), P(None, "a")),
     ],
     ids=["one device", "none", "reversed", "half"],
 )
@@ -326,6 +356,36 @@ def test_a_thunk_made_by_hand_is_its_init_fn_of_its_key(key):
     want = init(jax.random.fold_in(key, 5))
     assert_same(li.materialize({"x": leaf}), {"x": want})
     assert_same(li.materialize(leaf, sharding=NamedSharding(MESH, P("a", "b"))), want)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3)], ids=["typed", "raw"])
+@pytest.mark.parametrize(
+    "init",
+    [
+        lambda key: jax.random.normal(jax.random.split(key)[1], (3, 4)),
+        lambda key: jnp.ones((3, 4)) * jax.random.uniform(key),
+        lambda key: jax.random.bits(key, (3, 4)).astype(jnp.float32),
+        lambda key: jax.random.normal(jax.random.fold_in(key, 3), (3, 4)) + jax.random.normal(key, (3, 4)),
+    ],
+    ids=["split", "scalar", "bits", "folded"],
+)  # fmt: skip
+def test_a_thunk_made_by_hand_may_use_its_key_in_any_way(key, init):
+    leaf = by_hand(init, roots={"params": Key.of(key)})
+    again = dataclasses.replace(leaf, rng_path=li.RngPath(leaf.rng_path.roots, ("x",), 6))
+    made = li.materialize({"a": leaf, "b": again})
+    assert_same(made, {"a": init(jax.random.fold_in(key, 5)), "b": init(jax.random.fold_in(key, 6))})
+
+
+@pytest.mark.parametrize("name", ["raw key", "several streams", "jit around an initializer"])
+def test_recorded_thunks_with_other_rng_paths_have_their_keys(name):
+    module, rngs, args, _ = models.CASES[name]
+    for leaf in jax.tree.leaves(li.lazy(module).init(rngs, *args)):
+        if leaf.rng_path.fold < 0 or leaf.dtype != jnp.float32:
+            continue
+        other = dataclasses.replace(leaf, rng_path=li.RngPath(leaf.rng_path.roots, ("x",), 123))
+        made = li.materialize({"a": leaf, "b": other})
+        assert_same(made["a"], leaf.init_fn(leaf.rng_path.key()), leaf.path)
+        assert_same(made["b"], other.init_fn(other.rng_path.key()), leaf.path)
 
 
 def test_a_thunk_made_by_hand_may_ignore_its_key_or_have_none():

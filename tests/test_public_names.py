@@ -1,0 +1,50 @@
+"""What is public is what ``lazyinit/__init__.py`` exports, and this list."""
+
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import lazyinit as li
+
+NAMES = """
+LazyParam LazyinitError Rename RngPath Rule StoredParam TORCH errors fill inspect lazy materialize
+open_checkpoint plan shard_by_metadata shard_by_rules shard_fsdp strip_prefix
+""".split()
+
+
+def test_the_public_names_are_these():
+    public = {
+        name
+        for name, value in vars(li).items()
+        if not name.startswith("_")
+        and (not isinstance(value, types.ModuleType) or name == "errors")
+    }
+    assert public == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_public_is_documented(name):
+    assert (getattr(li, name).__doc__ or "").strip() or name == "TORCH"
+
+
+def loaded(*modules):
+    """Returns which of the modules a fresh ``import lazyinit`` loads."""
+    code = f"import sys, lazyinit; print(*[m for m in {modules!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_importing_the_package_is_light():
+    heavy = ("flax", "optax", "torch", "transformers", "treescope", "safetensors", "IPython")
+    assert loaded(*heavy) == []
+
+
+@pytest.mark.parametrize("name", ["params", "program", "plan", "materialize"])
+def test_the_engine_imports_no_flax(name):
+    importlib.import_module(f"lazyinit.{name}")
+    code = f"import sys, lazyinit.{name}; print('flax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
