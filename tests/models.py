@@ -355,7 +355,6 @@ def _(self, x):
     return x
 
 
-
 # Lifted transforms.
 
 
@@ -504,7 +503,9 @@ case("jit between", JitInside())
 
 @compact("jit around an initializer")
 def _(self, x):
-    init = jax.jit(lambda key, a: (jax.random.normal(key, (8, 8)) * a + 0.1, a * 2), static_argnums=1)
+    init = jax.jit(
+        lambda key, a: (jax.random.normal(key, (8, 8)) * a + 0.1, a * 2), static_argnums=1
+    )
     self.param("a", lambda key: init(key, 3.0)[0])
     self.param("b", lambda key: jax.jit(lambda k, m: jax.random.normal(k, (8,)) * m)(key, x.mean()))
     self.param("c", jax.nn.initializers.glorot_normal(), (8, 8))

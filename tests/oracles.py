@@ -74,9 +74,7 @@ def live():
 
 def large_arrays_since(before, size=64):
     """Returns shapes of arrays alive now and not before, of more elements than a key or scalar."""
-    return [
-        (x.shape, str(x.dtype)) for n, x in live().items() if n not in before and x.size > size
-    ]
+    return [(x.shape, str(x.dtype)) for n, x in live().items() if n not in before and x.size > size]
 
 
 def _both_arrays(got, want):

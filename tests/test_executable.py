@@ -117,7 +117,9 @@ def test_what_sums_is_computed_whole_and_cut_afterwards():
 
 
 def test_each_device_draws_its_own_shard_alone():
-    leaf = li.lazy(models.Wrap(lambda self, x: self.param("w", jax.random.normal, (64, 64)))).init(KEY, 0)
+    leaf = li.lazy(models.Wrap(lambda self, x: self.param("w", jax.random.normal, (64, 64)))).init(
+        KEY, 0
+    )
     work = gather([leaf["params"]["w"].init_fn])
     words = np.asarray(jax.random.key_data(KEY))
     lowered = executable._lower(

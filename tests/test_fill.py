@@ -409,5 +409,3 @@ def test_a_large_tree_is_filled_in_about_a_second():
     assert time.perf_counter() - start < 10
     assert len(report.loaded) == 20_000
     assert "params/l_{0..9999}/fc/kernel" in text
-
-

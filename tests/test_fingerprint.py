@@ -95,8 +95,12 @@ def test_a_key_of_another_implementation_is_another_type():
     assert not same(of(draw, KEY), of(draw, jax.random.key(0, impl="rbg")))
 
 
-@pytest.mark.parametrize("a", [1, 1.0, True, np.float32(1), "1", (1,), [1], (1.0,), {"a": 1}, None, X])
-@pytest.mark.parametrize("b", [1, 1.0, True, np.float32(1), "1", (1,), [1], (1.0,), {"a": 1}, None, X])
+@pytest.mark.parametrize(
+    "a", [1, 1.0, True, np.float32(1), "1", (1,), [1], (1.0,), {"a": 1}, None, X]
+)
+@pytest.mark.parametrize(
+    "b", [1, 1.0, True, np.float32(1), "1", (1,), [1], (1.0,), {"a": 1}, None, X]
+)
 def test_parameters_of_other_types_differ(a, b):
     alike = type(a) is type(b) and a == b and repr(a) == repr(b)
     assert same(fingerprint(a), fingerprint(b)) == alike

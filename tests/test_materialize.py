@@ -115,7 +115,9 @@ DISTRIBUTIONS = {
     "uniform": jax.random.uniform,
     "bfloat16": lambda k, s: jax.random.normal(k, s, jnp.bfloat16),
     "sum": lambda k, s: jax.random.normal(k, s) - jax.random.normal(k, s).sum(),
-    "tanh": lambda k, s: jnp.tanh(jax.random.normal(k, s)) * 0.3 + jnp.exp(jax.random.uniform(k, s)),
+    "tanh": lambda k, s: (
+        jnp.tanh(jax.random.normal(k, s)) * 0.3 + jnp.exp(jax.random.uniform(k, s))
+    ),
     "cumsum": lambda k, s: jnp.cumsum(jax.random.normal(k, s), 0),
 }
 
@@ -135,12 +137,8 @@ def test_odd_shards_have_the_bits_of_the_whole(name):
 @pytest.mark.parametrize(
     "init",
     [
-        pytest.param(
-            lambda key: jnp.stack([
-                jax.random.normal(k, (6, 20)).mean() for k in jax.random.split(key, 16)
-            ]),
-            # A documented exception, docs/architecture.md.
-            marks=pytest.mark.xfail(reason="a jaxpr has not the bounds of jit(inline=True)"),
+        lambda key: jnp.stack(
+            [jax.random.normal(k, (6, 20)).mean() for k in jax.random.split(key, 16)]
         ),
         pytest.param(
             lambda key: jax.random.lognormal(key, 0.7, (6, 20)),
@@ -345,7 +343,9 @@ def test_a_dtype_casts_what_is_selected_alone():
 
 def by_hand(init_fn, shape=(3, 4), dtype="float32", fold=5, roots=None):
     roots = {"params": Key.of(KEY)} if roots is None else roots
-    return li.LazyParam(shape, dtype, init_fn, li.RngPath(roots, ("x",), fold), path="recorded/path")
+    return li.LazyParam(
+        shape, dtype, init_fn, li.RngPath(roots, ("x",), fold), path="recorded/path"
+    )
 
 
 @pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3), jax.random.key(3, impl="rbg")],
@@ -373,7 +373,9 @@ def test_a_thunk_made_by_hand_may_use_its_key_in_any_way(key, init):
     leaf = by_hand(init, roots={"params": Key.of(key)})
     again = dataclasses.replace(leaf, rng_path=li.RngPath(leaf.rng_path.roots, ("x",), 6))
     made = li.materialize({"a": leaf, "b": again})
-    assert_same(made, {"a": init(jax.random.fold_in(key, 5)), "b": init(jax.random.fold_in(key, 6))})
+    assert_same(
+        made, {"a": init(jax.random.fold_in(key, 5)), "b": init(jax.random.fold_in(key, 6))}
+    )
 
 
 @pytest.mark.parametrize("name", ["raw key", "several streams", "jit around an initializer"])
@@ -414,7 +416,9 @@ def test_a_recorded_thunk_with_another_rng_path_has_that_key():
         "same": leaf,
         "fold": dataclasses.replace(leaf, rng_path=li.RngPath(roots, ("x", 1), 123)),
         "again": dataclasses.replace(leaf, rng_path=li.RngPath(roots, ("x", 2), 124)),
-        "root": dataclasses.replace(leaf, rng_path=li.RngPath({"params": Key.of(jax.random.key(9))})),
+        "root": dataclasses.replace(
+            leaf, rng_path=li.RngPath({"params": Key.of(jax.random.key(9))})
+        ),
     }
     made = li.materialize(others)
     for name, other in others.items():

@@ -106,9 +106,7 @@ BINARY = [operator.add, operator.sub, operator.mul, operator.matmul, operator.tr
           operator.floordiv, operator.mod, operator.pow, operator.and_, operator.or_, operator.xor,
           operator.lt, operator.le, operator.gt, operator.ge, operator.lshift, operator.rshift,
           divmod]  # fmt: skip
-MESSAGE = (
-    "params/head/kernel: wanted an array, got LazyParam(float32[16,8], variance_scaling"
-)
+MESSAGE = "params/head/kernel: wanted an array, got LazyParam(float32[16,8], variance_scaling"
 WAY_OUT = "Make it with lazyinit.materialize(tree, 'params/head/kernel')."
 
 
@@ -190,7 +188,9 @@ def test_equal_leaves_are_equal_and_hash_alike():
         dataclasses.replace(a, dtype=jnp.bfloat16),
         dataclasses.replace(a, weak_type=True),
         dataclasses.replace(a, init_fn=nn.initializers.normal(0.02)),
-        dataclasses.replace(a, rng_path=li.RngPath({"params": Key.of(jax.random.key(1))}, ("head", 1), 7)),
+        dataclasses.replace(
+            a, rng_path=li.RngPath({"params": Key.of(jax.random.key(1))}, ("head", 1), 7)
+        ),
         dataclasses.replace(a, rng_path=li.RngPath({"other": Key.of(KEY)}, ("head", 1), 7)),
     ):
         assert a != other

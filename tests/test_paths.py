@@ -85,8 +85,10 @@ keys = st.text(st.sampled_from("abk_.[]!-^$*?\\1"), min_size=1, max_size=4)
 plain = st.text(st.sampled_from("ab1_."), min_size=1, max_size=3)
 trees = st.recursive(
     st.integers(),
-    lambda children: st.dictionaries(plain, children, min_size=1, max_size=3)
-    | st.lists(children, min_size=1, max_size=2),
+    lambda children: (
+        st.dictionaries(plain, children, min_size=1, max_size=3)
+        | st.lists(children, min_size=1, max_size=2)
+    ),
     max_leaves=8,
 )
 

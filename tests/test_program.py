@@ -121,7 +121,9 @@ def test_raw_keys_and_other_implementations_share_no_program_with_threefry():
 
 
 def test_recording_keeps_no_forward_pass():
-    found = [name for s in slices(models.Decoder(2), models.TOKENS) for name in primitives(gather([s]))]
+    found = [
+        name for s in slices(models.Decoder(2), models.TOKENS) for name in primitives(gather([s]))
+    ]
     assert "dot_general" not in found
     assert "exp" not in found
     programs = {id(s.program): s.program for s in slices(models.Decoder(2), models.TOKENS)}
@@ -164,7 +166,9 @@ def test_an_equation_that_two_leaves_need_is_gathered_once():
 def test_keys_and_scalars_are_handed_in():
     work = gather([sliced(lambda key: jax.random.normal(jax.random.split(key)[0], (8, 8)) * 0.5)])
     assert {work.program.avals[v].shape for v in work.inputs} == {()}
-    assert not {"random_split", "slice", "random_fold_in"} & {e.origin.primitive.name for e in work.equations}
+    assert not {"random_split", "slice", "random_fold_in"} & {
+        e.origin.primitive.name for e in work.equations
+    }
 
 
 def test_a_scalar_that_is_computed_from_data_is_not_handed_in():
@@ -182,8 +186,18 @@ def test_a_program_tells_keys_data_and_small_values_apart():
 
     x = jax.ShapeDtypeStruct((8,), "float32")
     traced, (key, drawn, of_table, of_input, scalar, data) = program.trace(init, ROOTS, [("x", x)])
-    assert [traced.is_small(v) for v in (key, drawn, of_table, scalar)] == [True, False, False, True]
-    assert [traced.on_keys_alone(v) for v in (key, drawn, of_table, of_input)] == [True, True, False, False]
+    assert [traced.is_small(v) for v in (key, drawn, of_table, scalar)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert [traced.on_keys_alone(v) for v in (key, drawn, of_table, of_input)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert [traced.streams_of(v) for v in (key, of_input, data)] == [{"params"}, {"params"}, set()]
     assert traced.made_from(drawn, key)
     assert traced.made_from(of_table, key)
@@ -213,7 +227,10 @@ def test_a_long_chain_of_equations_is_no_recursion():
         (lambda key: jax.random.normal(key, (8, 8)).sum(0), False),
         (lambda key: jnp.cumsum(jax.random.normal(key, (8, 8)), 0), False),
         (lambda key: nn.initializers.orthogonal()(key, (8, 8)), False),
-        (lambda key: jax.jit(lambda k: jax.random.normal(k, (8, 8)) @ jnp.ones((8, 8)))(key), False),
+        (
+            lambda key: jax.jit(lambda k: jax.random.normal(k, (8, 8)) @ jnp.ones((8, 8)))(key),
+            False,
+        ),
         (lambda key: jnp.sort(jax.random.normal(key, (8,))), False),
     ],
 )
@@ -245,7 +262,9 @@ def test_small_values_start_from_what_is_given():
     other = jax.random.key(5)
     assert_same(SmallValues(traced, {"params": KEY}, {})[last],
                 jax.random.split(jax.random.fold_in(KEY, 1))[1])  # fmt: skip
-    assert_same(SmallValues(traced, {"params": KEY}, {key: other})[last], jax.random.split(other)[1])
+    assert_same(
+        SmallValues(traced, {"params": KEY}, {key: other})[last], jax.random.split(other)[1]
+    )
 
 
 def test_tracing_allocates_nothing():

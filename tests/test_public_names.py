@@ -9,10 +9,26 @@ import pytest
 
 import lazyinit as li
 
-NAMES = """
-LazyParam LazyinitError Rename RngPath Rule StoredParam TORCH errors fill inspect lazy materialize
-open_checkpoint plan shard_by_metadata shard_by_rules shard_fsdp strip_prefix
-""".split()
+NAMES = [
+    "LazyParam",
+    "LazyinitError",
+    "Rename",
+    "RngPath",
+    "Rule",
+    "StoredParam",
+    "TORCH",
+    "errors",
+    "fill",
+    "inspect",
+    "lazy",
+    "materialize",
+    "open_checkpoint",
+    "plan",
+    "shard_by_metadata",
+    "shard_by_rules",
+    "shard_fsdp",
+    "strip_prefix",
+]
 
 
 def test_the_public_names_are_these():

@@ -8,14 +8,14 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import models
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from oracles import assert_same, kernel_sharding, large_arrays_since, live
 
 import lazyinit as li
 from lazyinit import paths
-import models
-from oracles import assert_same, kernel_sharding, large_arrays_since, live
 
 KEY = jax.random.key(7)
 X = models.X
@@ -346,7 +346,10 @@ def test_two_threads_that_record_do_not_see_each_other():
         tree = li.lazy(Waiting(tag)).init(jax.random.key(seed), X)
         made[tag] = tree
 
-    threads = [threading.Thread(target=work, args=("a", 1)), threading.Thread(target=work, args=("b", 2))]
+    threads = [
+        threading.Thread(target=work, args=("a", 1)),
+        threading.Thread(target=work, args=("b", 2)),
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -356,7 +359,9 @@ def test_two_threads_that_record_do_not_see_each_other():
         assert all(name.startswith(tag) for name in made[tag]["params"])
         normal = made[tag]["params"][f"{tag}_first"]
         root = jax.random.key(seed)
-        assert normal.rng_path.roots["params"].data == np.asarray(jax.random.key_data(root)).tobytes()
+        assert (
+            normal.rng_path.roots["params"].data == np.asarray(jax.random.key_data(root)).tobytes()
+        )
         assert_same(
             li.materialize(made[tag]["params"][f"{tag}_first"]),
             jax.random.normal(normal.rng_path.key(), (8, 8)),
@@ -618,7 +623,10 @@ def test_missing_and_surplus_arguments_are_type_errors():
         (np.zeros(2), r"rngs: wanted .*, got ndarray float64\[2\]"),
         (jnp.zeros(3, jnp.uint32), r"rngs: wanted .*, got ArrayImpl uint32\[3\]"),
         (jax.random.split(KEY), r"rngs: wanted .*, got PRNGKeyArray key<fry>\[2\]"),
-        (jax.ShapeDtypeStruct((2,), "uint32"), r"rngs: wanted .*, got ShapeDtypeStruct uint32\[2\]"),
+        (
+            jax.ShapeDtypeStruct((2,), "uint32"),
+            r"rngs: wanted .*, got ShapeDtypeStruct uint32\[2\]",
+        ),
         ("key", r"rngs: wanted .*, got str 'key'"),
         (None, r"rngs: wanted .*, got NoneType None"),
         ({"params": KEY, "dropout": 5}, r"rngs\['dropout'\]: wanted .*, got int 5"),
@@ -670,7 +678,7 @@ def test_a_branch_on_a_shape_alone_says_what_to_do():
         lambda key: float(jax.random.normal(key, ())),
         lambda key: np.random.default_rng(np.asarray(jax.random.key_data(key))).normal(size=8),
         lambda key: jax.random.normal(key, (8,)).tolist(),
-        lambda key: [x for x in range(8)][jax.random.randint(key, (), 0, 8)],
+        lambda key: list(range(8))[jax.random.randint(key, (), 0, 8)],
         lambda key: jnp.ones(8)[jax.random.normal(key, (8,)) > 0],
     ],
     ids=["asarray", "int", "float", "numpy rng", "tolist", "index", "boolean mask"],
@@ -683,7 +691,9 @@ def test_an_initializer_that_takes_its_key_to_the_host_is_a_record_error(init):
 
 
 def test_init_with_output_is_not_offered():
-    with pytest.raises(li.errors.RecordError, match=r"lazy\(MLP\)\.init_with_output: .*module\.apply"):
+    with pytest.raises(
+        li.errors.RecordError, match=r"lazy\(MLP\)\.init_with_output: .*module\.apply"
+    ):
         li.lazy(models.MLP()).init_with_output(KEY, X)
 
 

@@ -175,9 +175,7 @@ def test_one_spec_without_a_mesh_says_to_add_one():
 
 @pytest.mark.parametrize("wrong", ["a", 3, MESH, jax.devices()[0], ("a", "b")])
 def test_another_value_says_what_to_pass(wrong):
-    assert "Pass None, a Sharding, a prefix pytree, or a callable" in refused(
-        lambda p, x: wrong
-    )
+    assert "Pass None, a Sharding, a prefix pytree, or a callable" in refused(lambda p, x: wrong)
 
 
 def test_all_problems_are_collected():
@@ -199,7 +197,9 @@ def test_a_sharding_that_is_not_named_is_checked_by_its_own_rule():
 
 
 def test_rules_take_the_first_pattern_that_matches():
-    shard = li.shard_by_rules(MESH, [("params/head", P("b")), ("**/kernel", P("a")), ("**/0", P("a"))])
+    shard = li.shard_by_rules(
+        MESH, [("params/head", P("b")), ("**/kernel", P("a")), ("**/0", P("a"))]
+    )
     assert resolved(shard) == {
         "params/head/kernel": on("b"),
         "params/head/bias": on("b"),
@@ -325,7 +325,9 @@ def test_shardings_are_described_for_people():
 KINDS = {
     "auto": lambda: MESH,
     "explicit": lambda: jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Explicit,) * 2),
-    "mixed": lambda: jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Explicit, AxisType.Auto)),
+    "mixed": lambda: jax.make_mesh(
+        (2, 4), ("a", "b"), axis_types=(AxisType.Explicit, AxisType.Auto)
+    ),
     "default": lambda: jax.make_mesh((2, 4), ("a", "b")),
     "by hand": lambda: Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b")),
     "reversed": lambda: Mesh(np.array(jax.devices())[::-1].reshape(2, 4), ("a", "b")),
@@ -348,7 +350,9 @@ def test_every_kind_of_mesh_gives_the_bits_of_eager_init(kind, spec):
     made = li.materialize(tree, sharding=sharding)
     for name in want:
         assert made[name].sharding == sharding
-        assert {s.data.shape for s in made[name].addressable_shards} == {sharding.shard_shape((8, 8))}
+        assert {s.data.shape for s in made[name].addressable_shards} == {
+            sharding.shard_shape((8, 8))
+        }
         assert np.asarray(made[name]).tobytes() == np.asarray(want[name]).tobytes()
 
 
@@ -362,4 +366,6 @@ def test_a_mesh_that_is_set_for_the_program_changes_nothing(kind):
         plain = li.materialize(tree)
     kernel = want["params"]["head"]["kernel"]
     for tree in (made, plain):
-        assert np.asarray(tree["params"]["head"]["kernel"]).tobytes() == np.asarray(kernel).tobytes()
+        assert (
+            np.asarray(tree["params"]["head"]["kernel"]).tobytes() == np.asarray(kernel).tobytes()
+        )
