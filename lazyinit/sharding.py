@@ -106,6 +106,8 @@ def _problem(path: str, leaf: Any, sharding: Any) -> str:
         return f"{path}: wanted a jax.sharding.Sharding, got {sharding!r}. {way_out}"
     shape = leaf.shape
     if isinstance(sharding, NamedSharding):
+        if not isinstance(sharding.mesh, Mesh):
+            return f"{path}: wanted devices, got {sharding.mesh}. Pass a jax.sharding.Mesh."
         spec = sharding.spec
         if len(spec) > len(shape):
             return (
@@ -149,7 +151,8 @@ def describe(sharding: Sharding | None) -> str:
 def devices_in_order(sharding: Sharding) -> Sequence[Any]:
     """Returns the devices in the order that one program must agree on for all that it makes."""
     if isinstance(sharding, NamedSharding):
-        return tuple(sharding.mesh.devices.flat)
+        devices: Any = sharding.mesh.devices
+        return tuple(devices.flat)
     return tuple(sorted(sharding.device_set, key=lambda device: device.id))
 
 

