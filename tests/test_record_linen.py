@@ -1,5 +1,6 @@
 """Recording a Linen module, and the bits of what it makes, against eager ``module.init``."""
 
+import functools
 import gc
 import threading
 import time
@@ -33,25 +34,20 @@ def one_by_one(tree):
     return tree
 
 
-def check(mesh, module, rngs, *args, **kwargs):
-    """Asserts eager bits for all at once, on a mesh, and leaf by leaf; returns the lazy tree."""
+@functools.lru_cache
+def recorded(name):
+    """Returns what eager init makes of a case, and the lazy tree."""
+    module, rngs, args, kwargs = models.CASES[name]
     want = module.init(rngs, *args, **kwargs)
     before = live()
     tree = li.lazy(module).init(rngs, *args, **kwargs)
     assert not large_arrays_since(before), "recording allocated"
-    assert jax.tree.structure(tree) == jax.tree.structure(want)
-    for (path, thunk), value in zip(
-        paths.leaves_with_paths(tree), jax.tree.leaves(want), strict=True
-    ):
-        if isinstance(thunk, li.LazyParam):
-            facts = thunk.shape, thunk.dtype, thunk.weak_type
-            weak_type = getattr(value, "weak_type", False)
-            assert facts == (value.shape, value.dtype, weak_type), path
-    assert_same(li.materialize(tree), want)
-    assert_same(one_by_one(tree), want)
-    assert_same(_without_numpy(li.materialize(tree, sharding=kernel_sharding(mesh))),
-                _without_numpy(want))  # fmt: skip
-    return tree
+    return want, tree
+
+
+def cases(fast):
+    """Returns the names of all cases, those that are not fast marked as slow."""
+    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in models.CASES]
 
 
 def _without_numpy(tree):
@@ -61,13 +57,31 @@ def _without_numpy(tree):
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in models.SLOW else n for n in models.CASES],
-)
-def test_bits_of_eager_init(name, mesh):
-    module, rngs, args, kwargs = models.CASES[name]
-    check(mesh, module, rngs, *args, **kwargs)
+@pytest.mark.parametrize("name", cases(set(models.CASES) - models.SLOW))
+def test_the_tree_has_the_facts_of_eager_init(name):
+    want, tree = recorded(name)
+    assert jax.tree.structure(tree) == jax.tree.structure(want)
+    for (path, thunk), value in zip(
+        paths.leaves_with_paths(tree), jax.tree.leaves(want), strict=True
+    ):
+        if isinstance(thunk, li.LazyParam):
+            weak_type = getattr(value, "weak_type", False)
+            facts = thunk.shape, thunk.dtype, thunk.weak_type
+            assert facts == (value.shape, value.dtype, weak_type), path
+
+
+@pytest.mark.parametrize("name", cases(set(models.CASES) - models.SLOW))
+def test_bits_of_eager_init(name):
+    want, tree = recorded(name)
+    assert_same(li.materialize(tree), want)
+    assert_same(one_by_one(tree), want)
+
+
+@pytest.mark.parametrize("name", cases(models.ON_A_MESH))
+def test_bits_of_eager_init_on_a_mesh(name, mesh):
+    want, tree = recorded(name)
+    made = li.materialize(tree, sharding=kernel_sharding(mesh))
+    assert_same(_without_numpy(made), _without_numpy(want))
 
 
 @pytest.mark.slow
