@@ -114,9 +114,10 @@ class Compiler:
         device = compat.setting("jax_default_device")
         wanted = (work.signature(), arguments, dtypes, placements, device)
         with self._lock:
-            if wanted in self._kept:
+            known = self._kept.get(wanted)
+            if known is not None and not (known.done() and known.exception()):
                 self._kept.move_to_end(wanted)
-                return self._kept[wanted]
+                return known
             lowered = _lower(work, arguments, parts, dtypes, placements)
             options = compat.keeping_barriers(_platform(placements))
             compiled = self._kept[wanted] = pool.submit(lowered.compile, options)
@@ -156,9 +157,10 @@ def computed_on(work: Work, placement: Sharding | None) -> Sharding | None:
 
     Elementwise operations and random bits give every element alone, and may be cut up. A sum or a
     product of matrices may not: partial sums round in another order. These are computed whole on
-    each device, and cut afterwards.
+    each device, and cut afterwards. So are empty arrays, which jit leaves whole (jax 0.10.2).
     """
-    if placement is None or is_order_free(work):
+    is_empty = any(work.program.avals[value].size == 0 for value in work.outputs)
+    if placement is None or (is_order_free(work) and not is_empty):
         return placement
     return shardings.replicated(placement)
 

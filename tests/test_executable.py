@@ -138,3 +138,20 @@ def test_an_array_that_no_memory_holds_is_the_error_of_jax_each_time():
     for _ in range(2):
         with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED|memory"):
             li.materialize(tree)
+
+
+def test_a_program_that_failed_to_compile_is_compiled_anew(monkeypatch):
+    module = models.Wrap(lambda self, x: self.param("w", jax.nn.initializers.normal(0.123), (3, 7)))
+    tree = li.lazy(module).init(KEY, 0)
+    compile_once = jax.stages.Lowered.compile
+    failures = iter([RuntimeError("out of luck")])
+
+    def fails_first(self, *args):
+        for failure in failures:
+            raise failure
+        return compile_once(self, *args)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", fails_first)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        li.materialize(tree)
+    assert_same(li.materialize(tree), module.init(KEY, 0))

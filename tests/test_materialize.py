@@ -323,7 +323,7 @@ def test_a_key_that_is_there_already_stays():
 # dtype.
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", jnp.float32])
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float32])
 @pytest.mark.parametrize("sharding", ["none", "cut"])
 def test_a_dtype_casts_floating_leaves_alone(dtype, sharding):
     made = li.materialize(TREE, dtype=dtype, sharding=SHARDINGS[sharding])
@@ -564,7 +564,6 @@ def test_empty_leaves_are_made():
     assert_same(li.materialize(leaf, sharding=NamedSharding(MESH, P())), jnp.zeros((0, 4)))
 
 
-@pytest.mark.xfail(reason="jit with out_shardings does not cut an empty array: jax 0.10.2")
 def test_empty_leaves_are_cut():
     leaf = by_hand(lambda key: jax.random.normal(key, (0, 4)), (0, 4))
     made = li.materialize(leaf, sharding=NamedSharding(MESH, P(None, "b")))
