@@ -74,8 +74,9 @@ def resolve(
 def _from_prefix(
     prefix: Any, leaves: Sequence[tuple[str, Any]], selected: Sequence[bool]
 ) -> list[Sharding | None]:
-    is_leaf = lambda x: x is None or isinstance(x, Sharding | PartitionSpec)  # noqa: E731 (a predicate)
-    flat = jax.tree_util.tree_leaves_with_path(prefix, is_leaf=is_leaf)
+    flat = jax.tree_util.tree_leaves_with_path(
+        prefix, is_leaf=lambda x: x is None or isinstance(x, Sharding | PartitionSpec)
+    )
     entries = {paths.path_string(p): x for p, x in flat}
     found: list[Sharding | None] = []
     used = set()
@@ -279,11 +280,13 @@ class ShardByMetadata:
         specs = meta.get_partition_spec(tree)
         if self.logical_rules:
             specs = spmd.logical_to_mesh(specs, self.logical_rules)
-        is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731 (a predicate)
-        for spec in jax.tree.leaves(specs, is_leaf=is_spec):
+
+        def placed(spec: PartitionSpec) -> NamedSharding:
             for axes in spec:
                 _check_axes(self.mesh, axes, f"shard_by_metadata: {spec}")
-        return jax.tree.map(lambda s: NamedSharding(self.mesh, s), specs, is_leaf=is_spec)
+            return NamedSharding(self.mesh, spec)
+
+        return jax.tree.map(placed, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def shard_by_metadata(

@@ -361,6 +361,6 @@ def test_a_remote_path_is_refused():
         open_checkpoint("hf://a/b")
 
 
-def test_a_path_that_the_system_refuses_is_a_checkpoint_error():
+def test_a_path_that_the_system_refuses_is_a_checkpoint_error(tmp_path):
     with pytest.raises(errors.CheckpointError, match="cannot be read: File name too long"):
-        open_checkpoint("/tmp/" + "a" * 300)
+        open_checkpoint(tmp_path / ("a" * 300))
