@@ -21,6 +21,21 @@ Index: TypeAlias = tuple[slice, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of bytes in a file, where the values of one tensor lie plainly.
+
+    Attributes:
+      file: its path or address.
+      start: of its first byte, from the start of the file.
+      stop: after its last byte.
+    """
+
+    file: str
+    start: int
+    stop: int
+
+
 class Source(Protocol):
     """An array that can be read in part: a tensor in a file, or a layout change of others.
 
@@ -45,6 +60,11 @@ class Source(Protocol):
     @property
     def origin(self) -> str:
         """The file, or a word for where the tensors lie, for people to read."""
+        ...
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where in files the tensors lie; empty if not as plain bytes (chunks, memory)."""
         ...
 
     def read(self, index: Index) -> np.ndarray:

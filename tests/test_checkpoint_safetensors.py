@@ -364,3 +364,12 @@ def test_a_remote_path_is_refused():
 def test_a_path_that_the_system_refuses_is_a_checkpoint_error(tmp_path):
     with pytest.raises(errors.CheckpointError, match="cannot be read: File name too long"):
         open_checkpoint(tmp_path / ("a" * 300))
+
+
+def test_the_extents_of_a_tensor_are_its_bytes_in_the_file(tmp_path):
+    values = np.arange(6, dtype="float32").reshape(2, 3)
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(5, "int8"), "b": values}, path)
+    (extent,) = open_checkpoint(path)["b"].extents
+    assert path.read_bytes()[extent.start : extent.stop] == values.tobytes()
+    assert extent.file == str(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.params import Index, Shape, Source
+from lazyinit.params import Extent, Index, Shape, Source
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -46,6 +46,11 @@ class Transposed:
     def origin(self) -> str:
         """Where they lie."""
         return self.source.origin
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where in files they lie."""
+        return self.source.extents
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``, counted after the change."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.params import Index, Shape
+from lazyinit.params import Extent, Index, Shape
 
 _MAPS = 256  # Maps kept open at once; each holds one file descriptor.
 
@@ -96,6 +96,11 @@ class MappedTensor:
     def origin(self) -> str:
         """The path of the file."""
         return self.file.path
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """The run of bytes that it takes in its file."""
+        return (Extent(self.file.path, self.offset, self.offset + self.nbytes),)
 
     def read(self, index: Index) -> np.ndarray:
         """Returns a read-only view of the values at ``index``.

@@ -10,7 +10,7 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint.protocol import Checkpoint
-from lazyinit.params import Index, Shape, Thunk
+from lazyinit.params import Extent, Index, Shape, Thunk
 from lazyinit.paths import name_string
 
 _ORIGIN = "the mapping"
@@ -47,6 +47,11 @@ class HeldTensor:
     def origin(self) -> str:
         """A word for the caller's mapping."""
         return _ORIGIN
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """None: it lies in no file."""
+        return ()
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``: a view where one buffer in host memory has them all.
