@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
-from lazyinit.params import RngPath
+from lazyinit.params import Key, RngPath
 from lazyinit.program import Value, is_key
 from lazyinit.slices import SmallValues, Work, is_order_free
 
@@ -63,6 +63,7 @@ def encode(
         if value in own_keys:
             path = own_keys[value]
             (root,) = path.roots.values()
+            assert isinstance(root, Key), "a traced key is never handed to a compiled program"
             folded = path.fold >= 0
             arguments.append(Argument("folded" if folded else "key", root.impl, root.typed))
             words = np.frombuffer(root.data, np.uint32).reshape(root.shape)

@@ -11,6 +11,8 @@ from typing import Any
 import jax.extend.core as jex
 import numpy as np
 
+from lazyinit import compat
+
 
 class _Structure:
     """Stands for one structure of jaxprs: equal structures are the same object."""
@@ -55,7 +57,7 @@ def fingerprint(param: Any) -> Any:
 
 def fingerprint_constant(constant: Any, aval: Any) -> Any:
     """Returns a hashable stand-in for a constant array: by value if small, else by identity."""
-    if np.size(constant) > 64 or not hasattr(aval, "weak_type"):
+    if np.size(constant) > 64 or not hasattr(aval, "weak_type") or compat.is_tracer(constant):
         return _ByIdentity(constant)
     array = np.asarray(constant)
     return (aval.dtype, array.dtype, array.shape, aval.weak_type, array.tobytes())

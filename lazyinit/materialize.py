@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
@@ -23,7 +24,17 @@ from lazyinit import compat, errors, program
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.executable import compiler, computed_on, encode
-from lazyinit.params import Key, LazyParam, RngPath, StoredParam, Thunk, cast_dtype, describe, label
+from lazyinit.params import (
+    Key,
+    LazyParam,
+    RngPath,
+    StoredParam,
+    Thunk,
+    TracedKey,
+    cast_dtype,
+    describe,
+    label,
+)
 from lazyinit.read import Reader
 from lazyinit.slices import Slice, SmallValues, Work, gather
 
@@ -231,9 +242,16 @@ def _check_inputs(units: Iterable[_Unit]) -> None:
 
 
 def _making(unit: _Unit, small: SmallValues, pool: ThreadPoolExecutor) -> Start:
+    if _is_traced(unit):
+        return _staging(unit, small)
     wanted = [job.sharding for job in unit.jobs]
     computed = tuple(computed_on(unit.work, s) for s in wanted)
-    with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
+    # What needs no traced value is made at once, whatever trace the caller is in.
+    with (
+        compat.enable_x64(unit.work.program.x64),
+        jax.disable_jit(False),
+        jax.ensure_compile_time_eval(),
+    ):
         arguments, parts = encode(unit.work, _own_keys(unit), small)
         dtypes = tuple(job.dtype for job in unit.jobs)
         compiled = compiler.request(pool, unit.work, arguments, parts, dtypes, computed)
@@ -250,6 +268,28 @@ def _making(unit: _Unit, small: SmallValues, pool: ThreadPoolExecutor) -> Start:
     return start
 
 
+def _is_traced(unit: _Unit) -> bool:
+    roots = unit.jobs[0].leaf.rng_path.roots.values()
+    return unit.work.program.is_traced or any(isinstance(root, TracedKey) for root in roots)
+
+
+def _staging(unit: _Unit, small: SmallValues) -> Start:
+    """Computes leaves of a traced key or input in the trace (of a jit, a vmap) of the caller."""
+
+    def start() -> Finish:
+        with compat.enable_x64(unit.work.program.x64):
+            keys = {value: path.key() for value, path in _own_keys(unit).items()}
+            inputs = [keys[v] if v in keys else small[v] for v in unit.work.inputs]
+            arrays = unit.work.run(inputs, barrier=False)
+            made = [
+                _moved(jnp.asarray(array), job)
+                for array, job in zip(arrays, unit.jobs, strict=True)
+            ]
+        return lambda: made
+
+    return start
+
+
 def _reading(job: _Job, pool: ThreadPoolExecutor) -> Start:
     read = Reader(job.leaf, job.sharding, job.dtype)
 
@@ -262,11 +302,16 @@ def _reading(job: _Job, pool: ThreadPoolExecutor) -> Start:
 
 def _moving(job: _Job) -> Start:
     def start() -> Finish:
-        array = job.leaf if job.leaf.dtype == job.dtype else job.leaf.astype(job.dtype)
-        moved = array if job.sharding is None else jax.device_put(array, job.sharding)
+        moved = _moved(job.leaf, job)
         return lambda: [moved]
 
     return start
+
+
+def _moved(array: Any, job: _Job) -> Any:
+    """Returns an array (of jax or numpy) with the dtype and the sharding wanted."""
+    cast = array if array.dtype == job.dtype else array.astype(job.dtype)
+    return cast if job.sharding is None else jax.device_put(cast, job.sharding)
 
 
 def _run(steps: Iterable[_Step]) -> Iterator[tuple[_Job, Any]]:

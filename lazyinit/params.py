@@ -156,8 +156,10 @@ class Key:
     typed: bool
 
     @classmethod
-    def of(cls, key: jax.Array | np.ndarray) -> "Key":
-        """Returns the value of a typed or raw key."""
+    def of(cls, key: jax.Array | np.ndarray) -> "AnyKey":
+        """Returns the value of a typed or raw key; a traced one stays the tracer that it is."""
+        if compat.is_tracer(key):
+            return TracedKey(key)
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         impl = jax.random.key_impl(key) if typed else compat.setting("jax_default_prng_impl")
         with jax.ensure_compile_time_eval():  # Somebody may be recording within another trace.
@@ -168,6 +170,30 @@ class Key:
         """Returns the key: a typed key array, or raw words (numpy), as it was given."""
         words = np.frombuffer(self.data, np.uint32).reshape(self.shape)
         return jax.random.wrap_key_data(jnp.asarray(words), impl=self.impl) if self.typed else words
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TracedKey:
+    """A PRNG key without a value, inside ``jax.jit`` or ``jax.vmap``. Compared by identity.
+
+    Attributes:
+      tracer: the key, typed or raw, of the trace in which it was made.
+    """
+
+    tracer: Any  # A jax.Array to type checkers, a tracer in fact.
+
+    def array(self) -> Any:
+        """Returns the key, as it was given."""
+        return self.tracer
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TracedKey) and other.tracer is self.tracer
+
+    def __hash__(self) -> int:
+        return id(self.tracer)
+
+
+AnyKey: TypeAlias = Key | TracedKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +207,7 @@ class RngPath:
         ``flax.core.scope.LazyRng``), or ``-1`` where the root itself is the key.
     """
 
-    roots: Mapping[str, Key]
+    roots: Mapping[str, AnyKey]
     folded: tuple[str | int, ...] = ()
     fold: int = -1
 

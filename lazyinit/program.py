@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat
-from lazyinit.params import Key
+from lazyinit.params import AnyKey
 
 Value: TypeAlias = int  # The number of a value (an input, a constant, an output) in a program.
 Array: TypeAlias = Any  # jax.Array, numpy or a Python scalar: whatever JAX computes with.
@@ -48,23 +48,29 @@ class Program:
       producers: the equation that gives each value, if one does.
       constants: values known when it was traced (literals, closed-over arrays).
       literals: those of them that stood in the equations as scalars.
-      baked: those of them that eager JAX has in its compiled code, and does not hand in.
       streams: the root keys among the inputs, by the name of the stream.
       abstract: the inputs of which only a shape was given, with a name for messages.
       x64: whether 64-bit types were on.
+      looked_at: streams whose keys made a value that Python code looked at: under another key
+        the program might have been another.
     """
 
     avals: Mapping[Value, Any]
     producers: Mapping[Value, Equation]
     constants: Mapping[Value, Array]
     literals: frozenset[Value]
-    baked: frozenset[Value]
     streams: Mapping[Value, str]
     abstract: Mapping[Value, str]
     x64: bool
+    looked_at: frozenset[str]
     _small: dict[Value, bool] = field(default_factory=dict)
     _on_keys: dict[Value, bool] = field(default_factory=dict)
     _narrowed: dict[tuple[int, frozenset[Value]], Equation] = field(default_factory=dict)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether it was traced within another trace, and uses values of that."""
+        return any(map(compat.is_tracer, self.constants.values()))
 
     def is_small(self, value: Value) -> bool:
         """Tells whether a value is a key or a scalar, and so is all that it is made of."""
@@ -142,8 +148,10 @@ class Program:
 
 def trace(
     fn: Callable[[Mapping[str, Any], Sequence[Any]], Sequence[Any]],
-    keys: Mapping[str, Key],
+    keys: Mapping[str, AnyKey],
     abstract: Sequence[tuple[str, jax.ShapeDtypeStruct]] = (),
+    *,
+    answers_all: bool = False,
 ) -> tuple[Program, list[Value]]:
     """Traces an initialization, allocating nothing.
 
@@ -151,13 +159,26 @@ def trace(
       fn: takes root keys by stream and the abstract inputs, and returns arrays.
       keys: the root keys.
       abstract: name and shape of each input that has no value.
+      answers_all: whether a value is computed, too, where JAX itself asks for one.
 
     Returns:
       The program, and the value of each array that ``fn`` returned. The program has all the
       equations that these need, and no others.
     """
     roots = {stream: key.array() for stream, key in keys.items()}
-    closed = jax.make_jaxpr(fn)(roots, [struct for _, struct in abstract])
+
+    looked_at: set[str] = set()
+
+    def in_steps(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> Sequence[Any]:
+        steps = compat.eager_steps(answers_all=answers_all)
+        known = {stream: steps.known(stream, key, roots[stream]) for stream, key in keys.items()}
+        unknown = [steps.unknown(n, x) for (n, _), x in zip(abstract, stand_ins, strict=True)]
+        with steps.current():
+            made = fn(known, unknown)
+        looked_at.update(steps.looked_at)
+        return [steps.unwrap(x) for x in made]
+
+    closed = jax.make_jaxpr(in_steps)(roots, [struct for _, struct in abstract])
     names = [*sorted(roots), *(name for name, _ in abstract)]
     builder = _Builder()
     env = dict(zip(closed.jaxpr.invars, map(builder.value, closed.in_avals), strict=True))
@@ -165,7 +186,12 @@ def trace(
     outputs = builder.inline(closed.jaxpr, closed.consts, env)
     streams = {v: name for v, name in inputs.items() if v < len(roots)}
     return (
-        builder.finish(outputs, streams, {v: n for v, n in inputs.items() if v not in streams}),
+        builder.finish(
+            outputs,
+            streams=streams,
+            abstract={v: n for v, n in inputs.items() if v not in streams},
+            looked_at=frozenset(looked_at),
+        ),
         outputs,
     )
 
@@ -179,7 +205,6 @@ class _Builder:
         self.producers: dict[Value, Equation] = {}
         self.constants: dict[Value, Any] = {}
         self.literals: set[Value] = set()
-        self.baked: set[Value] = set()
 
     def value(self, aval: Any) -> Value:
         self.avals.append(aval)
@@ -213,31 +238,18 @@ class _Builder:
             else:
                 results = [self.value(v.aval) for v in eqn.outvars]
                 equation = Equation(eqn, tuple(inputs), tuple(results), len(self.equations))
-                if self.divides_a_mean(equation):
-                    self.baked.add(inputs[1])
                 self.equations.append(equation)
                 self.producers.update(dict.fromkeys(results, equation))
             env.update(zip(eqn.outvars, results, strict=True))
         return [self.atom(a, env) for a in jaxpr.outvars]
 
-    def divides_a_mean(self, equation: Equation) -> bool:
-        """Tells whether an equation is the division at the end of ``jnp.mean``.
-
-        That is a jit of its own, which traces into its equations. Compiled as one, XLA turns the
-        division by a constant into a product; handed in, the divisor would divide, and round
-        otherwise. JAX gives the equations of one such call the same source info.
-        """
-        if equation.origin.primitive.name != "div" or equation.inputs[1] not in self.literals:
-            return False
-        numerator = self.producers.get(equation.inputs[0])
-        return (
-            numerator is not None
-            and numerator.origin.primitive.name == "reduce_sum"
-            and numerator.origin.source_info is equation.origin.source_info
-        )
-
     def finish(
-        self, outputs: Iterable[Value], streams: Mapping[Value, str], abstract: Mapping[Value, str]
+        self,
+        outputs: Iterable[Value],
+        *,
+        streams: Mapping[Value, str],
+        abstract: Mapping[Value, str],
+        looked_at: frozenset[str],
     ) -> Program:
         kept: set[Value] = set()
         stack = list(outputs)
@@ -254,10 +266,10 @@ class _Builder:
             {v: e for v, e in self.producers.items() if v in kept},
             {v: a for v, a in self.constants.items() if v in kept},
             frozenset(self.literals & kept),
-            frozenset(self.baked & kept),
             streams,
             abstract,
             bool(compat.setting("jax_enable_x64")),
+            looked_at,
         )
 
 

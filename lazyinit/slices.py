@@ -93,35 +93,18 @@ class Work:
         """
         env = dict(zip(self.inputs, inputs, strict=True))
         for equation in self.equations:
-            results = self._compute(equation, env)
+            results = compat.bind(equation.origin, *(env[v] for v in equation.inputs))
             if barrier and not any(is_key(x) for x in results):
                 results = jax.lax.optimization_barrier(list(results))
             env.update(zip(equation.outputs, results, strict=True))
         return [env[v] for v in self.outputs]
 
-    def _compute(self, equation: Equation, env: Mapping[Value, Array]) -> Sequence[Array]:
-        baked = {v: self.program.constants[v] for v in equation.inputs if v in self.program.baked}
-        given = {v: env[v] for v in equation.inputs if v not in baked}
-
-        def compute(given: Mapping[Value, Array]) -> Sequence[Array]:
-            known = {**baked, **given}
-            return compat.bind(equation.origin, *(known[v] for v in equation.inputs))
-
-        return jax.jit(compute)(given) if baked else compute(given)
-
     def signature(self) -> tuple[Any, ...]:
         """Returns a hashable value that two works share just if one program serves both."""
         number = {v: n for n, v in enumerate(self.inputs)}
-        program = self.program
-
-        def taken_as(v: Value) -> Any:
-            if v in program.baked:
-                return fingerprint_constant(program.constants[v], program.avals[v])
-            return number[v]
-
         steps = []
         for equation in self.equations:
-            taken = tuple(map(taken_as, equation.inputs))
+            taken = tuple(number[v] for v in equation.inputs)
             for v in equation.outputs:
                 number[v] = len(number)
             origin = equation.origin
@@ -151,8 +134,6 @@ def gather(slices: Sequence[Slice]) -> Work:
         )
 
     def want(value: Value) -> None:
-        if value in program.baked:
-            return
         if is_handed_in(value):
             inputs[value] = None
             return

@@ -146,16 +146,32 @@ def test_odd_shards_have_the_bits_of_the_whole(name):
         lambda key: jnp.stack(
             [jax.random.normal(k, (6, 20)).mean() for k in jax.random.split(key, 16)]
         ),
-        pytest.param(
-            lambda key: jax.random.lognormal(key, 0.7, (6, 20)),
-            # A documented exception, docs/architecture.md.
-            marks=pytest.mark.xfail(reason="a jaxpr has not the bounds of jit(inline=True)"),
-        ),
+        lambda key: jax.random.lognormal(key, 0.7, (6, 20)),
+        lambda key: jax.random.triangular(key, -1.0, 0.0, 1.0, (6, 20)),
+        lambda key: jax.random.binomial(key, 10, 0.3, (6, 20)),
+        lambda key: jnp.average(jax.random.normal(key, (6, 20)), 0),
         lambda key: jax.nn.softplus(jax.random.normal(key, (6, 20)) * 3.0),
         lambda key: jax.nn.silu(jax.random.normal(key, (6, 20)).std(0)),
         lambda key: jax.nn.gelu(jax.random.normal(key, (6, 20))),
+        lambda key: jax.nn.softmax(jax.random.normal(key, (6, 20))),
+        lambda key: jax.grad(lambda x: jax.nn.logsumexp(jnp.tanh(x)))(
+            jax.random.normal(key, (20,))
+        ),
+        lambda key: jax.vmap(jax.random.lognormal)(jax.random.split(key, 20)),
     ],
-    ids=["mean", "lognormal", "softplus", "silu", "gelu"],
+    ids=[
+        "mean",
+        "lognormal",
+        "triangular",
+        "binomial",
+        "average",
+        "softplus",
+        "silu",
+        "gelu",
+        "softmax",
+        "gradient",
+        "vmap",
+    ],
 )
 def test_functions_of_jax_that_are_one_step_in_eager_mode_stay_one(init):
     module = models.Wrap(lambda self, x: self.param("w", init))

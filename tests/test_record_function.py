@@ -164,12 +164,13 @@ def test_equal_layers_of_nnx_share_programs():
     assert len({gather([k.init_fn]).signature() for k in kernels}) == 1
 
 
-def test_python_that_looks_at_a_traced_value_is_told_so():
-    def branches(key):
-        return jnp.ones(2) if jax.random.uniform(key) > 0.5 else jnp.zeros(3)
+def test_python_that_looks_at_a_value_that_is_not_known_is_told_so():
+    def branches(key, x):
+        return jnp.ones(2) if jax.random.uniform(key) > x else jnp.zeros(3)
 
-    with pytest.raises(li.LazyinitError, match=r"^lazy\(branches\): .* wants the value"):
-        li.lazy(branches)(jax.random.key(0))
+    with pytest.raises(li.LazyinitError, match=r"^lazy\(branches\): .* wants the value") as error:
+        li.lazy(branches)(jax.random.key(0), jax.ShapeDtypeStruct((), "float32"))
+    assert "computed from argument 1" in str(error.value)
 
 
 def test_arguments_with_values_may_be_looked_at():

@@ -409,7 +409,7 @@ def test_no_tracer_leaks_from_an_error():
 
     with jax.checking_leaks():
         with pytest.raises(li.errors.RecordError):
-            li.lazy(Module()).init(KEY, X)
+            li.lazy(Module()).init(KEY, jax.ShapeDtypeStruct(X.shape, X.dtype))
         gc.collect()
         li.lazy(models.MLP()).init(KEY, X)
 
@@ -533,11 +533,6 @@ def test_a_model_too_large_for_any_machine_is_recorded_at_once():
     assert time.monotonic() - start < 30
 
 
-def test_recording_within_jit_says_that_keys_are_traced():
-    with pytest.raises(li.errors.RngsError, match="got a tracer. Record outside of jax.jit"):
-        jax.jit(lambda key: li.lazy(models.MLP()).init(key, X) and 0)(KEY)
-
-
 def test_recording_within_a_trace_with_a_key_of_its_own_is_not_disturbed():
     want = models.MLP().init(KEY, X)
     held = []
@@ -656,53 +651,6 @@ def test_a_key_of_the_wrong_kind_is_named(rngs, got):
         models.MLP().init(rngs, X)
     if isinstance(eager_error.value, flax.errors.InvalidRngError | ValueError | TypeError):
         assert isinstance(lazy_error.value, type(eager_error.value))
-
-
-class Branching(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Dense(8)(x)
-        if x.sum() > 0:
-            x = nn.Dense(8)(x)
-        return x
-
-
-def test_a_branch_on_a_computed_value_says_what_to_do():
-    with pytest.raises(li.errors.RecordError) as error:
-        li.lazy(Branching()).init(KEY, X)
-    assert str(error.value).startswith("lazy(Branching).init: ")
-    assert "wants the value of an array" in str(error.value)
-    assert isinstance(error.value.__cause__, jax.errors.TracerBoolConversionError)
-
-
-def test_a_branch_on_a_shape_alone_says_what_to_do():
-    class Module(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(4 if x.sum() > 0 else 3)(x)
-
-    with pytest.raises(li.errors.RecordError, match="wants the value of an array"):
-        li.lazy(Module()).init(KEY, jax.ShapeDtypeStruct(X.shape, X.dtype))
-
-
-@pytest.mark.parametrize(
-    "init",
-    [
-        lambda key: np.asarray(jax.random.normal(key, (8,))),
-        lambda key: jnp.ones(int(jax.random.randint(key, (), 1, 5))),
-        lambda key: float(jax.random.normal(key, ())),
-        lambda key: np.random.default_rng(np.asarray(jax.random.key_data(key))).normal(size=8),
-        lambda key: jax.random.normal(key, (8,)).tolist(),
-        lambda key: list(range(8))[jax.random.randint(key, (), 0, 8)],
-        lambda key: jnp.ones(8)[jax.random.normal(key, (8,)) > 0],
-    ],
-    ids=["asarray", "int", "float", "numpy rng", "tolist", "index", "boolean mask"],
-)
-def test_an_initializer_that_takes_its_key_to_the_host_is_a_record_error(init):
-    module = models.Wrap(lambda self, x: self.param("w", init))
-    module.init(KEY, X)
-    with pytest.raises(li.errors.RecordError, match=r"lazy\(Wrap\)\.init: .* value of an array"):
-        li.lazy(module).init(KEY, X)
 
 
 def test_init_with_output_is_not_offered():

@@ -16,7 +16,7 @@ from flax.core.scope import LazyRng
 from flax.errors import InvalidRngError
 
 from lazyinit import compat, errors
-from lazyinit.params import Key, label
+from lazyinit.params import AnyKey, Key, label
 from lazyinit.record.thunks import Inputs, Note, record
 
 
@@ -146,15 +146,11 @@ class _LinenRngsError(errors.RngsError, InvalidRngError, ValueError):
     """Is also what Flax raises for one wrong key, and for a wrong dict of them."""
 
 
-def _keys(rngs: Any, name: str) -> dict[str, Key]:
+def _keys(rngs: Any, name: str) -> dict[str, AnyKey]:
     streams = rngs if isinstance(rngs, dict) else {"params": rngs}
     for stream, rng in streams.items():
         where = f"lazy({name}).init: rngs" + (f"[{stream!r}]" if rngs is streams else "")
         wanted = "a key such as jax.random.key(0), or a dict of them by stream"
-        if compat.is_tracer(rng):
-            raise _LinenRngsError(
-                f"{where}: wanted {wanted}, got a tracer. Record outside of jax.jit and its like."
-            )
         if not isinstance(stream, str) or not compat.is_flax_rng(rng):
             raise _LinenRngsError(f"{where}: wanted {wanted}, got {_shown(rng)}.")
     return {stream: Key.of(rng) for stream, rng in streams.items()}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors, paths, program
-from lazyinit.params import Key, LazyParam, RngPath, Thunk
+from lazyinit.params import AnyKey, Key, LazyParam, RngPath, Thunk
 from lazyinit.slices import Slice
 
 Shapes: TypeAlias = Sequence[tuple[str, jax.ShapeDtypeStruct]]
@@ -51,7 +51,7 @@ class Inputs:
 
     leaves: Sequence[Any]
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    keys: Mapping[str, Key]
+    keys: Mapping[str, AnyKey]
     key_places: Sequence[int]
     shapes: Shapes
     shape_places: Sequence[int]
@@ -104,14 +104,14 @@ class Inputs:
 
 
 def _is_key(x: Any, raw_keys: bool) -> bool:
-    if not isinstance(x, jax.Array | np.ndarray) or compat.is_tracer(x):
+    if not isinstance(x, jax.Array | np.ndarray):
         return False
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (raw_keys and compat.is_flax_rng(x))
 
 
 def record(
     init: Callable[[Mapping[str, Any], Sequence[Any]], tuple[Any, Sequence[Note]]],
-    keys: Mapping[str, Key],
+    keys: Mapping[str, AnyKey],
     inputs: Inputs,
     where: str,
 ) -> Any:
@@ -150,20 +150,29 @@ def record(
 
     try:
         recorded, values = program.trace(flat, keys, inputs.shapes)
-    except (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.NonConcreteBooleanIndexError,
-        jax.errors.TracerArrayConversionError,
-        jax.errors.TracerIntegerConversionError,
-    ) as error:
-        raise errors.RecordError(
-            f"{where}: the model's Python code wants the value of an array, and recording knows "
-            "shapes alone. Pass flags and sizes as Python values or numpy arrays, and let no "
-            f"initializer or branch look at a computed array.\n{error}"
-        ) from error
+    except _NO_VALUE:
+        # JAX itself wants a value, for a size perhaps. Answered at once, it would ask too much.
+        notes.clear()
+        try:
+            recorded, values = program.trace(flat, keys, inputs.shapes, answers_all=True)
+        except _NO_VALUE as error:
+            raise errors.RecordError(
+                f"{where}: the model's Python code wants the value of an array that has none. "
+                "Pass arrays in place of shapes, or sizes and flags as Python values; and let no "
+                "branch inside of jax.jit, scan and the like look at a computed array."
+                f"\n{error}"
+            ) from error
     given = dict(zip(recorded.abstract, inputs.passed_on(), strict=True))
     made = {value: leaf for value, leaf in given.items() if isinstance(leaf, Thunk)}
     return _with_thunks(tree, recorded, values, notes, keys, made)
+
+
+_NO_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +185,7 @@ def _with_thunks(
     recorded: program.Program,
     values: Sequence[program.Value],
     notes: Sequence[tuple[Note, int]],
-    keys: Mapping[str, Key],
+    keys: Mapping[str, AnyKey],
     made: Mapping[program.Value, Thunk],
 ) -> Any:
     leaves = paths.leaves_with_paths(tree)
@@ -202,7 +211,7 @@ def _thunk(
     recorded: program.Program,
     value: program.Value,
     noted: tuple[Note, program.Value] | None,
-    keys: Mapping[str, Key],
+    keys: Mapping[str, AnyKey],
     path: str,
 ) -> LazyParam:
     aval = recorded.avals[value]

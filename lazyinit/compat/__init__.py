@@ -1,4 +1,4 @@
-"""The only file that touches names of JAX and Flax that are not public.
+"""The only package that touches names of JAX and Flax that are not public.
 
 Each shim says which version can drop it; ``tests/test_compat.py`` tests every one.
 """
@@ -9,10 +9,14 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+from jax._src import core
 from jax.interpreters import partial_eval
 
-# What eager JAX runs equation by equation, although it traces to one equation: the transform
-# matters to derivatives alone. Drop when JAX exposes its eval rules.
+from lazyinit.compat.steps import EagerSteps as EagerSteps
+from lazyinit.compat.steps import eager_steps as eager_steps
+
+# What eager JAX runs equation by equation, although a body that was traced before has it as one:
+# the transform matters to derivatives alone. Drop when JAX exposes its eval rules.
 _TRANSPARENT = {
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
@@ -104,7 +108,7 @@ def flax_fold(names: Sequence[str | int]) -> int:
 
 def is_tracer(x: Any) -> bool:
     """Tells whether ``x`` (any object) is a traced value."""
-    return isinstance(x, jax.core.Tracer)  # pyright: ignore (jax loads jax.core when asked)
+    return isinstance(x, core.Tracer)
 
 
 def is_flax_rng(rng: Any) -> bool:
