@@ -5,6 +5,7 @@ got, and the way out.
 """
 
 import difflib
+import pickle
 from collections.abc import Collection, Sequence
 
 _SHOWN = 10
@@ -36,6 +37,10 @@ class AbstractInputError(LazyinitError, ValueError):
 
 class NotMaterializedError(LazyinitError, TypeError):
     """A thunk that was used as if it were an array."""
+
+
+class PicklingError(LazyinitError, pickle.PicklingError):
+    """A leaf that cannot be pickled, or a pickled one that this version of JAX cannot read."""
 
 
 class CheckpointError(LazyinitError, ValueError):

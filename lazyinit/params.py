@@ -6,10 +6,11 @@ will have as ``jax.ShapeDtypeStruct`` does, and refuse to be used as arrays. Nei
 """
 
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,12 @@ class Thunk:
         if not self.shape:
             raise TypeError("len() of a thunk with no dimensions")
         return self.shape[0]
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # Nothing in it ever changes.
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise errors.NotMaterializedError(
@@ -274,9 +281,36 @@ class LazyParam(Thunk):
         if not _is_key(self.dtype):
             object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if problem := self._pickling_problem():
+            raise errors.PicklingError(
+                f"{self.path or 'a leaf'}: wanted an initializer that can be pickled, got "
+                f"{label(self.init_fn)}: {problem}. Define it at the top of a module, or pickle "
+                "the tree once this leaf is materialized."
+            )
+        fields = (self.shape, self.dtype, self.init_fn, self.rng_path, self.weak_type, self.path)
+        return _lazy_param, fields
+
+    def _pickling_problem(self) -> str:
+        if any(isinstance(root, TracedKey) for root in self.rng_path.roots.values()):
+            return "its key is traced, and has no value"
+        ask = getattr(self.init_fn, "pickling_problem", None)
+        if ask is not None:
+            return ask()
+        try:
+            pickle.dumps(self.init_fn)
+        except Exception as error:  # Whatever pickle raises.
+            return str(error)
+        return ""
+
     def __repr__(self) -> str:
         parts = (describe(self.shape, self.dtype), label(self.init_fn), str(self.rng_path))
         return f"LazyParam({', '.join(filter(None, parts))})"
+
+
+def _lazy_param(*fields: Any) -> LazyParam:
+    *positional, weak_type, path = fields
+    return LazyParam(*positional, weak_type=weak_type, path=path)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -4,6 +4,7 @@ Values are *small* if they are PRNG keys or scalars, made of nothing but such. W
 runs step by step, although it traces to one equation, is laid out in steps.
 """
 
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import compat
+from lazyinit import compat, errors
 from lazyinit.params import AnyKey
 
 Value: TypeAlias = int  # The number of a value (an input, a constant, an output) in a program.
@@ -66,6 +67,29 @@ class Program:
     _small: dict[Value, bool] = field(default_factory=dict)
     _on_keys: dict[Value, bool] = field(default_factory=dict)
     _narrowed: dict[tuple[int, frozenset[Value]], Equation] = field(default_factory=dict)
+    _pickled: list[tuple[bytes, bool]] = field(default_factory=list)  # At most one.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (jax.__version__, self.pickled()[0])
+
+    def pickled(self) -> tuple[bytes, bool]:
+        """Returns what of it can be pickled, as bytes, and whether that is all."""
+        if not self._pickled:
+            try:
+                whole = self._dumps(self.producers, self.constants)
+                self._pickled.append((whole, True))
+            except Exception:  # Whatever pickle raises: each part tells for itself, below.
+                equations = {e.index: pickling_problem(e) for e in self.producers.values()}
+                producers = {v: e for v, e in self.producers.items() if not equations[e.index]}
+                constants = {v: c for v, c in self.constants.items() if not pickling_problem(c)}
+                self._pickled.append((self._dumps(producers, constants), False))
+        return self._pickled[0]
+
+    def _dumps(
+        self, producers: Mapping[Value, Equation], constants: Mapping[Value, Array]
+    ) -> bytes:
+        fields = (self.avals, producers, constants, self.literals, self.streams)
+        return compat.dumps((*fields, self.abstract, self.x64, self.looked_at))
 
     @property
     def is_traced(self) -> bool:
@@ -144,6 +168,24 @@ class Program:
         if memo not in self._narrowed:
             self._narrowed[memo] = _narrow(equation, wanted)
         return self._narrowed[memo]
+
+
+def pickling_problem(part: Any) -> str:
+    """Returns why a part of a program (an equation, a constant) cannot be pickled, or ``""``."""
+    try:
+        compat.dumps(part)
+    except Exception as error:  # Whatever pickle raises.
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _unpickled(version: str, pickled: bytes) -> Program:
+    if version != jax.__version__:
+        raise errors.PicklingError(
+            f"a pickled lazy tree: wanted one of jax {jax.__version__}, got one of jax {version}, "
+            "whose equations may mean something else. Record it again."
+        )
+    return Program(*pickle.loads(pickled))
 
 
 def trace(

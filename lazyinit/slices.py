@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from lazyinit import compat
 from lazyinit.fingerprint import fingerprint, fingerprint_constant
-from lazyinit.program import Array, Equation, Program, Value, is_key
+from lazyinit.program import Array, Equation, Program, Value, is_key, pickling_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,14 @@ class Slice:
             values = SmallValues(self.program, *_as_roots(self, key))
             made = work.run([values[v] for v in work.inputs], barrier=False)[0]
             return jnp.asarray(made)  # A constant may be NumPy's.
+
+    def pickling_problem(self) -> str:
+        """Returns why the leaf cannot be pickled, or ``""``."""
+        if self.program.pickled()[1]:
+            return ""
+        work = gather([self])
+        constants = [self.program.constants[v] for v in work.inputs if v in self.program.constants]
+        return next(filter(None, map(pickling_problem, (*work.equations, *constants))), "")
 
 
 def _as_roots(made: Slice, key: Any) -> tuple[Mapping[str, Any], Mapping[Value, Any]]:

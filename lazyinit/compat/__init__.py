@@ -12,6 +12,7 @@ import jax.extend.core as jex
 from jax._src import core
 from jax.interpreters import partial_eval
 
+from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.steps import EagerSteps as EagerSteps
 from lazyinit.compat.steps import eager_steps as eager_steps
 
