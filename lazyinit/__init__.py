@@ -15,6 +15,7 @@ from lazyinit.params import LazyParam as LazyParam
 from lazyinit.params import RngPath as RngPath
 from lazyinit.params import StoredParam as StoredParam
 from lazyinit.plan import plan as plan
+from lazyinit.reseed import reseed as reseed
 from lazyinit.rules import TORCH as TORCH
 from lazyinit.rules import Rename as Rename
 from lazyinit.rules import Rule as Rule

@@ -129,21 +129,54 @@ class Program:
         """Tells whether a value is computed from a key (any other value, in fact)."""
         return key in self._ancestors(value, key)
 
+    def fold_of(self, value: Value) -> tuple[Value, Value, Value] | None:
+        """Finds the one key that a value is made from, if that is a root with a number folded in.
+
+        Returns:
+          The root, the number (made of constants alone) and the key that is made of them; ``None``
+          if the value needs anything else that is not constant.
+        """
+        folds: set[tuple[Value, Value, Value]] = set()
+        seen = {value}
+        stack = [value]
+        while stack:
+            v = stack.pop()
+            if v in self.streams or v in self.abstract:
+                return None
+            producer = self.producers.get(v)
+            if producer is None:
+                continue
+            if producer.origin.primitive.name == "random_fold_in":
+                root, number = producer.inputs
+                if root in self.streams and self.is_small(number) and not self.streams_of(number):
+                    folds.add((root, number, v))
+                    if len(folds) > 1:
+                        return None
+                    continue
+            fresh = [i for i in producer.inputs if i not in seen]
+            seen.update(fresh)
+            stack += fresh
+        return folds.pop() if folds else None
+
     def name_of(self, value: Value) -> str:
         """Returns a name for what makes a value, for people: ``normal``, ``full(0.0)``, ``scan``.
 
-        That of the last equation with a body, or else of the last equation.
+        That of the last equation that has a body and takes a key, or else of the last equation
+        with a body, or else of the last equation.
         """
+        named = ""
         last = producer = self.producers.get(value)
         while producer is not None:
             if compat.bodies(producer.origin):
-                name = producer.origin.params.get("name", producer.origin.primitive.name)
-                return str(name).strip("_")
+                name = str(producer.origin.params.get("name", producer.origin.primitive.name))
+                if any(is_key(self.avals[v]) for v in producer.inputs):
+                    return name.strip("_")
+                named = named or name.strip("_")
             widest = max(producer.inputs, key=lambda v: self.avals[v].size, default=-1)
             if widest in self.literals and producer.origin.primitive.name == "broadcast_in_dim":
-                return f"full({self.constants[widest]})"
+                return named or f"full({self.constants[widest]})"
             producer = self.producers.get(widest)
-        return "constant" if last is None else last.origin.primitive.name
+        return named or ("constant" if last is None else last.origin.primitive.name)
 
     def _ancestors(self, value: Value, stop: Value) -> Iterator[Value]:
         """Yields what a value is computed from that nothing computes, and ``stop``."""

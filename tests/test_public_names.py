@@ -24,6 +24,7 @@ NAMES = [
     "materialize",
     "open_checkpoint",
     "plan",
+    "reseed",
     "shard_by_metadata",
     "shard_by_rules",
     "shard_fsdp",

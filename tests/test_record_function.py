@@ -12,6 +12,7 @@ from flax import nnx
 from oracles import assert_same, kernel_sharding, large_arrays_since, live
 
 import lazyinit as li
+from lazyinit import paths
 
 
 def mesh():
@@ -206,3 +207,35 @@ def test_dataclasses_registered_as_pytrees_keep_their_type():
     made = li.materialize(li.lazy(lambda k: State(jax.random.normal(k, (3,)), 0))(key))
     assert isinstance(made, State)
     np.testing.assert_array_equal(made.w, jax.random.normal(key, (3,)))
+
+
+def test_the_rng_path_of_an_nnx_leaf_says_stream_and_count():
+    _, state = li.lazy(Decoder)(2, 8, rngs=nnx.Rngs(0, params=3))
+    kernels = [x for p, x in paths.leaves_with_paths(state) if "kernel" in p]
+    shown = {str(x.rng_path) for x in kernels}
+    assert len(shown) == len(kernels)
+    assert all(s.startswith("params#") for s in shown)
+    for leaf in kernels:
+        key = jax.random.fold_in(jax.random.key(3), leaf.rng_path.fold)
+        assert (
+            jax.random.key_data(leaf.rng_path.key()).tolist() == jax.random.key_data(key).tolist()
+        )
+        assert_same(leaf.init_fn(leaf.rng_path.key()), li.materialize(leaf))
+
+
+def test_streams_of_one_rngs_go_by_their_names_and_two_by_their_arguments():
+    def make(a, b):
+        return a.params.normal((2,)), b.params.normal((2,))
+
+    one = li.lazy(lambda a: a.params.normal((2,)))(nnx.Rngs(params=0))
+    assert set(one.rng_path.roots) == {"params"}
+    two = li.lazy(make)(nnx.Rngs(params=0), nnx.Rngs(params=1))
+    assert [set(x.rng_path.roots) for x in two] == [{"0/params"}, {"1/params"}]
+
+
+def test_a_leaf_knows_its_path():
+    tree = li.lazy(lambda key: {"a": [jax.random.normal(key), {"b": jax.random.normal(key, (2,))}]})
+    leaves = paths.leaves_with_paths(tree(jax.random.key(0)))
+    assert [leaf.path for _, leaf in leaves] == [path for path, _ in leaves] == ["a/0", "a/1/b"]
+    _, state = li.lazy(Decoder)(2, 8, rngs=nnx.Rngs(0))
+    assert all(leaf.path == path for path, leaf in paths.leaves_with_paths(state))

@@ -56,7 +56,7 @@ class LazyFunction:
                 graphdef, made = nnx.split(made)
             return (made, [nnx.state(rngs) for rngs in _rngs(args, kwargs)]), []
 
-        made, counted = record(init, {}, inputs, f"lazy({name})")
+        made, counted = record(init, {}, inputs, f"lazy({name})", own_keys=1)
         for rngs, state in zip(_rngs(args, kwargs), counted, strict=True):
             nnx.update(rngs, jax.tree.map(_made, state))
         return made if graphdef is None else (graphdef, made)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lazyinit import compat, errors, paths, program
 from lazyinit.params import AnyKey, Key, LazyParam, RngPath, Thunk
-from lazyinit.slices import Slice
+from lazyinit.slices import Slice, SmallValues
 
 Shapes: TypeAlias = Sequence[tuple[str, jax.ShapeDtypeStruct]]
 
@@ -43,7 +43,7 @@ class Inputs:
     Attributes:
       leaves: every leaf of ``(args, kwargs)``, in JAX's order.
       arguments: ``(args, kwargs)``.
-      keys: the PRNG keys among them, by the argument; those in an ``nnx.Rngs`` by the stream.
+      keys: the PRNG keys among them, by the argument, or by the stream of an ``nnx.Rngs``.
       key_places: where among the leaves they are.
       shapes: name and shape of each leaf that has no value.
       shape_places: where among the leaves these are.
@@ -69,11 +69,15 @@ class Inputs:
         names = [paths.path_string(p).partition("/")[2] for p, _ in flat]
         leaves = [x for _, x in flat]
         keys = [n for n, x in enumerate(leaves) if _is_key(x, raw_keys)]
+        streams = [names[n].removesuffix("/key/value") for n in keys]
+        ends = [name.rpartition("/")[2] for name in streams]
+        if raw_keys and len(set(ends)) == len(ends):  # The streams of an nnx.Rngs, most often.
+            streams = ends
         shapes = [n for n, x in enumerate(leaves) if isinstance(x, jax.ShapeDtypeStruct | Thunk)]
         return cls(
             leaves,
             (args, kwargs),
-            {names[n].removesuffix("/key/value"): Key.of(leaves[n]) for n in keys},
+            dict(zip(streams, (Key.of(leaves[n]) for n in keys), strict=True)),
             keys,
             [
                 (f"argument {names[n]}", jax.ShapeDtypeStruct(leaves[n].shape, leaves[n].dtype))
@@ -114,6 +118,8 @@ def record(
     keys: Mapping[str, AnyKey],
     inputs: Inputs,
     where: str,
+    *,
+    own_keys: int = 0,
 ) -> Any:
     """Traces an initialization and returns its tree with a ``LazyParam`` for each array.
 
@@ -123,6 +129,7 @@ def record(
       keys: the root keys, by stream.
       inputs: its other arguments; the keys among these are root keys too.
       where: what is being recorded, for messages.
+      own_keys: how many keys at the start of each path are the recorder's, not the model's.
 
     Raises:
       RecordError: ``init`` needs a value that is not known while tracing.
@@ -164,7 +171,7 @@ def record(
             ) from error
     given = dict(zip(recorded.abstract, inputs.passed_on(), strict=True))
     made = {value: leaf for value, leaf in given.items() if isinstance(leaf, Thunk)}
-    return _with_thunks(tree, recorded, values, notes, keys, made)
+    return _with_thunks(tree, recorded, values, notes, keys, made, own_keys)
 
 
 _NO_VALUE = (
@@ -187,6 +194,7 @@ def _with_thunks(
     notes: Sequence[tuple[Note, int]],
     keys: Mapping[str, AnyKey],
     made: Mapping[program.Value, Thunk],
+    own_keys: int,
 ) -> Any:
     leaves = paths.leaves_with_paths(tree)
     rest = iter(values[sum(isinstance(x, _Place) for _, x in leaves) :])
@@ -194,6 +202,7 @@ def _with_thunks(
     for note, count in notes:
         key = next(rest)
         noted |= {next(rest): (note, key) for _ in range(count)}
+    constants = SmallValues(recorded, {}, {})
     made = dict(made)  # A value at two places is one thunk.
     thunks = []
     for path, leaf in leaves:
@@ -202,7 +211,8 @@ def _with_thunks(
             continue
         value = values[leaf.number]
         if value not in made:
-            made[value] = _thunk(recorded, value, noted.get(value), keys, path)
+            path = "/".join(path.split("/")[own_keys:])
+            made[value] = _thunk(recorded, value, noted.get(value), keys, constants, path)
         thunks.append(made[value])
     return paths.replace_leaves(tree, thunks)
 
@@ -212,6 +222,7 @@ def _thunk(
     value: program.Value,
     noted: tuple[Note, program.Value] | None,
     keys: Mapping[str, AnyKey],
+    constants: SmallValues,
     path: str,
 ) -> LazyParam:
     aval = recorded.avals[value]
@@ -225,7 +236,15 @@ def _thunk(
             return LazyParam(
                 aval.shape, aval.dtype, init_fn, rng_path, weak_type=aval.weak_type, path=path
             )
-    init_fn = Slice(recorded, value, label=name or recorded.name_of(value))
-    rng_path = RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))})
+    name = name or recorded.name_of(value)
     weak_type = getattr(aval, "weak_type", False)
+    if fold := recorded.fold_of(value):  # As nnx.Rngs makes keys: a stream and a count.
+        root, number, key = fold
+        init_fn = Slice(recorded, value, key, name)
+        stream = recorded.streams[root]
+        count = int(constants[number])
+        rng_path = RngPath({stream: keys[stream]}, (count,), count)
+    else:
+        init_fn = Slice(recorded, value, label=name)
+        rng_path = RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))})
     return LazyParam(aval.shape, aval.dtype, init_fn, rng_path, weak_type=weak_type, path=path)
