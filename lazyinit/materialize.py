@@ -37,6 +37,7 @@ from lazyinit.params import (
 )
 from lazyinit.read import Reader
 from lazyinit.slices import Slice, SmallValues, Work, gather
+from lazyinit.tracing import trace
 
 _IN_FLIGHT = 4  # Leaves being made at a time.
 
@@ -197,7 +198,7 @@ def _slice_of(job: _Job) -> Slice:
         return jax.tree.leaves(leaf.init_fn(keys["key"] if one else dict(keys) or None))
 
     try:
-        traced, values = program.trace(init, streams)
+        traced, values = trace(init, streams)
     except Exception as error:
         raise errors.RecordError(
             f"{job.path}: wanted an init_fn that maps a key to an array, got "
@@ -246,13 +247,11 @@ def _making(unit: _Unit, small: SmallValues, pool: ThreadPoolExecutor) -> Start:
         return _staging(unit, small)
     wanted = [job.sharding for job in unit.jobs]
     computed = tuple(computed_on(unit.work, s) for s in wanted)
-    # What needs no traced value is made at once, whatever trace the caller is in.
-    with (
-        compat.enable_x64(unit.work.program.x64),
-        jax.disable_jit(False),
-        jax.ensure_compile_time_eval(),
-    ):
-        arguments, parts = encode(unit.work, _own_keys(unit), small)
+    with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
+        # What needs no traced value is made at once, whatever trace the caller is in. (Around
+        # the compiler, too, this would make JAX compute what it is to compile.)
+        with jax.ensure_compile_time_eval():
+            arguments, parts = encode(unit.work, _own_keys(unit), small)
         dtypes = tuple(job.dtype for job in unit.jobs)
         compiled = compiler.request(pool, unit.work, arguments, parts, dtypes, computed)
 

@@ -9,9 +9,9 @@ import pytest
 from oracles import assert_same, large_arrays_since, live
 
 import lazyinit as li
-from lazyinit import program
 from lazyinit.params import Key
 from lazyinit.slices import Slice, SmallValues, gather, is_order_free
+from lazyinit.tracing import trace
 
 KEY = models.KEY
 ROOTS = {"params": Key.of(KEY)}
@@ -28,7 +28,7 @@ def signatures(module, *args):
 
 def sliced(init):
     """Returns the slice of the one parameter that a function of a key makes."""
-    traced, (value,) = program.trace(lambda keys, _: [init(keys["params"])], ROOTS)
+    traced, (value,) = trace(lambda keys, _: [init(keys["params"])], ROOTS)
     return Slice(traced, value)
 
 
@@ -185,7 +185,7 @@ def test_a_program_tells_keys_data_and_small_values_apart():
         return [key, drawn, drawn + table, drawn + inputs[0], jnp.float32(2) * 3, table * 1]
 
     x = jax.ShapeDtypeStruct((8,), "float32")
-    traced, (key, drawn, of_table, of_input, scalar, data) = program.trace(init, ROOTS, [("x", x)])
+    traced, (key, drawn, of_table, of_input, scalar, data) = trace(init, ROOTS, [("x", x)])
     assert [traced.is_small(v) for v in (key, drawn, of_table, scalar)] == [
         True,
         False,
@@ -242,7 +242,7 @@ def test_sums_and_products_are_no_work_to_cut_up(init, free):
 
 
 def test_small_values_are_computed_once_for_equal_computations():
-    traced, values = program.trace(
+    traced, values = trace(
         lambda keys, _: [jnp.sqrt(jnp.float32(0.25)) * jax.random.normal(keys["params"], (4,))
                          for _ in range(3)],
         ROOTS,
@@ -258,7 +258,7 @@ def test_small_values_start_from_what_is_given():
         key = jax.random.fold_in(keys["params"], 1)
         return [key, jax.random.split(key)[1]]
 
-    traced, (key, last) = program.trace(init, ROOTS)
+    traced, (key, last) = trace(init, ROOTS)
     other = jax.random.key(5)
     assert_same(SmallValues(traced, {"params": KEY}, {})[last],
                 jax.random.split(jax.random.fold_in(KEY, 1))[1])  # fmt: skip
@@ -269,7 +269,7 @@ def test_small_values_start_from_what_is_given():
 
 def test_tracing_allocates_nothing():
     before = live()
-    program.trace(lambda keys, _: [jax.random.normal(keys["params"], (4096, 4096))], ROOTS)
+    trace(lambda keys, _: [jax.random.normal(keys["params"], (4096, 4096))], ROOTS)
     assert not large_arrays_since(before)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from lazyinit import compat, errors, paths, program
 from lazyinit.params import AnyKey, Key, LazyParam, RngPath, Thunk
 from lazyinit.slices import Slice, SmallValues
+from lazyinit.tracing import trace
 
 Shapes: TypeAlias = Sequence[tuple[str, jax.ShapeDtypeStruct]]
 
@@ -156,12 +157,12 @@ def record(
         return returned
 
     try:
-        recorded, values = program.trace(flat, keys, inputs.shapes)
+        recorded, values = trace(flat, keys, inputs.shapes)
     except _NO_VALUE:
         # JAX itself wants a value, for a size perhaps. Answered at once, it would ask too much.
         notes.clear()
         try:
-            recorded, values = program.trace(flat, keys, inputs.shapes, answers_all=True)
+            recorded, values = trace(flat, keys, inputs.shapes, answers_all=True)
         except _NO_VALUE as error:
             raise errors.RecordError(
                 f"{where}: the model's Python code wants the value of an array that has none. "
@@ -238,11 +239,13 @@ def _thunk(
             )
     name = name or recorded.name_of(value)
     weak_type = getattr(aval, "weak_type", False)
-    if fold := recorded.fold_of(value):  # As nnx.Rngs makes keys: a stream and a count.
+    fold = () if recorded.is_traced else recorded.fold_of(value)
+    if fold:  # As nnx.Rngs makes keys: of a stream and a count.
         root, number, key = fold
         init_fn = Slice(recorded, value, key, name)
         stream = recorded.streams[root]
-        count = int(constants[number])
+        with jax.ensure_compile_time_eval():  # Somebody may be recording within another trace.
+            count = int(constants[number])
         rng_path = RngPath({stream: keys[stream]}, (count,), count)
     else:
         init_fn = Slice(recorded, value, label=name)
