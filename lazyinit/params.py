@@ -176,7 +176,10 @@ class Key:
     def array(self) -> jax.Array | np.ndarray:
         """Returns the key: a typed key array, or raw words (numpy), as it was given."""
         words = np.frombuffer(self.data, np.uint32).reshape(self.shape)
-        return jax.random.wrap_key_data(jnp.asarray(words), impl=self.impl) if self.typed else words
+        if not self.typed:
+            return words
+        with jax.ensure_compile_time_eval():  # A value, whatever trace the caller is in.
+            return jax.random.wrap_key_data(jnp.asarray(words), impl=self.impl)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

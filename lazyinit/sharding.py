@@ -262,7 +262,7 @@ def shard_fsdp(mesh: Mesh, axis: str | tuple[str, ...], min_size: int = 1024) ->
 
 @dataclass(frozen=True, slots=True)
 class ShardByMetadata:
-    """A ``TreeSharding`` that reads the specs in Flax's metadata boxes.
+    """A ``TreeSharding`` that reads the specs in Flax's metadata boxes and variables.
 
     Attributes:
       mesh: the devices.
@@ -274,10 +274,18 @@ class ShardByMetadata:
 
     def prefix(self, tree: Any) -> Any:
         """Returns a sharding for each box and for each leaf outside of one, which is replicated."""
+        from flax import nnx
         from flax.core import meta
         from flax.linen import spmd
 
-        specs = meta.get_partition_spec(tree)
+        def spec(node: Any) -> Any:
+            if isinstance(node, nnx.Variable):
+                return nnx.get_partition_spec(node).get_raw_value() or PartitionSpec()
+            return meta.get_partition_spec(node)
+
+        specs = jax.tree.map(
+            spec, tree, is_leaf=lambda x: isinstance(x, nnx.Variable | meta.AxisMetadata)
+        )
         if self.logical_rules:
             specs = spmd.logical_to_mesh(specs, self.logical_rules)
 
@@ -292,7 +300,7 @@ class ShardByMetadata:
 def shard_by_metadata(
     mesh: Mesh, logical_rules: Sequence[tuple[str, Any]] | Mapping[str, Any] = ()
 ) -> ShardByMetadata:
-    """Shards by what the model itself says, in boxes such as ``nn.Partitioned``.
+    """Shards by what the model itself says: in ``nn.Partitioned``, or in an NNX ``Variable``.
 
     Args:
       mesh: the devices.

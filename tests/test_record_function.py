@@ -239,3 +239,70 @@ def test_a_leaf_knows_its_path():
     assert [leaf.path for _, leaf in leaves] == [path for path, _ in leaves] == ["a/0", "a/1/b"]
     _, state = li.lazy(Decoder)(2, 8, rngs=nnx.Rngs(0))
     assert all(leaf.path == path for path, leaf in paths.leaves_with_paths(state))
+
+
+# Constructors of other libraries.
+
+
+def test_a_flax_train_state_is_made_as_it_makes_itself():
+    from flax.training.train_state import TrainState
+
+    model, optimizer = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), optax.adamw(1e-3)
+
+    def make(key, x):
+        params = model.init(key, x)["params"]
+        return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+
+    key, x = jax.random.key(0), jnp.ones((1, 4))
+    state = li.lazy(make)(key, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    assert_same(li.materialize(state), make(key, x))
+    assert_same(li.materialize(state, sharding=kernel_sharding(mesh())), make(key, x))
+    half = li.materialize(state, "opt_state/**/mu")
+    assert_same(half.opt_state[0].mu, make(key, x).opt_state[0].mu)
+    assert all(isinstance(x, li.LazyParam) for x in jax.tree.leaves(half.params))
+
+
+def test_haiku_is_recorded():
+    import haiku as hk
+
+    def forward(x):
+        x = hk.nets.MLP([8, 8])(x)
+        x = hk.BatchNorm(True, True, 0.9)(x, is_training=True)
+        core = hk.LSTM(4)
+        out, _ = hk.dynamic_unroll(core, x[:, None], core.initial_state(1))
+        return hk.Linear(2)(out)
+
+    init = hk.transform_with_state(forward).init
+    key, x = jax.random.PRNGKey(0), jnp.ones((3, 4))
+    tree = li.lazy(init)(key, x)
+    assert_same(li.materialize(tree), init(key, x))
+    assert_same(li.materialize(tree, sharding=kernel_sharding(mesh())), init(key, x))
+
+
+def test_equinox_is_recorded_and_what_is_no_array_passes_through():
+    import equinox as eqx
+
+    class Net(eqx.Module):
+        mlp: eqx.nn.MLP
+        attention: eqx.nn.MultiheadAttention
+        cell: eqx.nn.GRUCell
+        activation: object
+        scale: float
+
+        def __init__(self, key):
+            keys = jax.random.split(key, 3)
+            self.mlp = eqx.nn.MLP(4, 2, 8, 2, key=keys[0])
+            self.attention = eqx.nn.MultiheadAttention(2, 8, key=keys[1])
+            self.cell = eqx.nn.GRUCell(4, 8, key=keys[2])
+            self.activation = jax.nn.relu
+            self.scale = 0.5
+
+    key = jax.random.key(0)
+    want, tree = Net(key), li.lazy(Net)(key)
+    assert tree.activation is jax.nn.relu
+    assert tree.scale == 0.5
+    made = li.materialize(tree)
+    assert jax.tree.structure(made) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(want), strict=True):
+        assert_same(a, b) if isinstance(b, jax.Array) else None
+    assert_same(made.mlp(jnp.ones(4)), want.mlp(jnp.ones(4)))

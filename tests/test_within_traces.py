@@ -124,3 +124,11 @@ def test_a_traced_tree_shows_itself():
     jax.jit(lambda key: shown.append(repr(li.lazy(MODULE).init(key, X))) or key)(KEY)
     assert "LazyParam(float32[" in shown[0]
     assert "params" in shown[0]
+
+
+@pytest.mark.parametrize("name", ["WeightNorm", "scan axis 0", "vmap split", "several streams"])
+def test_sliced_leaves_of_a_known_key_have_the_bits_of_eager_init(name):
+    module, rngs, args, kwargs = models.CASES[name]
+    want = jax.tree.map(lambda x: x, module.init(rngs, *args, **kwargs))
+    tree = li.lazy(module).init(rngs, *args, **kwargs)
+    assert_same(jax.jit(lambda: li.materialize(tree))(), want)

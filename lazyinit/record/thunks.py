@@ -227,6 +227,11 @@ def _thunk(
     path: str,
 ) -> LazyParam:
     aval = recorded.avals[value]
+    if not hasattr(aval, "shape"):
+        raise errors.RecordError(
+            f"{path}: wanted an array, got a mutable one ({aval}), which cannot be recorded. "
+            "Record the model with nnx.var_defaults(hijax=False)."
+        )
     name = ""
     if noted is not None:
         note, key = noted
