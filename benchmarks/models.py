@@ -71,10 +71,48 @@ def decoder(size: Size) -> tuple[Decoder, jax.Array, jax.Array]:
 
 def llama2_70b() -> tuple[Callable[..., Any], Any]:
     """Returns the Llama-2-70B module of transformers, and the abstract inputs of its ``init``."""
-    os.environ["USE_TORCH"] = "0"  # Flax alone: an installed torch would be imported with it.
-    from transformers import FlaxLlamaForCausalLM, LlamaConfig
+    from transformers import FlaxLlamaForCausalLM
 
-    config = LlamaConfig(
+    tokens = functools.partial(jax.ShapeDtypeStruct, (1, 8), jnp.int32)
+    module = FlaxLlamaForCausalLM(_llama2_70b_config(), _do_init=False).module
+    return module, (tokens(), tokens(), tokens())
+
+
+def llama2_70b_scanned() -> tuple[Callable[..., Any], Any]:
+    """Returns Llama-2-70B with its 80 layers, transformers' own, under ``nn.scan``."""
+    from transformers.models.llama.modeling_flax_llama import FlaxLlamaDecoderLayer
+
+    config = _llama2_70b_config()
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, mask: jax.Array, positions: jax.Array) -> Any:
+            layer = FlaxLlamaDecoderLayer(config, name="layer")
+            return layer(x, attention_mask=mask, position_ids=positions)[0], None
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, ids: jax.Array, mask: jax.Array, positions: jax.Array) -> jax.Array:
+            x = nn.Embed(config.vocab_size, config.hidden_size, name="embed")(ids)
+            layers = nn.scan(
+                Layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast),
+                length=config.num_hidden_layers,
+            )
+            x, _ = layers(name="layers")(x, mask, positions)
+            return nn.Dense(config.vocab_size, use_bias=False, name="head")(nn.RMSNorm()(x))
+
+    tokens = functools.partial(jax.ShapeDtypeStruct, (1, 8), jnp.int32)
+    return Scanned(), (tokens(), tokens(), tokens())
+
+
+def _llama2_70b_config() -> Any:
+    os.environ["USE_TORCH"] = "0"  # Flax alone: an installed torch would be imported with it.
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=32000,
         hidden_size=8192,
         intermediate_size=28672,
@@ -83,5 +121,3 @@ def llama2_70b() -> tuple[Callable[..., Any], Any]:
         num_key_value_heads=8,
         max_position_embeddings=4096,
     )
-    tokens = functools.partial(jax.ShapeDtypeStruct, (1, 8), jnp.int32)
-    return FlaxLlamaForCausalLM(config, _do_init=False).module, (tokens(), tokens(), tokens())

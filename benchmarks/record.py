@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from harness import Case
 from measure import Measured
-from models import Size, decoder, llama2_70b
+from models import Size, decoder, llama2_70b, llama2_70b_scanned
 
 import lazyinit as li
 
@@ -44,6 +44,21 @@ def eval_shape_llama(measured: Measured, _: Size, __: Path) -> Any:
         return jax.eval_shape(functools.partial(module.init, return_dict=False), key, *inputs)
 
 
+def lazyinit_llama_scanned(measured: Measured, _: Size, __: Path) -> Any:
+    module, inputs = llama2_70b_scanned()
+    key = jax.random.key(0)
+    li.lazy(module)
+    with measured:
+        return li.lazy(module).init(key, *inputs)
+
+
+def eval_shape_llama_scanned(measured: Measured, _: Size, __: Path) -> Any:
+    module, inputs = llama2_70b_scanned()
+    key = jax.random.key(0)
+    with measured:
+        return jax.eval_shape(module.init, key, *inputs)
+
+
 CASES = (
     Case(
         name="record-32",
@@ -62,6 +77,17 @@ CASES = (
             "eval_shape_llama": "`jax.eval_shape(model.init)`",
         },
         reference="eval_shape_llama",
+        needs=("transformers",),
+    ),
+    Case(
+        name="record-llama-scanned",
+        title="recording, Llama-2-70B with its layers under nn.scan",
+        module="record",
+        contenders={
+            "lazyinit_llama_scanned": "lazyinit",
+            "eval_shape_llama_scanned": "`jax.eval_shape(model.init)`",
+        },
+        reference="eval_shape_llama_scanned",
         needs=("transformers",),
     ),
 )

@@ -39,7 +39,7 @@ class NotMaterializedError(LazyinitError, TypeError):
     """A thunk that was used as if it were an array."""
 
 
-class PicklingError(LazyinitError, pickle.PicklingError):
+class PicklingError(LazyinitError, pickle.PicklingError, TypeError):
     """A leaf that cannot be pickled, or a pickled one that this version of JAX cannot read."""
 
 
