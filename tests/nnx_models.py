@@ -7,7 +7,26 @@ import optax
 from flax import nnx
 
 CASES = {}
-SLOW = set()
+# Told apart by another case already, or long.
+SLOW = {
+    "Bidirectional",
+    "ConvTranspose",
+    "Einsum",
+    "GRUCell",
+    "LSTM classifier",
+    "LSTMCell",
+    "Linear float16",
+    "LinearGeneral",
+    "LoRALinear",
+    "SimpleCell",
+    "SpectralNorm",
+    "ViT",
+    "cond",
+    "jit",
+    "remat",
+    "split_rngs of one stream",
+    "vmap nested",
+}
 
 
 def rngs():
@@ -15,11 +34,9 @@ def rngs():
     return nnx.Rngs(0, params=jax.random.key(1), dropout=2, noise=3)
 
 
-def case(name, build, *, slow=False):
+def case(name, build):
     assert name not in CASES
     CASES[name] = build
-    if slow:
-        SLOW.add(name)
 
 
 # Layers.

@@ -19,18 +19,6 @@ from lazyinit.executable import compiler
 
 KEY = jax.random.key(7)
 X = models.X
-FAST = ["setup", "scan axis 0", "vmap split", "BatchNorm", "jit class called twice", "attention"]
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in models.CASES]
-)
-def test_what_is_read_back_makes_the_same_bits(name):
-    module, rngs, args, kwargs = models.CASES[name]
-    tree = li.lazy(module).init(rngs, *args, **kwargs)
-    again = pickle.loads(pickle.dumps(tree))
-    assert_same(li.materialize(again), module.init(rngs, *args, **kwargs))
-    assert jax.tree.structure(again) == jax.tree.structure(tree)
 
 
 def test_what_is_read_back_shares_compiled_programs():

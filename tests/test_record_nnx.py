@@ -15,18 +15,16 @@ import lazyinit as li
 from lazyinit import paths
 from lazyinit.executable import compiler
 
-FAST_ON_A_MESH = {"Linear", "several streams", "shared variables", "vmap", "scan", "decoder"}
-
 
 @functools.cache
 def mesh():
     return jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-@functools.lru_cache
-def recorded(name):
+@pytest.fixture(scope="module")  # Run once for all tests of a case, which pytest runs in a row.
+def case(request):
     """Returns what the constructor of a case makes, and its lazy graph definition and state."""
-    build = nnx_models.CASES[name]
+    build = nnx_models.CASES[request.param]
     eager, lazily = nnx_models.rngs(), nnx_models.rngs()
     want = nnx.split(build(eager))
     before = live()
@@ -35,32 +33,31 @@ def recorded(name):
     return want, (graphdef, state), (nnx.state(eager), nnx.state(lazily))
 
 
-@pytest.mark.parametrize("name", nnx_models.CASES)
-def test_the_bits_and_the_graph_of_the_constructor(name):
-    want, (graphdef, state), (eager_rngs, lazy_rngs) = recorded(name)
+def cases(fast):
+    """Parametrizes a test by cases, those that are not fast marked as slow."""
+    names = [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in nnx_models.CASES]
+    return pytest.mark.parametrize("case", names, indirect=True, scope="module")
+
+
+@cases(set(nnx_models.CASES) - nnx_models.SLOW)
+def test_the_bits_and_the_graph_of_the_constructor(case):
+    want, (graphdef, state), (eager_rngs, lazy_rngs) = case
     assert graphdef == want[0]
     assert_same(lazy_rngs, eager_rngs)
     assert_same(li.materialize(state), want[1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", nnx_models.CASES)
-def test_the_bits_one_leaf_at_a_time(name):
-    want, (_, state), _ = recorded(name)
+@cases({"shared variables", "several streams", "vmap"})
+def test_the_bits_one_leaf_at_a_time(case):
+    want, (_, state), _ = case
     for path, _ in reversed(paths.leaves_with_paths(state)):
         state = li.materialize(state, lambda p, _, path=path: p == path)
     assert_same(state, want[1])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        n if n in FAST_ON_A_MESH else pytest.param(n, marks=pytest.mark.slow)
-        for n in nnx_models.CASES
-    ],
-)
-def test_the_bits_on_a_mesh(name):
-    want, (_, state), _ = recorded(name)
+@cases({"Linear", "several streams", "shared variables", "vmap", "scan", "decoder"})
+def test_the_bits_on_a_mesh(case):
+    want, (_, state), _ = case
     assert_same(li.materialize(state, sharding=kernel_sharding(mesh())), want[1])
 
 
@@ -72,7 +69,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n not in nnx_models.SLOW else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
+)
 def test_what_is_merged_runs_as_what_was_constructed(name):
     graphdef, state = li.lazy(nnx_models.CASES[name])(nnx_models.rngs())
     module = nnx.merge(graphdef, li.materialize(state))
