@@ -39,6 +39,10 @@ class NotMaterializedError(LazyinitError, TypeError):
     """A thunk that was used as if it were an array."""
 
 
+class NoArrayAttributeError(NotMaterializedError, AttributeError):
+    """A thunk that was asked for what only an array has; ``hasattr`` takes it for a no."""
+
+
 class PicklingError(LazyinitError, pickle.PicklingError, TypeError):
     """A leaf that cannot be pickled, or a pickled one that this version of JAX cannot read."""
 

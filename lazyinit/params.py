@@ -1,25 +1,23 @@
 """What a leaf is before it is an array: ``LazyParam`` (made from a key) or ``StoredParam`` (read).
 
-Both are thunks: plain frozen values, pytree leaves, that show the shape and dtype that they
-will have as ``jax.ShapeDtypeStruct`` does, and refuse to be used as arrays. Neither defines
-``__jax_array__``, which would make ``jax.eval_shape`` evaluate them.
+Both are thunks: plain frozen values, pytree leaves.
 """
 
-import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NoReturn, Protocol, Self, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors
+from lazyinit.thunk import Shape as Shape
+from lazyinit.thunk import Thunk as Thunk
 
 Index: TypeAlias = tuple[slice, ...]
-Shape: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,57 +76,6 @@ class Source(Protocol):
     def check(self) -> None:
         """Raises ``CheckpointError`` if what it reads is gone or has changed."""
         ...
-
-
-class Thunk:
-    """The duck type that both kinds of thunk share with ``jax.ShapeDtypeStruct``."""
-
-    __slots__ = ()
-
-    shape: Shape
-    dtype: np.dtype
-    path: str
-
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole array once made, over all its shards together."""
-        return self.size * self.dtype.itemsize
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("len() of a thunk with no dimensions")
-        return self.shape[0]
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self  # Nothing in it ever changes.
-
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise errors.NotMaterializedError(
-            f"{self.path or 'a leaf'}: wanted an array, got {self!r}, which holds no values yet. "
-            f"Make it with lazyinit.materialize(tree, {self.path or None!r})."
-        )
-
-    __array__ = __iter__ = __getitem__ = __bool__ = __float__ = __int__ = __index__ = _refuse
-    __complex__ = __neg__ = __pos__ = __abs__ = __invert__ = __round__ = _refuse
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
-    __matmul__ = __rmatmul__ = __truediv__ = __rtruediv__ = _refuse
-    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
-    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse
-    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __divmod__ = __rdivmod__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __reversed__ = _refuse
 
 
 def describe(shape: Shape, dtype: np.dtype) -> str:
