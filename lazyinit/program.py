@@ -146,7 +146,12 @@ class Program:
                 continue
             if producer.origin.primitive.name == "random_fold_in":
                 root, number = producer.inputs
-                if root in self.streams and self.is_small(number) and not self.streams_of(number):
+                if (
+                    root in self.streams
+                    and self.avals[v].shape == ()  # Not split by an nnx.vmap around.
+                    and self.is_small(number)
+                    and not self.streams_of(number)
+                ):
                     folds.add((root, number, v))
                     if len(folds) > 1:
                         return None

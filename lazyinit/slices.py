@@ -103,6 +103,8 @@ class Work:
         for equation in self.equations:
             results = compat.bind(equation.origin, *(env[v] for v in equation.inputs))
             if barrier and not any(is_key(x) for x in results):
+                if len(results) > 1:  # XLA aborts where a whole top_k goes into one (jax 0.10.2).
+                    results = [jax.lax.optimization_barrier(x) for x in results]
                 results = jax.lax.optimization_barrier(list(results))
             env.update(zip(equation.outputs, results, strict=True))
         return [env[v] for v in self.outputs]

@@ -164,3 +164,43 @@ def test_a_mutable_variable_says_what_to_do():
         pytest.raises(li.errors.RecordError, match=r"^bias: wanted an array, .*hijax=False"),
     ):
         li.lazy(nnx.Linear)(2, 3, rngs=nnx.Rngs(0))
+
+
+class Plain(nnx.Module):
+    """Holds arrays that are in no variable."""
+
+    def __init__(self, rngs):
+        self.noise = rngs.params.normal((4,))
+        self.count = jnp.array(1)
+        self.parts = nnx.List([jnp.zeros(2), nnx.Param(rngs.params.normal((2,)))])
+        self.name = "static"
+
+
+def test_arrays_outside_of_variables_are_leaves():
+    graphdef, state = li.lazy(Plain)(nnx.Rngs(0))
+    want_graphdef, want = nnx.split(Plain(nnx.Rngs(0)))
+    assert graphdef == want_graphdef
+    assert_same(li.materialize(state), want)
+    assert_same(nnx.merge(graphdef, li.materialize(state)).noise, Plain(nnx.Rngs(0)).noise)
+
+
+def test_streams_that_are_split_already_make_stacked_leaves():
+    @nnx.vmap
+    def stacked(rngs):
+        return nnx.Linear(3, 4, rngs=rngs)
+
+    def rngs():
+        return nnx.Rngs(0).split(5)
+
+    want = nnx.state(stacked(rngs()))
+    _, state = li.lazy(stacked)(rngs())
+    assert_same(li.materialize(state), want)
+    assert want["kernel"].shape == (5, 3, 4)
+
+
+def test_a_reference_to_an_array_says_what_to_do():
+    def make(key):
+        return {"in": {"place": jax.new_ref(jax.random.normal(key, (2,)))}}
+
+    with pytest.raises(li.errors.RecordError, match=r"^in/place: .* a mutable one \(a jax\.Ref\)"):
+        li.lazy(make)(jax.random.key(0))

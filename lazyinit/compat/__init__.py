@@ -14,6 +14,7 @@ from jax.interpreters import partial_eval
 
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.steps import EagerSteps as EagerSteps
+from lazyinit.compat.steps import TracedValue as TracedValue
 from lazyinit.compat.steps import eager_steps as eager_steps
 
 # What eager JAX runs equation by equation, although a body that was traced before has it as one:

@@ -52,7 +52,7 @@ _CONSTANTS = Origins(frozenset(), frozenset())
 _ELSEWHERE = Origins(frozenset(), frozenset(["a trace around this one"]))
 
 
-class _Value(core.Tracer):
+class TracedValue(core.Tracer):
     """A traced value that knows what it is computed from."""
 
     __slots__ = ("inner", "made_by", "origins")
@@ -151,18 +151,18 @@ class EagerSteps(core.Trace):
     def known(self, name: str, tracer: Any, array: Array) -> Any:
         """Wraps an input whose value is known, unless that is itself traced."""
         if isinstance(array, core.Tracer):
-            return _Value(self, tracer, None, _ELSEWHERE)
-        return _Value(self, tracer, array, Origins(frozenset([name]), frozenset()))
+            return TracedValue(self, tracer, None, _ELSEWHERE)
+        return TracedValue(self, tracer, array, Origins(frozenset([name]), frozenset()))
 
     def unknown(self, name: str, tracer: Any) -> Any:
         """Wraps an input of which only the shape is known."""
-        return _Value(self, tracer, None, Origins(frozenset(), frozenset([name])))
+        return TracedValue(self, tracer, None, Origins(frozenset(), frozenset([name])))
 
     def unwrap(self, x: Any) -> Any:
         """Returns what is traced around this trace, for a value of this one; else ``x``."""
-        return x.inner if isinstance(x, _Value) and x._trace is self else x
+        return x.inner if isinstance(x, TracedValue) and x._trace is self else x
 
-    def value_of(self, value: _Value) -> Array:
+    def value_of(self, value: TracedValue) -> Array:
         """Computes a value eagerly, and lets go of what it needed on the way."""
         self.looked_at |= value.origins.known
         calls, uses = self._needed_by(value)
@@ -177,7 +177,7 @@ class EagerSteps(core.Trace):
         found = _result(value.made_by, results)
         return found if isinstance(found, jax.Array) else jax.numpy.asarray(found)
 
-    def _needed_by(self, value: _Value) -> tuple[list[_Call], Counter[int]]:
+    def _needed_by(self, value: TracedValue) -> tuple[list[_Call], Counter[int]]:
         """Returns the calls that make a value, in order, and how often each is used, by its id."""
         ordered: list[_Call] = []
         uses: Counter[int] = Counter()
@@ -198,7 +198,7 @@ class EagerSteps(core.Trace):
         return [below for x in call.args if self._is_mine(x) for below in _calls(x)]
 
     def _is_mine(self, x: Any) -> bool:
-        return isinstance(x, _Value) and x._trace is self
+        return isinstance(x, TracedValue) and x._trace is self
 
     def _origins(self, x: Any) -> Origins:
         if self._is_mine(x):
@@ -217,10 +217,10 @@ class EagerSteps(core.Trace):
         origins = Origins.union(map(self._origins, args)) if args else _CONSTANTS
         if primitive.multiple_results:
             return [
-                _Value(self, x, (call, n), origins) if isinstance(x, core.Tracer) else x
+                TracedValue(self, x, (call, n), origins) if isinstance(x, core.Tracer) else x
                 for n, x in enumerate(out)
             ]
-        return _Value(self, out, (call, 0), origins) if isinstance(out, core.Tracer) else out
+        return TracedValue(self, out, (call, 0), origins) if isinstance(out, core.Tracer) else out
 
     def process_custom_jvp_call(
         self, primitive: Any, fun: Any, jvp: Any, args: Any, /, **_: Any
@@ -246,7 +246,7 @@ class EagerSteps(core.Trace):
         staged = self._around.stage_value(self.unwrap(val))
         if self._is_mine(val) or not isinstance(staged, core.Tracer):
             return val if self._is_mine(val) else staged
-        return _Value(self, staged, val, self._origins(val))
+        return TracedValue(self, staged, val, self._origins(val))
 
     def cur_qdd(self, x: Any) -> Any:
         """Returns what JAX tracks of a mutable value."""
@@ -262,13 +262,14 @@ class EagerSteps(core.Trace):
                 out = found(*jax.tree.map(self.unwrap, args), **params)
             origins = Origins(frozenset(), frozenset([name.removeprefix("process_")]))
             return jax.tree.map(
-                lambda x: _Value(self, x, None, origins) if isinstance(x, core.Tracer) else x, out
+                lambda x: TracedValue(self, x, None, origins) if isinstance(x, core.Tracer) else x,
+                out,
             )
 
         return process
 
 
-def _calls(value: _Value) -> list[_Call]:
+def _calls(value: TracedValue) -> list[_Call]:
     return [value.made_by[0]] if isinstance(value.made_by, tuple) else []
 
 

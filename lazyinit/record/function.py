@@ -11,8 +11,13 @@ from typing import Any
 import jax
 from flax import nnx
 
+from lazyinit import compat
 from lazyinit.params import LazyParam
 from lazyinit.record.thunks import Inputs, Note, record
+
+# An attribute of an NNX module that is an array is data, one that is a tracer is not: Flax asks
+# ``isinstance(x, jax.Array | ...)`` in a way that Python 3.11 answers by the type alone.
+nnx.register_data_type(compat.TracedValue)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,7 @@ def record(
         nonlocal tree
         made, noted = init(keys, stand_ins)
         leaves = jax.tree.leaves(made)
+        _refuse_references(made, own_keys)
         traced = [x for x in leaves if compat.is_tracer(x)]
         # No tracer may outlive the trace: its place in what is returned stands for it.
         place = iter(range(len(traced)))
@@ -183,6 +184,19 @@ _NO_VALUE = (
 )
 
 
+def _refuse_references(made: Any, own_keys: int) -> None:
+    for path, leaf in paths.leaves_with_paths(made):
+        if isinstance(leaf, jax.Ref):
+            raise errors.RecordError(
+                f"{_less(own_keys, path)}: wanted an array, got a mutable one (a jax.Ref), which "
+                "cannot be recorded. Record the model with nnx.var_defaults(ref=False), or return arrays."
+            )
+
+
+def _less(own_keys: int, path: str) -> str:
+    return "/".join(path.split("/")[own_keys:])
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     number: int
@@ -212,8 +226,9 @@ def _with_thunks(
             continue
         value = values[leaf.number]
         if value not in made:
-            path = "/".join(path.split("/")[own_keys:])
-            made[value] = _thunk(recorded, value, noted.get(value), keys, constants, path)
+            made[value] = _thunk(
+                recorded, value, noted.get(value), keys, constants, _less(own_keys, path)
+            )
         thunks.append(made[value])
     return paths.replace_leaves(tree, thunks)
 
