@@ -66,6 +66,7 @@ class TracedValue(core.Tracer):
         self.inner, self.made_by, self.origins = inner, made_by, origins
 
     def to_concrete_value(self) -> Any:
+        """Returns the value, or ``None`` where JAX can go on without."""
         # JAX asks for this in passing, for any value. It gets what it picks its way by in eager
         # mode, the signed integers that are made of scalar constants (``x ** jnp.int32(2)``) and
         # the constants themselves; more only if it could not go on without.
@@ -100,9 +101,11 @@ class TracedValue(core.Tracer):
         return super().__index__() if self.origins.unknown else self._look().__index__()
 
     def tolist(self) -> Any:
+        """Returns the value as nested lists of Python numbers."""
         return super().tolist() if self.origins.unknown else self._look().tolist()
 
     def item(self, *args: Any) -> Any:
+        """Returns one element as a Python number."""
         if self.origins.unknown:
             return core.concrete_or_error(None, self, "The item() method was called.")
         return self._look().item(*args)

@@ -189,7 +189,7 @@ def _refuse_references(made: Any, own_keys: int) -> None:
         if isinstance(leaf, jax.Ref):
             raise errors.RecordError(
                 f"{_less(own_keys, path)}: wanted an array, got a mutable one (a jax.Ref), which "
-                "cannot be recorded. Record the model with nnx.var_defaults(ref=False), or return arrays."
+                "cannot be recorded. Return arrays, for NNX by nnx.var_defaults(ref=False)."
             )
 
 
