@@ -763,7 +763,7 @@ case("Sequential", nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(4)]), X)
 # Initializers, each in three dtypes.
 
 _FLOATS = ("float32", "bfloat16", "float16")
-_PLAIN = {
+INITIALIZERS = {
     "constant": nn.initializers.constant(0.3),
     "delta_orthogonal": nn.initializers.delta_orthogonal(scale=0.7),
     "glorot_normal": nn.initializers.glorot_normal(),
@@ -771,6 +771,7 @@ _PLAIN = {
     "he_normal": nn.initializers.he_normal(),
     "he_uniform": nn.initializers.he_uniform(),
     "kaiming_normal": nn.initializers.kaiming_normal(),
+    "kaiming_uniform": nn.initializers.kaiming_uniform(),
     "lecun_normal": nn.initializers.lecun_normal(),
     "lecun_uniform": nn.initializers.lecun_uniform(),
     "normal": nn.initializers.normal(0.02),
@@ -779,6 +780,7 @@ _PLAIN = {
     "truncated_normal": nn.initializers.truncated_normal(0.02),
     "uniform": nn.initializers.uniform(0.05),
     "variance_scaling": nn.initializers.variance_scaling(0.3, "fan_avg", "truncated_normal"),
+    "xavier_normal": nn.initializers.xavier_normal(),
     "xavier_uniform": nn.initializers.xavier_uniform(),
     "zeros": nn.initializers.zeros,
 }
@@ -786,7 +788,7 @@ _PLAIN = {
 
 def initializers(dtype):
     def body(self, x):
-        for name, init in _PLAIN.items():
+        for name, init in INITIALIZERS.items():
             if "orthogonal" in name and dtype != "float32":
                 continue  # JAX has no QR decomposition of half precision.
             shape = (3, 8, 8) if name == "delta_orthogonal" else (8, 16)

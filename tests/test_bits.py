@@ -69,6 +69,11 @@ def without_numpy(tree):
     )
 
 
+def test_every_initializer_of_jax_is_in_a_case():
+    public = {n for n in dir(jax.nn.initializers) if not n.startswith("_")} - {"Initializer"}
+    assert public <= set(models.INITIALIZERS)
+
+
 # One of each way to start from a key.
 STARTS = {"setup", "scan axis 0", "vmap split", "BatchNorm", "parameter with make_rng inside"}
 
