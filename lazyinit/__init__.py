@@ -11,10 +11,15 @@ from lazyinit.errors import LazyinitError as LazyinitError
 from lazyinit.fill import fill as fill
 from lazyinit.lazy import lazy as lazy
 from lazyinit.materialize import materialize as materialize
+from lazyinit.overlap import OverlapParam as OverlapParam
+from lazyinit.overlap import overlap as overlap
 from lazyinit.params import LazyParam as LazyParam
 from lazyinit.params import RngPath as RngPath
 from lazyinit.params import StoredParam as StoredParam
 from lazyinit.plan import plan as plan
+from lazyinit.pretrained import from_pretrained as from_pretrained
+from lazyinit.provenance import Provenance as Provenance
+from lazyinit.provenance import provenance as provenance
 from lazyinit.reseed import reseed as reseed
 from lazyinit.rules import TORCH as TORCH
 from lazyinit.rules import Rename as Rename

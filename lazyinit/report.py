@@ -10,9 +10,10 @@ import numpy as np
 
 from lazyinit import table
 from lazyinit.params import Shape, describe
+from lazyinit.provenance import NOTHING_KNOWN, Provenance
 from lazyinit.rules import AnyRule
 
-Status: TypeAlias = Literal["loaded", "missing", "mismatched", "kept", "unexpected"]
+Status: TypeAlias = Literal["loaded", "missing", "mismatched", "adapted", "kept", "unexpected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class Entry:
     Attributes:
       path: the path of the leaf; for an unexpected tensor its name.
       status: ``"loaded"`` from the checkpoint; ``"missing"`` from it, and will be initialized;
-        ``"mismatched"``, so left as it was; ``"kept"``, for an array or a tensor filled in
+        ``"mismatched"``, so left as it was; ``"adapted"``, mismatched too, and replaced by what
+        ``on_mismatch`` returned; ``"kept"``, for an array or a tensor filled in
         before, which is not in this checkpoint; ``"unexpected"``, for a tensor.
       shape: of the leaf; of the tensor if it is unexpected.
       dtype: of the leaf; of the tensor if it is unexpected.
@@ -59,6 +61,7 @@ class Report:
       entries: one for each leaf that a tensor could make, in tree order, then one for each
         unexpected tensor, in the order of the checkpoint.
       unused_rules: rules that had no part in it; not those of ``TORCH``, which are optional.
+      provenance: where each leaf of the filled tree comes from.
 
     Example:
       >>> import numpy as np
@@ -79,6 +82,7 @@ class Report:
     origin: str
     entries: tuple[Entry, ...]
     unused_rules: tuple[AnyRule, ...] = ()
+    provenance: Provenance = NOTHING_KNOWN
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -94,6 +98,11 @@ class Report:
     def mismatched(self) -> tuple[str, ...]:
         """Paths of the leaves whose tensor has another shape or kind; left as they were."""
         return self._paths("mismatched")
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Paths of the leaves that ``on_mismatch`` replaced, by ``lazyinit.overlap`` for one."""
+        return self._paths("adapted")
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -134,6 +143,7 @@ class Report:
             (self.cast, "cast"),
             (self.missing, "missing (will be initialized)"),
             (self.mismatched, "mismatched (left as they were)"),
+            (self.adapted, "adapted"),
             (self.kept, "kept"),
             (self.unexpected, "unexpected"),
         ):
@@ -157,6 +167,6 @@ def _cells(entry: Entry) -> tuple[str, str, str, str]:
     status: str = entry.status
     if entry.cast:
         status += f", cast from {entry.stored_dtype}"
-    elif status == "mismatched":
+    elif status in ("mismatched", "adapted"):
         status += f" with {describe(entry.stored_shape, entry.stored_dtype)}"
     return entry.path, describe(entry.shape, entry.dtype), str(entry.nbytes), status
