@@ -25,6 +25,7 @@ from lazyinit.rules import TORCH as TORCH
 from lazyinit.rules import Rename as Rename
 from lazyinit.rules import Rule as Rule
 from lazyinit.rules import strip_prefix as strip_prefix
+from lazyinit.save import save as save
 from lazyinit.sharding import shard_by_metadata as shard_by_metadata
 from lazyinit.sharding import shard_by_rules as shard_by_rules
 from lazyinit.sharding import shard_fsdp as shard_fsdp

@@ -30,6 +30,7 @@ NAMES = [
     "plan",
     "provenance",
     "reseed",
+    "save",
     "shard_by_metadata",
     "shard_by_rules",
     "shard_fsdp",

@@ -7,7 +7,10 @@ with those at opening; what happens between that look and the copy is beyond rea
 
 import functools
 import math
+import mmap
 import os
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +64,24 @@ class File:
 @functools.lru_cache(maxsize=_MAPS)
 def _mapped(file: File) -> np.ndarray:
     # A view that outlives its place in the cache keeps its map alive by itself.
-    return np.memmap(file.path, dtype=np.uint8, mode="r")
+    bytes_of_file = np.memmap(file.path, dtype=np.uint8, mode="r")
+    _maps[file.path] = bytes_of_file
+    return bytes_of_file
+
+
+_maps: "weakref.WeakValueDictionary[str, np.memmap]" = weakref.WeakValueDictionary()
+
+
+def release(extents: Iterable[Extent]) -> None:
+    """Gives back the memory in which maps hold these bytes; they are read again when touched.
+
+    Mapped pages count as this process's memory until the system wants them for something else.
+    """
+    for extent in extents:
+        held = _maps.get(extent.file)
+        if held is not None and isinstance(held.base, mmap.mmap) and extent.stop > extent.start:
+            start = extent.start - extent.start % mmap.PAGESIZE
+            held.base.madvise(mmap.MADV_DONTNEED, start, extent.stop - start)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,0 +1,180 @@
+"""Sources -> pieces of host memory, in order: what goes to a file, a bounded part at a time."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.checkpoint.mapped import MappedTensor, release
+from lazyinit.params import Extent, Index, Shape, Source
+
+PIECE = 16 * 2**20  # Bytes in one piece.
+_TOUCHED = 4 * PIECE  # Bytes of a file that one reading may touch, and so make resident.
+# Elements in one reading where a tensor is larger: each could lie on other pages than the next,
+# and the system maps sixteen pages around the one that is touched.
+_BLOCK = 2**15
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Cast:
+    """A ``Source`` in another dtype.
+
+    Attributes:
+      source: what is read.
+      dtype: what its values become.
+    """
+
+    source: Source
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of what is read."""
+        return self.source.shape
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tensors that it reads."""
+        return self.source.names
+
+    @property
+    def origin(self) -> str:
+        """Where they lie."""
+        return self.source.origin
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where in files they lie."""
+        return self.source.extents
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``, cast."""
+        return _cast(self.source.read(index), self.dtype)
+
+    def check(self) -> None:
+        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
+        self.source.check()
+
+    def __repr__(self) -> str:
+        return f"{self.source!r}.astype({self.dtype})"
+
+
+def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # As a cast on a device: to infinity.
+        return values.astype(dtype)
+
+
+def nbytes(source: Source) -> int:
+    """Returns the bytes of all of a source's values."""
+    return math.prod(source.shape) * source.dtype.itemsize
+
+
+def pieces(source: Source, limit: int = PIECE) -> Iterator[np.ndarray]:
+    """Yields the values of a source in order (the last axis fastest), in bounded memory.
+
+    Each piece is contiguous, of at most ``limit`` bytes (or of one element), and valid until the
+    next is asked for. What a reading maps of a file is given back after it.
+
+    Raises:
+      CheckpointError: a file that it reads is gone, has changed or is cut short.
+    """
+    if isinstance(source, Cast):
+        for piece in pieces(source.source, limit):
+            yield _cast(piece, source.dtype)
+    elif isinstance(source, MappedTensor):
+        yield from _plain(source, limit)
+    else:
+        for index in indices(source.shape, source.dtype.itemsize, limit):
+            yield _gathered(source, index)
+
+
+def indices(shape: Shape, itemsize: int, limit: int) -> Iterator[Index]:
+    """Yields indices that cut an array into runs of at most ``limit`` bytes, in order.
+
+    >>> [tuple((s.start, s.stop) for s in i) for i in indices((2, 3), 4, 8)]
+    [((0, 1), (0, 2)), ((0, 1), (2, 3)), ((1, 2), (0, 2)), ((1, 2), (2, 3))]
+    """
+    if 0 in shape:
+        return
+    axis = next(
+        (n for n in range(len(shape)) if _run(shape, n + 1, itemsize) <= limit),
+        max(len(shape) - 1, 0),
+    )
+    # All of what comes after this axis, a part along it, one of what comes before.
+    for before in itertools.product(*map(range, shape[:axis])):
+        ones = tuple(slice(n, n + 1) for n in before)
+        if not shape:
+            yield ()
+            return
+        step = max(limit // _run(shape, axis + 1, itemsize), 1)
+        for start in range(0, shape[axis], step):
+            along = slice(start, min(start + step, shape[axis]))
+            yield (*ones, along, *(slice(0, n) for n in shape[axis + 1 :]))
+
+
+def _run(shape: Shape, axis: int, itemsize: int) -> int:
+    return math.prod(shape[axis:]) * itemsize
+
+
+def _plain(tensor: MappedTensor, limit: int) -> Iterator[np.ndarray]:
+    """Reads a tensor that lies as it is wanted, without mapping it."""
+    tensor.check()
+    size = tensor.dtype.itemsize
+    buffer = np.empty(min(max(limit // size, 1) * size, tensor.nbytes), np.uint8)
+    end = tensor.offset + tensor.nbytes
+    with open(tensor.file.path, "rb", buffering=0) as stream:
+        stream.seek(tensor.offset)
+        for start in range(tensor.offset, end, max(len(buffer), 1)):
+            part = buffer[: end - start]
+            if _read_fully(stream.fileno(), part, start) < len(part):
+                raise errors.CheckpointError(
+                    f"{tensor.file.path}: tensor {tensor.name!r}: the file was cut short while it "
+                    "was read. Fetch it again."
+                )
+            yield part.view(tensor.dtype)
+
+
+def _read_fully(file: int, buffer: np.ndarray, offset: int) -> int:
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(file, [buffer[done:].data], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def _gathered(source: Source, index: Index) -> np.ndarray:
+    extents = source.extents
+    if sum(e.stop - e.start for e in extents) <= _TOUCHED:
+        values = np.ascontiguousarray(source.read(index))
+        if extents:
+            values = values.copy() if values.base is not None else values
+            release(extents)
+        return values
+    values = np.empty([part.stop - part.start for part in index], source.dtype)
+    for block in _blocks(values.shape):
+        there = tuple(
+            slice(part.start + local.start, part.start + local.stop)
+            for part, local in zip(index, block, strict=True)
+        )
+        values[block] = source.read(there)
+        release(extents)
+    return values
+
+
+def _blocks(shape: Shape) -> Iterator[Index]:
+    """Cuts an array into blocks whose sides are as equal as can be: each touches few pages."""
+    sides = list(shape)
+    while math.prod(sides) > _BLOCK:
+        widest = sides.index(max(sides))
+        sides[widest] = -(-sides[widest] // 2)
+    cuts = (
+        [slice(start, min(start + side, size)) for start in range(0, size, side)]
+        for side, size in zip(sides, shape, strict=True)
+    )
+    return itertools.product(*cuts)
