@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from models import MLP, X, Decoder
+from models import MLP, Decoder, X
 from oracles import assert_same, kernel_sharding, large_arrays_since, live
 from safetensors.numpy import load_file, save_file
 

@@ -3,6 +3,8 @@
 A slice costs the decompression of all that lies before its end, and memory for itself alone.
 """
 
+import contextlib
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -138,18 +140,37 @@ class DeflatedTensor:
         Raises:
           CheckpointError: the archive has changed since it was opened, or is damaged.
         """
-        self.file.check()
         values = np.empty(sizes(self.shape, index), self.dtype)
+        with self._opened() as stream:
+            self._read(values, index, stream)
+        return values
+
+    def stream(self, limit: int) -> Iterator[np.ndarray]:
+        """Yields the values in order, flat; the archive is decompressed once.
+
+        Raises:
+          CheckpointError: the archive has changed since it was opened, or is damaged.
+        """
+        size = self.dtype.itemsize
+        with self._opened() as stream:
+            stream.skip(self.start)
+            left = math.prod(self.shape) * size
+            while left:
+                data = self._take(stream, min(max(limit // size, 1) * size, left))
+                left -= len(data)
+                yield np.frombuffer(data, self.dtype)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Stream]:
+        self.file.check()
         try:
             with open(self.file.path, "rb") as opened:
-                stream = Stream.over(opened, self.file.path, self.name, self.member)
-                self._read(values, index, stream)
+                yield Stream.over(opened, self.file.path, self.name, self.member)
         except OSError as error:
             raise errors.CheckpointError(
                 f"{self.file.path}: tensor {self.name!r}: the file can no longer be read: "
                 f"{error.strerror or error}. Open the checkpoint again."
             ) from error
-        return values
 
     def _read(self, values: np.ndarray, index: Index, stream: Stream) -> None:
         at = -self.start
@@ -157,14 +178,16 @@ class DeflatedTensor:
         gap = self.member.size
         for span in spans(self.shape, self.dtype.itemsize, index, gap=gap, limit=_BLOCK):
             stream.skip(span.start - at)
-            data = stream.read(span.stop - span.start)
-            if len(data) < span.stop - span.start:
-                raise errors.CheckpointError(
-                    f"{self.file.path}: tensor {self.name!r}: its values end too soon. "
-                    f"{FETCH_AGAIN}"
-                )
-            put(values, self.shape, span, data)
+            put(values, self.shape, span, self._take(stream, span.stop - span.start))
             at = span.stop
+
+    def _take(self, stream: Stream, size: int) -> bytes:
+        data = stream.read(size)
+        if len(data) < size:
+            raise errors.CheckpointError(
+                f"{self.file.path}: tensor {self.name!r}: its values end too soon. {FETCH_AGAIN}"
+            )
+        return data
 
     def check(self) -> None:
         """Raises ``CheckpointError`` if the archive is gone or has changed since it was opened."""

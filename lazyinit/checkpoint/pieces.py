@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,10 @@ class PiecedTensor:
             )
             parts.append(self.pieces[place].read((within,)).view(np.uint8))
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).data
+
+    def stream(self, limit: int) -> Iterator[np.ndarray]:
+        """Yields the values in order, flat, as those of its pieces."""
+        return itertools.chain.from_iterable(piece.stream(limit) for piece in self.pieces)
 
     def check(self) -> None:
         """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""

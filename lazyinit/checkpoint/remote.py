@@ -59,12 +59,11 @@ def open_url(url: str) -> Checkpoint:
 
 def _open_file(url: str) -> Checkpoint:
     file = RemoteFile.at(url)
-    entries = safetensors.read_header(
+    header = safetensors.read_header(
         url, file.size, lambda start, stop: file.read(start, stop, what="the header")
     )
-    return Checkpoint(
-        url, {e.name: RemoteTensor(file, e.name, e.shape, e.dtype, e.offset) for e in entries}
-    )
+    tensors = header.tensors(lambda e: RemoteTensor(file, e.name, e.shape, e.dtype, e.offset))
+    return Checkpoint(url, tensors)
 
 
 def _open_index(url: str, origin: str) -> Checkpoint:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors
+from lazyinit.checkpoint import ties
 from lazyinit.checkpoint.headers import (
     DTYPES,
     FETCH_AGAIN,
@@ -35,9 +36,9 @@ from lazyinit.checkpoint.headers import (
 )
 from lazyinit.checkpoint.mapped import File, MappedTensor
 from lazyinit.checkpoint.protocol import Checkpoint
-from lazyinit.params import Shape
+from lazyinit.params import Shape, Source
 
-_DTYPES: Mapping[str, np.dtype] = {
+TYPES: Mapping[str, np.dtype] = {
     name: DTYPES[dtype]
     for name, dtype in {
         "BOOL": "bool",
@@ -85,6 +86,24 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says before its values.
+
+    Attributes:
+      entries: its tensors, in order.
+      metadata: text by text.
+    """
+
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, str]
+
+    def tensors(self, make: Callable[[Entry], Source]) -> dict[str, Source]:
+        """Returns the tensors by name; one that has several names is there under each."""
+        found = {entry.name: make(entry) for entry in self.entries}
+        return found | ties.read_note(self.metadata, found)
+
+
 def open_file(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens one safetensors file: reads and validates its header, no values.
 
@@ -98,12 +117,12 @@ def open_file(path: str | os.PathLike[str]) -> Checkpoint:
             stream.seek(start)
             return stream.read(stop - start)
 
-        entries = read_header(file.path, file.size, read)
-    tensors = {e.name: MappedTensor(file, e.name, e.shape, e.dtype, e.offset) for e in entries}
+        header = read_header(file.path, file.size, read)
+    tensors = header.tensors(lambda e: MappedTensor(file, e.name, e.shape, e.dtype, e.offset))
     return Checkpoint(os.fspath(path), tensors)
 
 
-def read_header(path: str, size: int, read: Callable[[int, int], bytes]) -> Sequence[Entry]:
+def read_header(path: str, size: int, read: Callable[[int, int], bytes]) -> Header:
     """Reads and validates the header of a file that lies anywhere.
 
     Args:
@@ -112,7 +131,7 @@ def read_header(path: str, size: int, read: Callable[[int, int], bytes]) -> Sequ
       read: returns the bytes from a start to a stop, fewer only if the file has ended.
 
     Returns:
-      Its tensors, in the order of the header.
+      Its tensors, in the order of the header, and its metadata.
 
     Raises:
       CheckpointError: anything that the format forbids.
@@ -133,7 +152,7 @@ def read_header(path: str, size: int, read: Callable[[int, int], bytes]) -> Sequ
     start = 8 + len(text)
     entries = [_entry(path, size, start, name, entry) for name, entry in header.items()]
     _check_layout(path, size, start, entries)
-    return entries
+    return Header(tuple(entries), metadata or {})
 
 
 def _read_text(path: str, size: int, read: Callable[[int, int], bytes]) -> bytes:
@@ -166,9 +185,9 @@ def _entry(
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise damaged(path, name, "an object with dtype, shape and data_offsets", entry)
     offsets = entry["data_offsets"]
-    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = TYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise damaged(path, name, f"a dtype among {', '.join(_DTYPES)}", entry["dtype"])
+        raise damaged(path, name, f"a dtype among {', '.join(TYPES)}", entry["dtype"])
     shape = check_shape(path, name, entry["shape"], dtype)
     if not are_counts(offsets) or len(offsets) != 2:
         raise damaged(path, name, "data_offsets that are two non-negative integers", offsets)

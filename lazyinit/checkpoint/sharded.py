@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePosixPath
 
 from lazyinit import errors
+from lazyinit.checkpoint import ties
 from lazyinit.checkpoint.headers import FETCH_AGAIN, HEADER_LIMIT, is_text_map, parse_object
 from lazyinit.checkpoint.protocol import Checkpoint
 
@@ -31,7 +32,7 @@ def open_index(
     Raises:
       CheckpointError: the index or a shard is broken, unsafe or missing; the file comes first.
     """
-    weight_map = _weight_map(path, text)
+    weight_map, metadata = _read_index(path, text)
     shards: dict[str, Checkpoint] = {}
     names = dict.fromkeys(weight_map.values())
     for name in names:
@@ -50,22 +51,25 @@ def open_index(
                 f"{path}: tensor {tensor!r}: wanted it in {name!r}, which does not hold it"
                 f"{errors.nearest(tensor, shards[name])}. {FETCH_AGAIN}"
             )
-    return Checkpoint(origin, {tensor: shards[name][tensor] for tensor, name in weight_map.items()})
+    tensors = {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
+    return Checkpoint(origin, tensors | ties.read_note(metadata, tensors))
 
 
-def _weight_map(path: str, text: bytes) -> Mapping[str, str]:
+def _read_index(path: str, text: bytes) -> tuple[Mapping[str, str], object]:
+    """Returns which shard holds which tensor, and the metadata, which nobody has checked."""
     if len(text) > HEADER_LIMIT:
         raise errors.CheckpointError(
             f"{path}: wanted an index of at most {HEADER_LIMIT} bytes, got a larger file. "
             f"{FETCH_AGAIN}"
         )
-    weight_map = parse_object(path, text).get("weight_map")
+    index = parse_object(path, text)
+    weight_map = index.get("weight_map")
     if weight_map is None or not is_text_map(weight_map):
         raise errors.CheckpointError(
             f"{path}: wanted 'weight_map' to map tensor names to file names, got "
             f"{weight_map!r:.80}. {FETCH_AGAIN}"
         )
-    return weight_map
+    return weight_map, index.get("metadata")
 
 
 def _check_shard(path: str, shard: str) -> None:

@@ -2,18 +2,17 @@
 
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from lazyinit import errors
-from lazyinit.checkpoint.mapped import MappedTensor, release
+from lazyinit.checkpoint.mapped import release
+from lazyinit.checkpoint.protocol import Streamed
 from lazyinit.params import Extent, Index, Shape, Source
 
 PIECE = 16 * 2**20  # Bytes in one piece.
-_TOUCHED = 4 * PIECE  # Bytes of a file that one reading may touch, and so make resident.
+_TOUCHED = 2 * PIECE  # Bytes of a file that one reading may touch, and so make resident.
 # Elements in one reading where a tensor is larger: each could lie on other pages than the next,
 # and the system maps sixteen pages around the one that is touched.
 _BLOCK = 2**15
@@ -85,11 +84,21 @@ def pieces(source: Source, limit: int = PIECE) -> Iterator[np.ndarray]:
     if isinstance(source, Cast):
         for piece in pieces(source.source, limit):
             yield _cast(piece, source.dtype)
-    elif isinstance(source, MappedTensor):
-        yield from _plain(source, limit)
+    elif isinstance(source, Streamed):
+        yield from source.stream(limit)
     else:
-        for index in indices(source.shape, source.dtype.itemsize, limit):
+        for index in indices(source.shape, source.dtype.itemsize, max(limit, _slab(source))):
             yield _gathered(source, index)
+
+
+def _slab(source: Source) -> int:
+    """Returns the bytes of a row of chunks, if a source has some and they are not too large.
+
+    No less than a chunk is read, so smaller pieces would read it again and again.
+    """
+    rows = next(iter(getattr(source, "chunk", ())), 0)
+    size = rows * math.prod(source.shape[1:]) * source.dtype.itemsize
+    return size if size <= _TOUCHED else 0
 
 
 def indices(shape: Shape, itemsize: int, limit: int) -> Iterator[Index]:
@@ -120,36 +129,8 @@ def _run(shape: Shape, axis: int, itemsize: int) -> int:
     return math.prod(shape[axis:]) * itemsize
 
 
-def _plain(tensor: MappedTensor, limit: int) -> Iterator[np.ndarray]:
-    """Reads a tensor that lies as it is wanted, without mapping it."""
-    tensor.check()
-    size = tensor.dtype.itemsize
-    buffer = np.empty(min(max(limit // size, 1) * size, tensor.nbytes), np.uint8)
-    end = tensor.offset + tensor.nbytes
-    with open(tensor.file.path, "rb", buffering=0) as stream:
-        stream.seek(tensor.offset)
-        for start in range(tensor.offset, end, max(len(buffer), 1)):
-            part = buffer[: end - start]
-            if _read_fully(stream.fileno(), part, start) < len(part):
-                raise errors.CheckpointError(
-                    f"{tensor.file.path}: tensor {tensor.name!r}: the file was cut short while it "
-                    "was read. Fetch it again."
-                )
-            yield part.view(tensor.dtype)
-
-
-def _read_fully(file: int, buffer: np.ndarray, offset: int) -> int:
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(file, [buffer[done:].data], offset + done)
-        if count == 0:
-            break
-        done += count
-    return done
-
-
 def _gathered(source: Source, index: Index) -> np.ndarray:
-    extents = source.extents
+    extents = [extent for extent in source.extents if "://" not in extent.file]  # Mapped ones.
     if sum(e.stop - e.start for e in extents) <= _TOUCHED:
         values = np.ascontiguousarray(source.read(index))
         if extents:

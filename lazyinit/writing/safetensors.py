@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.safetensors import _DTYPES as DTYPES
-from lazyinit.checkpoint.safetensors import HEADER_LIMIT
+from lazyinit.checkpoint.headers import HEADER_LIMIT
+from lazyinit.checkpoint.safetensors import TYPES
 from lazyinit.params import Source, describe
 from lazyinit.writing.pieces import nbytes
 
@@ -51,7 +51,7 @@ def problems(tensors: Mapping[str, Source]) -> Iterator[str]:
             )
         elif np.dtype(source.dtype) not in _NAMES:
             yield (
-                f"{name}: wanted a dtype that safetensors has ({', '.join(DTYPES)}), got "
+                f"{name}: wanted a dtype that safetensors has ({', '.join(TYPES)}), got "
                 f"{describe(source.shape, source.dtype)}. Cast it, or leave it out of the tree."
             )
 
@@ -117,4 +117,4 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-_NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in TYPES.items()}
