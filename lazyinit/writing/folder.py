@@ -11,7 +11,7 @@ from lazyinit import errors
 from lazyinit.checkpoint import ties
 from lazyinit.params import Source
 from lazyinit.writing.commit import replacing_checkpoint, replacing_file
-from lazyinit.writing.pieces import pieces
+from lazyinit.writing.pieces import as_bytes, pieces
 from lazyinit.writing.safetensors import FilePlan, index_json, plan_files, problems
 
 Read: TypeAlias = Callable[[Source], Iterable[np.ndarray]]
@@ -110,8 +110,3 @@ def write_file(stream: BinaryIO, plan: FilePlan, read: Read = pieces) -> None:
         for piece in read(source):
             stream.write(as_bytes(piece))
             del piece  # It may be a view of an array that is made on demand: let go of that.
-
-
-def as_bytes(piece: np.ndarray) -> memoryview:
-    """Returns the bytes of a contiguous piece, little-endian as the machine's."""
-    return np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,3 +159,29 @@ def _blocks(shape: Shape) -> Iterator[Index]:
         for side, size in zip(sides, shape, strict=True)
     )
     return itertools.product(*cuts)
+
+
+class Flow:
+    """The bytes of a source, to be taken in portions that need not be those of its pieces."""
+
+    def __init__(self, stream: Iterable[np.ndarray]) -> None:
+        """Takes what ``pieces`` yields."""
+        self._stream, self._held = iter(stream), memoryview(b"")
+
+    def take(self, size: int) -> Iterator[memoryview]:
+        """Yields the next bytes, ``size`` in all (fewer where the source ends), part by part."""
+        while size:
+            if not self._held:
+                piece = next(self._stream, None)
+                if piece is None:
+                    return
+                self._held = as_bytes(piece)
+                continue
+            part, self._held = self._held[:size], self._held[size:]
+            size -= len(part)
+            yield part
+
+
+def as_bytes(piece: np.ndarray) -> memoryview:
+    """Returns the bytes of a piece, in order."""
+    return np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
