@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import errors, paths
+from lazyinit.advise import advise
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
-from lazyinit.match import Match, Place, View, advise, match, places, slashed
+from lazyinit.match import Match, Matching, Place, View, match, places, slashed
 from lazyinit.params import LazyParam, StoredParam, Thunk, describe
 from lazyinit.report import Entry, Report
 from lazyinit.rules import TORCH, AnyRule, Rule, check_rules
@@ -89,10 +90,10 @@ def fill(
         for place, leaf in everything
         if _is_array_like(leaf)
     }
-    extra = _unexpected(opened, found.matches.values()) if on_unexpected != "ignore" else ()
+    extra = () if on_unexpected == "ignore" else _unexpected(opened, found)
     problems: list[str] = []
     if on_mismatch == "error":
-        problems += _mismatched(entries.values())
+        problems += _mismatched(entries.values(), found.matches, opened)
     if on_missing == "error":
         missing = [place for place in fillable if entries[place.path].status == "missing"]
         problems += _missing(missing, entries, opened, View.of(fillable, at), rules)
@@ -156,17 +157,25 @@ def _entry(place: Place, leaf: Any, found: Match | None, checkpoint: Checkpoint)
     if found is None:
         status = "missing" if isinstance(leaf, LazyParam) else "kept"
         return Entry(place.path, status, leaf.shape, leaf.dtype, "", leaf.shape, leaf.dtype)
-    stored = checkpoint[found.tensor]
-    fits = found.source.shape == leaf.shape and _kind(stored.dtype) == _kind(leaf.dtype)
+    source = found.source
+    fits = source.shape == leaf.shape and _kind(source.dtype) == _kind(leaf.dtype)
+    first = checkpoint[found.tensors[0]] if found.tensors else source
     return Entry(
         place.path,
-        "loaded" if fits else "mismatched",
+        "loaded" if fits and not found.problem else "mismatched",
         leaf.shape,
         leaf.dtype,
-        found.tensor,
-        stored.shape,
-        stored.dtype,
+        _called(found.tensors) or repr(source),
+        first.shape,
+        first.dtype,
+        found.tensors,
     )
+
+
+def _called(names: Sequence[str]) -> str:
+    """Returns names for people: one, a few, or the first and the last of many."""
+    several = names if len(names) < 4 else (names[0], f"... ({len(names)})", names[-1])
+    return ", ".join(several)
 
 
 def _kind(dtype: np.dtype) -> object:
@@ -175,8 +184,8 @@ def _kind(dtype: np.dtype) -> object:
     return next((kind for kind in kinds if jnp.issubdtype(dtype, kind)), dtype)
 
 
-def _unexpected(checkpoint: Checkpoint, matches: Iterable[Match]) -> tuple[Entry, ...]:
-    used = {match.tensor for match in matches}
+def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[Entry, ...]:
+    used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
     return tuple(
         Entry(name, "unexpected", tensor.shape, tensor.dtype, name, tensor.shape, tensor.dtype)
         for name, tensor in checkpoint.items()
@@ -184,14 +193,30 @@ def _unexpected(checkpoint: Checkpoint, matches: Iterable[Match]) -> tuple[Entry
     )
 
 
-def _mismatched(entries: Iterable[Entry]) -> Iterator[str]:
+def _mismatched(
+    entries: Iterable[Entry], matches: Mapping[str, Match], checkpoint: Checkpoint
+) -> Iterator[str]:
     for entry in entries:
         if entry.status == "mismatched":
+            problem = matches[entry.path].problem
             yield (
-                f"{entry.path}: the model wants {describe(entry.shape, entry.dtype)}, tensor "
-                f"{entry.tensor!r} holds {describe(entry.stored_shape, entry.stored_dtype)}. "
+                f"{entry.path}: the model wants {describe(entry.shape, entry.dtype)}, "
+                f"{_held(entry, checkpoint)}{f'; {problem}' * bool(problem)}. "
                 'Drop it with on_mismatch="init", or map it in rules.'
             )
+
+
+def _held(entry: Entry, checkpoint: Checkpoint) -> str:
+    """Says which tensors hold what."""
+    if len(entry.tensors) < 2:
+        what = "tensor " + repr(entry.tensor) if entry.tensors else entry.tensor
+        return f"{what} holds {describe(entry.stored_shape, entry.stored_dtype)}"
+    held = dict.fromkeys(
+        describe(checkpoint[name].shape, checkpoint[name].dtype) for name in entry.tensors
+    )
+    each = " each" if len(held) == 1 else ""
+    names = _called(list(map(repr, entry.tensors)))
+    return f"tensors {names} hold {_called(list(held))}{each}"
 
 
 def _missing(

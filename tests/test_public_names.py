@@ -10,13 +10,22 @@ import pytest
 import lazyinit as li
 
 NAMES = [
+    "Cast",
+    "Concat",
+    "Constant",
+    "Ignore",
     "LazyParam",
     "LazyinitError",
+    "Rearrange",
     "Rename",
     "RngPath",
     "Rule",
+    "Split",
+    "Stack",
     "StoredParam",
     "TORCH",
+    "Transpose",
+    "Unstack",
     "errors",
     "fill",
     "inspect",
