@@ -7,6 +7,13 @@ part. See ``docs/architecture.md``.
 
 from lazyinit import errors as errors
 from lazyinit.checkpoint import open_checkpoint as open_checkpoint
+from lazyinit.checkpoint.joins import Concat as Concat
+from lazyinit.checkpoint.joins import Split as Split
+from lazyinit.checkpoint.joins import Stack as Stack
+from lazyinit.checkpoint.joins import Unstack as Unstack
+from lazyinit.checkpoint.layout import Cast as Cast
+from lazyinit.checkpoint.layout import Transpose as Transpose
+from lazyinit.checkpoint.reshape import Rearrange as Rearrange
 from lazyinit.errors import LazyinitError as LazyinitError
 from lazyinit.fill import fill as fill
 from lazyinit.lazy import lazy as lazy
@@ -20,11 +27,13 @@ from lazyinit.plan import plan as plan
 from lazyinit.pretrained import from_pretrained as from_pretrained
 from lazyinit.provenance import Provenance as Provenance
 from lazyinit.provenance import provenance as provenance
+from lazyinit.renames import Ignore as Ignore
+from lazyinit.renames import Rename as Rename
+from lazyinit.renames import strip_prefix as strip_prefix
 from lazyinit.reseed import reseed as reseed
+from lazyinit.rule import Constant as Constant
+from lazyinit.rule import Rule as Rule
 from lazyinit.rules import TORCH as TORCH
-from lazyinit.rules import Rename as Rename
-from lazyinit.rules import Rule as Rule
-from lazyinit.rules import strip_prefix as strip_prefix
 from lazyinit.save import save as save
 from lazyinit.sharding import shard_by_metadata as shard_by_metadata
 from lazyinit.sharding import shard_by_rules as shard_by_rules

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import errors, paths
+from lazyinit import errors, paths, refusals
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.dtypes import same_kind
-from lazyinit.match import Match, Matching, Place, View, advise, match, places, slashed
-from lazyinit.params import LazyParam, StoredParam, Thunk, describe
+from lazyinit.match import Match, Matching, Place, View, match, places, slashed
+from lazyinit.params import LazyParam, StoredParam, Thunk
 from lazyinit.policies import (
     MismatchWord,
     MissingWord,
@@ -25,7 +25,7 @@ from lazyinit.policies import (
 )
 from lazyinit.provenance import provenance
 from lazyinit.report import Entry, Report
-from lazyinit.rules import TORCH, AnyRule, Rule, check_rules
+from lazyinit.rules import AnyRule, check_rules
 
 Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
 
@@ -103,7 +103,7 @@ def fill(
         )
     found = match(fillable, opened, rules=rules, at=at)
     if fillable and not found.matches:
-        raise errors.FillError(_nothing_matches(fillable, opened, rules))
+        raise errors.FillError(refusals.nothing_matches(fillable, opened, rules))
 
     entries = {
         place.path: _entry(place, leaf, found.matches.get(place.path), opened)
@@ -111,9 +111,9 @@ def fill(
         if _is_array_like(leaf)
     }
     asked = _Asked(missing_policy, mismatch_policy, unexpected_policy)
-    adapted = asked.mismatched(everything, entries, found)
+    adapted = asked.mismatched(everything, entries, found, opened)
     absent = asked.missing(everything, entries)
-    asked.problems += _missing(absent, entries, opened, View.of(fillable, at), rules)
+    asked.problems += refusals.missing(absent, entries, opened, View.of(fillable, at), rules)
     extra = asked.unexpected(opened, found)
     if asked.problems:
         raise errors.FillError(errors.listing(asked.problems))
@@ -141,7 +141,7 @@ class _Asked:
         self.problems: list[str] = []
 
     def mismatched(
-        self, leaves: Leaves, entries: Mapping[str, Entry], found: Matching
+        self, leaves: Leaves, entries: Mapping[str, Entry], found: Matching, checkpoint: Checkpoint
     ) -> dict[str, Any]:  # Any: a leaf, and what a callable puts in its place.
         """Returns, by path, what goes in place of leaves whose tensors do not fit."""
         adapted: dict[str, Any] = {}
@@ -149,12 +149,14 @@ class _Asked:
             entry = entries.get(place.path)
             if entry is None or entry.status != "mismatched":
                 continue
-            source = found.matches[place.path].source
-            answer = self._ask(self._mismatch, place.path, leaf, source)
+            match = found.matches[place.path]
+            # Of tensors that cannot make the leaf, whatever its shape, no callable is asked.
+            case = () if match.problem else (leaf, match.source)
+            answer = self._ask(self._mismatch, place.path, *case)
             if answer == "error":
-                self.problems.append(_mismatch(entry))
+                self.problems.append(refusals.mismatch(entry, match.problem, checkpoint))
             elif _is_array_like(answer):
-                self.problems += _unlike(place.path, leaf, answer)
+                self.problems += refusals.unlike(place.path, leaf, answer)
                 adapted[place.path] = answer
             else:
                 self._check_word(self._mismatch, place.path, answer, ", or a leaf")
@@ -176,10 +178,10 @@ class _Asked:
     def unexpected(self, checkpoint: Checkpoint, found: Matching) -> list[Entry]:
         """Returns the entries of the tensors left over that are to be reported."""
         reported = []
-        for entry in _unexpected(checkpoint, found.matches.values()):
+        for entry in _unexpected(checkpoint, found):
             answer = self._ask(self._unexpected, entry.path, checkpoint[entry.tensor])
             if answer == "error":
-                self.problems.append(_left_over(entry))
+                self.problems.append(refusals.left_over(entry))
             elif answer == "report":
                 reported.append(entry)
             else:
@@ -236,83 +238,25 @@ def _entry(place: Place, leaf: Any, found: Match | None, checkpoint: Checkpoint)
     if found is None:
         status = "missing" if isinstance(leaf, LazyParam) else "kept"
         return Entry(place.path, status, leaf.shape, leaf.dtype, "", leaf.shape, leaf.dtype)
-    stored = checkpoint[found.tensor]
-    fits = found.source.shape == leaf.shape and same_kind(stored.dtype, leaf.dtype)
+    source = found.source
+    fits = source.shape == leaf.shape and same_kind(source.dtype, leaf.dtype)
+    first = checkpoint[found.tensors[0]] if found.tensors else source
     return Entry(
         place.path,
-        "loaded" if fits else "mismatched",
+        "loaded" if fits and not found.problem else "mismatched",
         leaf.shape,
         leaf.dtype,
-        found.tensor,
-        stored.shape,
-        stored.dtype,
+        refusals.called(found.tensors) or repr(source),
+        first.shape,
+        first.dtype,
+        found.tensors,
     )
 
 
-def _unexpected(checkpoint: Checkpoint, matches: Iterable[Match]) -> tuple[Entry, ...]:
-    used = {match.tensor for match in matches}
+def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[Entry, ...]:
+    used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
     return tuple(
         Entry(name, "unexpected", tensor.shape, tensor.dtype, name, tensor.shape, tensor.dtype)
         for name, tensor in checkpoint.items()
         if name not in used
-    )
-
-
-def _mismatch(entry: Entry) -> str:
-    return (
-        f"{entry.path}: the model wants {describe(entry.shape, entry.dtype)}, tensor "
-        f"{entry.tensor!r} holds {describe(entry.stored_shape, entry.stored_dtype)}. "
-        'Drop it with on_mismatch="init", or map it in rules.'
-    )
-
-
-def _unlike(path: str, leaf: Any, answer: Any) -> Iterator[str]:
-    wanted, got = describe(leaf.shape, leaf.dtype), describe(answer.shape, answer.dtype)
-    if wanted != got:
-        yield f"{path}: wanted on_mismatch to return a leaf of {wanted}, got one of {got}."
-
-
-def _missing(
-    missing: Sequence[Place],
-    entries: Mapping[str, Entry],
-    checkpoint: Checkpoint,
-    view: View,
-    rules: Sequence[AnyRule],
-) -> Iterator[str]:
-    makers = [rule for rule in rules if isinstance(rule, Rule)]
-    for place in missing:
-        entry = entries[place.path]
-        names = dict.fromkeys(name for name, _ in view.candidates(place, makers))
-        tried = " or ".join(map(repr, names)) or f"anything, as it lies outside at={view.at!r}"
-        yield (
-            f"{place.path}: the model wants {describe(entry.shape, entry.dtype)}, "
-            f"{checkpoint.origin} holds no tensor called {tried}. "
-            'Make it with on_missing="init", or map it in rules.'
-        )
-
-
-def _left_over(entry: Entry) -> str:
-    return (
-        f"{entry.path}: wanted a leaf for this tensor, {describe(entry.shape, entry.dtype)}, "
-        'the tree has none. Pass over it with on_unexpected="report", or map it in rules.'
-    )
-
-
-def _nothing_matches(
-    leaves: Sequence[Place], checkpoint: Checkpoint, rules: tuple[AnyRule, ...]
-) -> str:
-    rule_sets = [("", ()), ("lazyinit.TORCH", TORCH)]
-    if rules and rules != TORCH:
-        rule_sets.append(("rules", rules))
-    advice = advise(leaves, checkpoint, rule_sets)
-    problem = (
-        f"{checkpoint.origin}: none of its {len(checkpoint)} tensors matches any of the tree's "
-        f"{len(leaves)} leaves."
-    )
-    if advice.count:
-        return f"{problem} {advice.text} would match {advice.count}."
-    return (
-        f"{problem} The tree has leaves such as {leaves[0].path!r}, the checkpoint tensors such as "
-        f"{next(iter(checkpoint))!r}. Say in rules which makes which: "
-        "lazyinit.Rule('**/kernel', '**.weight')."
     )

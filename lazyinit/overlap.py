@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors
+from lazyinit.checkpoint.change import Changed, bounds, slices
 from lazyinit.dtypes import same_kind
 from lazyinit.params import (
-    Extent,
     Index,
     LazyParam,
     Shape,
@@ -25,7 +25,7 @@ from lazyinit.params import (
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Corner:
+class Corner(Changed):
     """A ``Source``: the first elements of another, in each dimension.
 
     Attributes:
@@ -37,33 +37,13 @@ class Corner:
     shape: Shape
 
     @property
-    def dtype(self) -> np.dtype:
-        """The dtype as stored."""
-        return self.source.dtype
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the tensors that it reads."""
-        return self.source.names
-
-    @property
-    def origin(self) -> str:
-        """Where they lie."""
-        return self.source.origin
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """Where in files they lie, all of each."""
-        return self.source.extents
+    def reads(self) -> tuple[Source]:
+        """What it reads."""
+        return (self.source,)
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``."""
-        bounds = (part.indices(size) for part, size in zip(index, self.shape, strict=True))
-        return self.source.read(tuple(slice(start, stop) for start, stop, _ in bounds))
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
-        self.source.check()
+        return self.source.read(slices(bounds(index, self.shape)))
 
     def __repr__(self) -> str:
         return f"{self.source!r}[{','.join(f':{n}' for n in self.shape)}]"

@@ -84,7 +84,7 @@ class Policy:
 
         Args:
           path: of the leaf, or the name of the tensor.
-          *case: what a callable is told: the leaf, the source.
+          *case: what a callable is told: the leaf, the source. Without, none is asked.
 
         Raises:
           FillError: a callable says no, by raising it.
@@ -92,7 +92,9 @@ class Policy:
         slashed = _slashed(path)
         for pattern, choice in self.choices:
             if paths.matches(_slashed(pattern), slashed):
-                return choice if isinstance(choice, str) else choice(path, *case)
+                if isinstance(choice, str):
+                    return choice
+                return choice(path, *case) if case else "error"
         return "error"
 
     def refuse(self, path: str, answer: object, others: str = "") -> str:

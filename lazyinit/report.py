@@ -28,9 +28,10 @@ class Entry:
         before, which is not in this checkpoint; ``"unexpected"``, for a tensor.
       shape: of the leaf; of the tensor if it is unexpected.
       dtype: of the leaf; of the tensor if it is unexpected.
-      tensor: the name of the tensor in the checkpoint, or ``""`` if there is none.
-      stored_shape: the shape of the tensor, before any layout change.
-      stored_dtype: the dtype of the tensor; that of the leaf if there is none.
+      tensor: what the tensors are called in the checkpoint, for people; ``""`` if there are none.
+      stored_shape: the shape of the (first) tensor, before any layout change.
+      stored_dtype: the dtype of the (first) tensor; that of the leaf if there is none.
+      tensors: the name of each tensor.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Entry:
     tensor: str
     stored_shape: Shape
     stored_dtype: np.dtype
+    tensors: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import errors
+from lazyinit.checkpoint.layout import AsDtype
 from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.match import Place, places
 from lazyinit.ondemand import Maker, OnDemand
@@ -20,7 +21,6 @@ from lazyinit.rules import AnyRule, check_rules
 from lazyinit.unmatch import unmatch
 from lazyinit.writing.arrays import DeviceArray
 from lazyinit.writing.folder import planned, write_folder
-from lazyinit.writing.pieces import Cast
 
 Lazy: TypeAlias = Literal["refuse", "make"]
 
@@ -142,7 +142,7 @@ def _source(path: str, leaf: Any, maker: Maker) -> Source:
     match leaf:
         case StoredParam():
             same = leaf.source.dtype == leaf.dtype
-            return leaf.source if same else Cast(leaf.source, leaf.dtype)
+            return leaf.source if same else AsDtype(leaf.source, leaf.dtype)
         case Thunk():
             return OnDemand(path, leaf, maker)
         case jax.Array():

@@ -13,9 +13,9 @@ from hypothesis import given
 from safetensors.numpy import save_file
 
 import lazyinit as li
-from lazyinit.checkpoint.layout import Transposed
+from lazyinit.checkpoint.layout import AsDtype, Transposed
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.writing.pieces import Cast, indices, nbytes, pieces
+from lazyinit.writing.pieces import indices, nbytes, pieces
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
@@ -53,14 +53,14 @@ def test_pieces_of_a_file_are_its_bytes(tmp_path, limit):
 
 def test_a_cast_is_numpys(tmp_path):
     array = np.random.default_rng(0).normal(size=(33, 5)).astype(np.float32) * 1e30
-    source = Cast(HeldTensor("x", array), np.dtype(ml_dtypes.bfloat16))
+    source = AsDtype(HeldTensor("x", array), np.dtype(ml_dtypes.bfloat16))
     want = array.astype(ml_dtypes.bfloat16)
     assert b"".join(p.tobytes() for p in pieces(source, 16)) == want.tobytes()
     np.testing.assert_array_equal(source.read((slice(2, 4), slice(None))), want[2:4])
     assert (source.shape, source.names, source.origin) == ((33, 5), ("x",), "the mapping")
     assert repr(source) == "the mapping:x.astype(bfloat16)"
     with np.errstate(all="raise"):
-        halves = Cast(HeldTensor("x", array), np.dtype(np.float16))
+        halves = AsDtype(HeldTensor("x", array), np.dtype(np.float16))
         assert np.isinf(halves.read((slice(0, 1), slice(0, 1)))).all()
 
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import lazyinit as li
+from lazyinit.checkpoint.layout import AsDtype
 from lazyinit.checkpoint.memory import open_tree
 from lazyinit.writing.folder import bytes_of, planned, write_folder
-from lazyinit.writing.pieces import Cast
 
 TENSORS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -143,7 +143,7 @@ def test_a_source_that_is_gone_is_noticed_before_anything_is_touched(tmp_path):
 
 def test_a_checkpoint_can_be_written_over_itself(tmp_path):
     write(tmp_path, {"x": np.arange(100.0), "y": np.ones(50)})
-    opened = {n: Cast(s, np.dtype("float32")) for n, s in li.open_checkpoint(tmp_path).items()}
+    opened = {n: AsDtype(s, np.dtype("float32")) for n, s in li.open_checkpoint(tmp_path).items()}
     write_folder(tmp_path, planned(opened, metadata={}, max_shard_size=400))
     again = li.open_checkpoint(tmp_path)
     np.testing.assert_array_equal(again["x"].read((slice(None),)), np.arange(100, dtype="float32"))

@@ -3,68 +3,19 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from lazyinit.checkpoint.layout import AsDtype, cast
 from lazyinit.checkpoint.mapped import release
 from lazyinit.checkpoint.protocol import Streamed
-from lazyinit.params import Extent, Index, Shape, Source
+from lazyinit.params import Index, Shape, Source
 
 PIECE = 16 * 2**20  # Bytes in one piece.
 _TOUCHED = 2 * PIECE  # Bytes of a file that one reading may touch, and so make resident.
 # Elements in one reading where a tensor is larger: each could lie on other pages than the next,
 # and the system maps sixteen pages around the one that is touched.
 _BLOCK = 2**15
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Cast:
-    """A ``Source`` in another dtype.
-
-    Attributes:
-      source: what is read.
-      dtype: what its values become.
-    """
-
-    source: Source
-    dtype: np.dtype
-
-    @property
-    def shape(self) -> Shape:
-        """The shape of what is read."""
-        return self.source.shape
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the tensors that it reads."""
-        return self.source.names
-
-    @property
-    def origin(self) -> str:
-        """Where they lie."""
-        return self.source.origin
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """Where in files they lie."""
-        return self.source.extents
-
-    def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``, cast."""
-        return _cast(self.source.read(index), self.dtype)
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
-        self.source.check()
-
-    def __repr__(self) -> str:
-        return f"{self.source!r}.astype({self.dtype})"
-
-
-def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):  # As a cast on a device: to infinity.
-        return values.astype(dtype)
 
 
 def nbytes(source: Source) -> int:
@@ -81,9 +32,9 @@ def pieces(source: Source, limit: int = PIECE) -> Iterator[np.ndarray]:
     Raises:
       CheckpointError: a file that it reads is gone, has changed or is cut short.
     """
-    if isinstance(source, Cast):
+    if isinstance(source, AsDtype):
         for piece in pieces(source.source, limit):
-            yield _cast(piece, source.dtype)
+            yield cast(piece, source.dtype)
     elif isinstance(source, Streamed):
         yield from source.stream(limit)
     else:
