@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import errors
+from lazyinit import compat, errors
 from lazyinit.checkpoint.layout import AsDtype
 from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.match import Place, places
@@ -122,13 +122,13 @@ def _check(leaves: Sequence[tuple[Place, Any]], lazy: Lazy) -> None:
 
 
 def _problem(path: str, leaf: Any) -> str:
-    if not isinstance(
-        leaf, Thunk | jax.Array | np.ndarray | np.generic | bool | int | float | complex
-    ):
+    if isinstance(leaf, bool | int | float | complex):
+        return ""
+    if not isinstance(leaf, Thunk | jax.Array | np.ndarray | np.generic):
         return f"{path}: wanted an array, got {type(leaf).__name__}. Leave it out of the tree."
-    if isinstance(leaf, jax.core.Tracer):
+    if compat.is_tracer(leaf):
         return f"{path}: wanted an array with values, got a tracer. Save outside of jax.jit."
-    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return (
             f"{path}: wanted an array of numbers, got {describe(leaf.shape, leaf.dtype)}. Save "
             "jax.random.key_data of it, or leave it out of the tree."

@@ -52,20 +52,16 @@ def _nested(tensors: Mapping[str, Source]) -> dict[str, Any]:
 
 
 def _write(stream: BinaryIO, node: Any) -> None:
-    import msgpack
-
     if not isinstance(node, dict):
         _write_tensor(stream, node)
         return
-    stream.write(msgpack.Packer().pack_map_header(len(node)))
+    stream.write(_map(len(node)))
     for key, child in node.items():
-        stream.write(msgpack.packb(key))
+        stream.write(_packed(key))
         _write(stream, child)
 
 
 def _write_tensor(stream: BinaryIO, source: Source) -> None:
-    import msgpack
-
     flow, name = Flow(pieces(source)), str(source.dtype)
     if nbytes(source) <= _CHUNK:
         _write_array(stream, flow, tuple(source.shape), name, nbytes(source))
@@ -73,24 +69,36 @@ def _write_tensor(stream: BinaryIO, source: Source) -> None:
     item = source.dtype.itemsize
     size, most = math.prod(source.shape), max(1, _CHUNK // item)
     starts = range(0, size, most)
-    stream.write(msgpack.Packer().pack_map_header(3))
-    stream.write(msgpack.packb("__msgpack_chunked_array__") + msgpack.packb(True))
+    stream.write(_map(3))
+    stream.write(_packed("__msgpack_chunked_array__") + _packed(True))
     shape = {str(n): size for n, size in enumerate(source.shape)}
-    stream.write(msgpack.packb("shape") + msgpack.packb(shape))
-    stream.write(msgpack.packb("chunks") + msgpack.Packer().pack_map_header(len(starts)))
+    stream.write(_packed("shape") + _packed(shape))
+    stream.write(_packed("chunks") + _map(len(starts)))
     for n, start in enumerate(starts):
         count = min(most, size - start)
-        stream.write(msgpack.packb(str(n)))
+        stream.write(_packed(str(n)))
         _write_array(stream, flow, (count,), name, count * item)
 
 
 def _write_array(
     stream: BinaryIO, flow: Flow, shape: tuple[int, ...], dtype: str, size: int
 ) -> None:
-    import msgpack
-
-    head = msgpack.Packer().pack_array_header(3) + msgpack.packb(shape) + msgpack.packb(dtype)
+    head = b"\x93" + _packed(shape) + _packed(dtype)
     head += struct.pack(">BI", 0xC6, size)  # Binary data with a length of 32 bits.
     stream.write(struct.pack(">BIb", 0xC9, len(head) + size, _ARRAY) + head)
     for part in flow.take(size):
         stream.write(part)
+
+
+def _map(size: int) -> bytes:
+    """Returns the head of a map of so many keys."""
+    return bytes([0x80 | size]) if size < 16 else struct.pack(">BI", 0xDF, size)
+
+
+def _packed(value: Any) -> bytes:
+    """Returns a small value (text, a number, a tuple or a dict of these) as msgpack."""
+    import msgpack
+
+    packed = msgpack.packb(value)
+    assert packed is not None  # As it is for all but a stream.
+    return packed
