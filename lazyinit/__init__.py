@@ -6,6 +6,7 @@ part. See ``docs/architecture.md``.
 """
 
 from lazyinit import errors as errors
+from lazyinit import maps as maps
 from lazyinit.checkpoint import open_checkpoint as open_checkpoint
 from lazyinit.checkpoint.joins import Concat as Concat
 from lazyinit.checkpoint.joins import Split as Split

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lazyinit import errors, table
+from lazyinit import errors, maps, table
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.compare import compare
 from lazyinit.convert import convert
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "target", help="a folder, or a file that ends in .safetensors, .npz or .msgpack"
     )
     change.add_argument(
-        "--rules", default="", help="what becomes of tensors: torch, or module:NAME of rules"
+        "--rules", default="", help="what becomes of tensors: bert, gpt2, ..., or module:NAME"
     )
     change.add_argument(
         "--reverse", action="store_true", help="read the rules from leaves to tensors"
@@ -139,15 +139,21 @@ def _rules(name: str) -> tuple[AnyRule, ...]:
         return ()
     if name == "torch":
         return TORCH
-    module, _, attribute = name.partition(":")
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        known = {known.lower(): known for known in maps.__all__ if known.isupper()}
+        if name.lower() in known:
+            return getattr(maps, known[name.lower()])
+        raise errors.FillError(
+            f"--rules {name}: wanted one of torch, {', '.join(known)}, or module:NAME of rules"
+            f"{errors.nearest(name, list(known))}."
+        )
     try:
-        if attribute:
-            return tuple(getattr(importlib.import_module(module), attribute))
+        return tuple(getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise errors.FillError(
             f"--rules {name}: wanted rules called {attribute!r} in the module {module!r}: {error}."
         ) from error
-    raise errors.FillError(f"--rules {name}: wanted torch, or module:NAME of rules.")
 
 
 def _dtype(name: str) -> Any:

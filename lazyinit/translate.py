@@ -100,7 +100,8 @@ class _Choice:
             if not any(_is_narrower(other, text) for *_, other in found)
         ]
         # Rules that say the same of it are as good as one.
-        return list({_said(each[0]): each for each in narrowest}.values())
+        rules = [each for each in narrowest if isinstance(each[0], Rule)]
+        return list({_said(each[0]): each for each in rules or narrowest}.values())
 
 
 def _said(rule: Rule | Ignore) -> object:

@@ -193,6 +193,11 @@ class Rearrange(OneByOne):
     def __reduce__(self) -> tuple[object, ...]:
         return _rearrange, (self.order, self.sizes)
 
+    def having(self, **sizes: int) -> "Rearrange":
+        """Returns the same with sizes said for those of its axes that are so called."""
+        axes = _names(_sides(self.order)[0])
+        return Rearrange(self.order, **dict(self.sizes) | {n: sizes[n] for n in sizes if n in axes})
+
     def wanted_before(self, wanted: Shape) -> Wanted:
         """Returns the shape wanted before the change, as far as it can be told."""
         after, before = _spread(_sides(self.order)[::-1], len(wanted))
