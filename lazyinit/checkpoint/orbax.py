@@ -11,6 +11,7 @@ dots. A step of ``CheckpointManager`` or of Orbax v1 is a folder of such folders
 """
 
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,14 @@ class OrbaxTensor:
         empty = [max(0, p.stop - p.start) for p in part]
         if 0 in empty:
             return np.empty(empty, self.dtype)
+        # TensorStore makes room for a chunk before it looks at one, and ends the process if there
+        # is none.
+        chunk, memory = math.prod(self.chunk) * self.dtype.itemsize, _memory()
+        if chunk > memory:
+            raise errors.CheckpointError(
+                f"{self.origin}: tensor {self.name!r}: wanted a chunk that fits into memory "
+                f"({memory} bytes), got one of {chunk}. Save it again in smaller chunks."
+            )
         try:
             return np.asarray(_opened(self.array, self.files)[part].read().result())
         except Exception as error:  # TensorStore's are plain ValueErrors and the like.
@@ -282,6 +291,10 @@ def _open(array: _Array) -> Any:  # Any: a future of TensorStore's, which has no
 def _opened(array: _Array, files: tuple[File, ...]) -> Any:
     # The files are part of the key: a folder that was written anew is opened anew.
     return _open(array).result()
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @functools.cache
