@@ -46,7 +46,7 @@ def write_npz(path: Path, tensors: Mapping[str, Source]) -> None:
 def _problems(tensors: Mapping[str, Source]) -> Iterator[str]:
     for name, source in tensors.items():
         dtype = np.dtype(source.dtype)
-        if dtype.kind == "V" and dtype != ml_dtypes.bfloat16:
+        if _is_foreign(dtype) and dtype != ml_dtypes.bfloat16:
             yield (
                 f"{name}: wanted a dtype that .npz can hold, got "
                 f"{describe(source.shape, source.dtype)}. Cast it (--dtype), or write safetensors."
@@ -58,11 +58,14 @@ def _problems(tensors: Mapping[str, Source]) -> Iterator[str]:
             )
 
 
+def _is_foreign(dtype: np.dtype) -> bool:
+    return dtype.isbuiltin == 2  # NumPy's number for dtypes that others registered.
+
+
 def _header(source: Source) -> bytes:
     header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(source.dtype).newbyteorder("="))
-    if np.dtype(source.dtype).kind == "V":
-        descr = f"|V{source.dtype.itemsize}"
+    dtype = np.dtype(source.dtype)
+    descr = "|V2" if _is_foreign(dtype) else np.lib.format.dtype_to_descr(dtype)
     facts = {"descr": descr, "fortran_order": False, "shape": tuple(source.shape)}
     np.lib.format.write_array_header_1_0(header, facts)
     return header.getvalue()
