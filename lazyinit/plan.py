@@ -76,8 +76,11 @@ class Plan:
         return total + (sum(x.loaded_nbytes for x in overlaps) if action == "load" else 0)
 
     def __str__(self) -> str:
-        counts = Counter(leaf.action for leaf in self.leaves)
-        parts = [f"{n} {a} ({table.format_bytes(self.bytes_of(a))})" for a, n in counts.items()]
+        counts, sizes = Counter[str](), Counter[str]()
+        for leaf in self.leaves:
+            counts[leaf.action] += 1
+            sizes[leaf.action] += leaf.nbytes
+        parts = [f"{n} {a} ({table.format_bytes(sizes[a])})" for a, n in counts.items()]
         rows = table.fold(
             (
                 leaf.path,

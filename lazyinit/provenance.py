@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors, paths, table
+from lazyinit.checkpoint.change import Changed
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import AnyKey, Extent, Key, LazyParam, Source, StoredParam, label
 
@@ -26,17 +27,19 @@ class StoredOrigin:
     Attributes:
       file: the file, folder or address, or a word for a mapping in memory.
       tensors: their names in the checkpoint.
+      shapes: that of each tensor, as stored.
+      dtype: of the (first) tensor, as stored.
       layout: how they make the leaf, as text: ``model.safetensors:fc.weight.T``.
       shape: of what is read, in the layout of the leaf.
-      dtype: as stored.
       extents: which bytes of which files; empty if they do not lie plainly in one.
     """
 
     file: str
     tensors: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
     layout: str
     shape: tuple[int, ...]
-    dtype: str
     extents: tuple[Extent, ...]
 
 
@@ -215,14 +218,27 @@ def _record_of(leaf: Any) -> Record:
 
 
 def _stored(source: Source) -> StoredOrigin:
+    # One for each name; a constant that a rule says has none.
+    tensors = {name: tensor for tensor in _tensors(source) for name in tensor.names}
+    first = next(iter(tensors.values()), source)
     return StoredOrigin(
         source.origin,
-        tuple(source.names),
+        tuple(tensors),
+        tuple(tuple(tensor.shape) for tensor in tensors.values()),
+        str(first.dtype),
         repr(source),
         tuple(source.shape),
-        str(source.dtype),
         tuple(source.extents),
     )
+
+
+def _tensors(source: Source) -> Iterator[Source]:
+    """Yields what lies below all layout changes."""
+    if not isinstance(source, Changed):
+        yield source
+        return
+    for part in source.reads:
+        yield from _tensors(part)
 
 
 def _lazy(leaf: LazyParam) -> LazyOrigin:
@@ -240,7 +256,13 @@ def _root(stream: str, key: AnyKey) -> RootKey:
 
 def _record(fields: Mapping[str, Any]) -> Record:  # Any, here and below: what JSON holds.
     stored = tuple(
-        StoredOrigin(**{**_tuples(x), "extents": tuple(Extent(**e) for e in x["extents"])})
+        StoredOrigin(
+            **{
+                **_tuples(x),
+                "shapes": tuple(map(tuple, x["shapes"])),
+                "extents": tuple(Extent(**extent) for extent in x["extents"]),
+            }
+        )
         for x in fields["stored"]
     )
     lazy = tuple(

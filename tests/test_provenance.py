@@ -34,10 +34,23 @@ def test_a_stored_leaf_says_file_tensors_bytes_and_layout(tree, tmp_path):
     path = str(tmp_path / "model.safetensors")
     assert (stored.file, stored.tensors, stored.dtype) == (path, ("head.weight",), "float16")
     assert stored.layout == "model.safetensors:head.weight.T"
+    assert (stored.shapes, stored.shape) == (((2, 10),), (10, 2))
     (extent,) = stored.extents
     raw = Path(extent.file).read_bytes()[extent.start : extent.stop]
     with safe_open(path, "np") as official:
         assert raw == official.get_tensor("head.weight").tobytes()
+
+
+def test_a_leaf_of_several_tensors_names_each():
+    rules = [li.Rule("w", "layer.{n}.w", [li.Cast("float32"), li.Stack()])]
+    lazy = {"w": li.LazyParam((2, 3), "float32", jax.numpy.zeros)}
+    tensors = {f"layer.{n}.w": np.full(3, n, np.float16) for n in range(2)}
+    filled, _ = li.fill(lazy, tensors, rules)
+    (stored,) = li.provenance(filled)["w"].stored
+    assert (stored.tensors, stored.shapes) == (("layer.0.w", "layer.1.w"), ((3,), (3,)))
+    assert (stored.dtype, stored.shape, stored.file) == ("float16", (2, 3), "the mapping")
+    again = li.Provenance.from_json(li.provenance(filled).to_json())
+    assert again == li.provenance(filled)
 
 
 def test_a_lazy_leaf_says_initializer_stream_and_key(tree):

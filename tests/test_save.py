@@ -157,6 +157,21 @@ def test_one_array_at_two_places_is_written_once(tmp_path):
     assert set(load_file(tmp_path / "model.safetensors")) == {"embed", "other"}
 
 
+def test_two_leaves_of_one_tensor_are_written_once_if_they_are_equal(tmp_path):
+    rules = [li.Rule("a", "w"), li.Rule("b", "w", tied=True)]
+    values = np.arange(5, dtype=np.float32)
+    li.save({"a": values, "b": jnp.asarray(values)}, tmp_path, rules=rules)
+    before = load_file(tmp_path / "model.safetensors")
+    assert list(before) == ["w"]
+    np.testing.assert_array_equal(before["w"], values)
+    with pytest.raises(li.errors.FillError, match="w: wanted leaves that are equal"):
+        li.save({"a": values, "b": values + 1}, tmp_path, rules=rules)
+    with pytest.raises(li.errors.FillError, match="b: wanted a tensor of its own"):
+        li.save({"a": values, "b": values[:3]}, tmp_path, rules=rules)
+    np.testing.assert_array_equal(load_file(tmp_path / "model.safetensors")["w"], values)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [

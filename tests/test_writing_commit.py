@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -160,9 +161,17 @@ def test_an_error_leaves_the_old_one_and_no_trace(tmp_path, old, new):
     assert value_of(tmp_path) == (old != "nothing")
 
 
-def test_a_full_disk_is_a_clear_error(tmp_path):
-    with pytest.raises(OSError, match=re.escape("/dev/full")), replacing_file(tmp_path / "x"):
-        raise OSError(errno.ENOSPC, "/dev/full")
+def test_a_limit_of_the_system_is_a_clear_error(tmp_path):
+    write(tmp_path, 1, "single")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # Bytes; the system enforces it.
+    try:
+        with pytest.raises(li.errors.WriteError, match="File too large. What was there before"):
+            write(tmp_path, 2, "single")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert value_of(tmp_path) == 1
+    assert files(tmp_path) == {SINGLE}
 
 
 def test_an_interrupt_is_no_write_error(tmp_path):

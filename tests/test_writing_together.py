@@ -25,6 +25,9 @@ mesh = jax.make_mesh((2, 4), ("x", "y"))
 sharding = li.shard_fsdp(mesh, ("x", "y"), min_size=1)
 ids = jax.ShapeDtypeStruct((1, 4), "int32")
 tree = li.lazy(Decoder(layers=2)).init(jax.random.key(0), ids)
+grown = max((x.shape, p) for p, x in li.paths.leaves_with_paths(tree) if x.ndim == 2)[1]
+rows = np.ones((3, dict(li.paths.leaves_with_paths(tree))[grown].shape[1]), np.float32)
+tree, _ = li.fill(tree, {grown: rows}, on_mismatch=li.overlap)
 tree = li.materialize(tree, sharding=sharding)
 spread = sum(not x.is_fully_addressable for x in jax.tree.leaves(tree))
 if how == "one process fails":
@@ -36,34 +39,33 @@ try:
     li.save(tree, folder, rules=li.TORCH, max_shard_size=3000)
 except li.errors.WriteError as caught:
     error = str(caught)
-print(json.dumps({"spread": spread, "error": error}))
+report = {"spread": spread, "error": error, "grown": grown}
+open(sys.argv[5], "w").write(json.dumps(report))  # Gloo writes to stdout.
 """
 
 
-def run(folder, how, request):
+def run(folder, how, request, tmp_path_factory):
     port = free_port()
     here = str(request.config.rootpath / "tests")
+    reports = [tmp_path_factory.mktemp("report") / "report.json" for _ in range(2)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), port, str(folder), how],
-            stdout=subprocess.PIPE,
+            [sys.executable, "-c", PROGRAM, str(rank), port, str(folder), how, str(report)],
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=here,
             text=True,
         )
-        for rank in range(2)
+        for rank, report in enumerate(reports)
     ]
-    outputs = [p.communicate(timeout=240) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], (
-        outputs[0][1][-2000:] + outputs[1][1][-2000:]
-    )
-    # Gloo, too, writes lines.
-    return [json.loads(next(x for x in out.splitlines() if x[0] == "{")) for out, _ in outputs]
+    errors = [p.communicate(timeout=240)[1] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
+    return [json.loads(report.read_text()) for report in reports]
 
 
 @pytest.mark.slow
-def test_what_two_processes_hold_is_in_the_files_of_one(tmp_path, request):
-    reports = run(tmp_path, "both work", request)
+def test_what_two_processes_hold_is_in_the_files_of_one(tmp_path, request, tmp_path_factory):
+    reports = run(tmp_path, "both work", request, tmp_path_factory)
     assert all(report["spread"] > 0 and not report["error"] for report in reports)
     eager = Decoder(layers=2).init(jax.random.key(0), np.ones((1, 4), np.int32))
     official = {}
@@ -74,6 +76,9 @@ def test_what_two_processes_hold_is_in_the_files_of_one(tmp_path, request):
         for p, x in jax.tree_util.tree_leaves_with_path(eager)
     ]
     assert len(official) == len(kernels)
+    (grown,) = {report["grown"].partition("/")[2].replace("/", ".") for report in reports}
+    kernels = [(name, np.array(x)) for name, x in kernels]
+    dict(kernels)[grown][:3] = 1
     for name, want in kernels:
         if name.endswith(".kernel") and want.ndim == 2:
             got = official[name.removesuffix("kernel") + "weight"]
@@ -82,7 +87,7 @@ def test_what_two_processes_hold_is_in_the_files_of_one(tmp_path, request):
 
 
 @pytest.mark.slow
-def test_an_error_of_the_first_process_reaches_the_second(tmp_path, request):
-    first, second = run(tmp_path, "one process fails", request)
+def test_an_error_of_the_first_process_reaches_the_second(tmp_path, request, tmp_path_factory):
+    first, second = run(tmp_path, "one process fails", request, tmp_path_factory)
     assert "file: it could not be written: File exists" in first["error"]
     assert "the first process could not write the checkpoint" in second["error"]
