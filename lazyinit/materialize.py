@@ -108,7 +108,7 @@ def materialize(
         for job, array in _run(_steps(list(jobs.values()), compiling, reading)):
             advance(job.leaf.nbytes)
             for source in job.over:
-                array = overlaid(array, source)
+                array = overlaid(array, source, job.sharding)
             for n in job.places:
                 made[n] = array
     return tree_paths.replace_leaves(tree, made)

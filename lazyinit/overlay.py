@@ -6,12 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from lazyinit import compat
 from lazyinit.params import Index, Source
+from lazyinit.sharding import alone
 
 
-def overlaid(array: jax.Array, stored: Source) -> jax.Array:
+def overlaid(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.Array:
     """Writes a source over the first elements of an array, in each dimension.
 
     Each device writes its own part over its own shard, in place: the array that was given is gone
@@ -20,19 +22,25 @@ def overlaid(array: jax.Array, stored: Source) -> jax.Array:
     Args:
       array: on any mesh; or a tracer, inside of ``jax.jit``.
       stored: as many dimensions; cast to the array's dtype.
+      sharding: that was asked for; ``None`` leaves the array where it is, free to be moved.
 
     Returns:
       The array, under the same sharding.
     """
     dtype = array.dtype
+    everything = tuple(slice(0, n) for n in stored.shape)
     # Arrays keep their 64 bits, whatever holds where they are made.
     with compat.enable_x64(True), jax.disable_jit(False):
         if compat.is_tracer(array):
-            whole = _read(stored, tuple(slice(0, n) for n in stored.shape), dtype)
-            return jax.lax.dynamic_update_slice(array, whole, (0,) * array.ndim)
-        sharding, shape = array.sharding, array.shape
-        parts = [_overlaid_shard(shard, shape, stored, dtype) for shard in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+            return _write_over(array, _read(stored, everything, dtype))
+        # Whatever trace the caller is in, and whatever mesh is set: each shard is an array alone.
+        with jax.ensure_compile_time_eval(), alone():
+            if sharding is None:
+                return _update(array, jax.device_put(_read(stored, everything, dtype)))
+            sharding, shape = array.sharding, array.shape
+            shards = array.addressable_shards
+            parts = [_overlaid_shard(shard, shape, stored, dtype) for shard in shards]
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def _overlaid_shard(shard: Any, shape: tuple[int, ...], stored: Source, dtype: Any) -> jax.Array:
@@ -52,7 +60,7 @@ def _read(stored: Source, index: Index, dtype: Any) -> np.ndarray:
     return np.array(stored.read(index), dtype, order="C")
 
 
-def _write_over(array: jax.Array, corner: jax.Array) -> jax.Array:
+def _write_over(array: jax.Array, corner: jax.Array | np.ndarray) -> jax.Array:
     return jax.lax.dynamic_update_slice(array, corner, tuple(map(jnp.int32, (0,) * array.ndim)))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from oracles import assert_same_array, kernel_sharding
 from safetensors.numpy import save_file
 
@@ -73,6 +73,41 @@ def test_a_dtype_is_that_of_both_parts(mesh):
     tree, _ = filled(tensor(11, 8))
     made = li.materialize(tree, sharding=MESHES[mesh](), dtype="bfloat16")
     assert_same_array(made["params"]["embedding"], oracle(tensor(11, 8), dtype="bfloat16"))
+
+
+def test_without_a_sharding_the_array_may_be_moved_as_that_of_eager_init():
+    made = li.materialize(filled(tensor(11, 8))[0])["params"]["embedding"]
+    elsewhere = jax.device_put(jnp.ones(8), jax.devices()[3])
+    assert (made + elsewhere).devices() == {jax.devices()[3]}
+
+
+def test_under_a_mesh_with_explicit_axes_too():
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec("x", "y"))
+    with jax.set_mesh(mesh):
+        made = li.materialize(filled(tensor(11, 5))[0], sharding=sharding)
+    assert_same_array(made["params"]["embedding"], oracle(tensor(11, 5)))
+
+
+def test_values_of_64_bits_keep_them():
+    with jax.enable_x64(True):
+        tree = {"w": li.LazyParam((4,), "float64", lambda key: jnp.full(4, 0.1, "float64"))}
+        tree, _ = li.fill(tree, {"w": np.array([np.pi])}, on_mismatch=li.overlap)
+        made = li.materialize(tree)["w"]
+    np.testing.assert_array_equal(made, [np.pi, 0.1, 0.1, 0.1], strict=True)
+
+
+def test_a_key_with_a_value_makes_a_value_within_a_jit():
+    tree, _ = filled(tensor(11, 8))
+    sharding, want = MESHES["2x4"](), oracle(tensor(11, 8))
+
+    def f(x):
+        made = [li.materialize(tree, sharding=s)["params"]["embedding"] for s in (None, sharding)]
+        for array in made:
+            assert_same_array(array, want)
+        return x + made[0].sum()
+
+    jax.jit(f)(1.0)
 
 
 def test_within_a_jit_too():

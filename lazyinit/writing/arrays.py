@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lazyinit import compat
 from lazyinit.params import Extent, Index, Shape
+from lazyinit.sharding import alone
 
 _Ranges = tuple[range, ...]
 
@@ -69,7 +70,7 @@ class DeviceArray:
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``; every process must ask, if the array is spread."""
-        wanted = _ranges(index, self.shape)
+        wanted, is_spread = _ranges(index, self.shape), self.is_spread
         parts: dict[_Ranges, np.ndarray] = {}
         for shard in self.array.addressable_shards:
             held = _ranges(shard.index, self.shape)
@@ -77,14 +78,14 @@ class DeviceArray:
                 range(max(w.start, h.start), min(w.stop, h.stop))
                 for w, h in zip(wanted, held, strict=True)
             )
-            if all(part) and part not in parts and (shard.replica_id == 0 or not self.is_spread):
+            if all(part) and part not in parts and (shard.replica_id == 0 or not is_spread):
                 parts[part] = _on_host(shard.data, part, held)
-        if wanted in parts and not self.is_spread:
+        if wanted in parts and not is_spread:
             return parts[wanted]
         values = np.zeros([len(r) for r in wanted], self.dtype)
         for part, data in parts.items():
             values[_local(part, wanted)] = data
-        return _added_up(values) if self.is_spread else values
+        return _added_up(values) if is_spread else values
 
     def check(self) -> None:
         """Does nothing: what a tree holds cannot be gone."""
@@ -117,7 +118,8 @@ def _on_host(data: jax.Array, part: _Ranges, held: _Ranges) -> np.ndarray:
         return np.asarray(data)[local]  # A view.
     # Cut on the device: JAX would keep a host copy of all of it beside the array.
     starts = [np.int32(cut.start) for cut in local]
-    return np.asarray(_cut(data, starts, tuple(map(len, part))))
+    with alone():
+        return np.asarray(_cut(data, starts, tuple(map(len, part))))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -130,7 +132,7 @@ def _added_up(values: np.ndarray) -> np.ndarray:
     raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     mesh = _one_device_each()
     each = NamedSharding(mesh, PartitionSpec("process"))
-    with compat.enable_x64(False):
+    with compat.enable_x64(False), alone():
         spread = jax.make_array_from_process_local_data(each, raw[None], (mesh.size, raw.size))
         whole = _total(mesh)(spread)
     return np.asarray(whole.addressable_data(0)).view(values.dtype).reshape(values.shape)
