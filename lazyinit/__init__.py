@@ -39,4 +39,5 @@ from lazyinit.save import save as save
 from lazyinit.sharding import shard_by_metadata as shard_by_metadata
 from lazyinit.sharding import shard_by_rules as shard_by_rules
 from lazyinit.sharding import shard_fsdp as shard_fsdp
+from lazyinit.suggest import suggest_rules as suggest_rules
 from lazyinit.view.inspect import inspect as inspect

@@ -48,7 +48,7 @@ def advise(
     """
     best = Advice("", 0)
     for written, rules in rule_sets:
-        for at, prefix in _guesses(leaves, checkpoint, rules)[:_TRIES]:
+        for at, prefix in guesses(leaves, checkpoint, rules)[:_TRIES]:
             try:
                 tried = [Rename(prefix + "/**", "**"), *rules] if prefix else rules
                 count = len(match(leaves, checkpoint, rules=tried, at=at).matches)
@@ -60,9 +60,10 @@ def advise(
     return best
 
 
-def _guesses(
+def guesses(
     leaves: Sequence[Place], checkpoint: Checkpoint, rules: Sequence[AnyRule]
 ) -> list[tuple[str, str]]:
+    """Returns the likeliest ``(at, prefix of names)``, the one that most leaves vote for first."""
     names, _ = named(checkpoint, [rule for rule in rules if isinstance(rule, Rename)])
     makers = [rule for rule in rules if isinstance(rule, Rule)]
     prefixes: dict[str, str | None] = {}

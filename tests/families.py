@@ -34,7 +34,7 @@ CLIP = {
     "projection_dim": 16,
 }
 BERT_INPUTS = (IDS, IDS, IDS, POSITIONS, None)
-# By the name of the class, less Flax: the config's class, its arguments, the inputs, the rules.
+# By the name of the class, less Flax, and what is special: the config's class, its arguments, the inputs, the rules.
 FAMILIES = {
     "BertModel": ("Bert", SMALL, BERT_INPUTS, maps.BERT),
     "BertForPreTraining": ("Bert", SMALL, BERT_INPUTS, maps.BERT),
@@ -45,11 +45,11 @@ FAMILIES = {
     "LlamaForCausalLM": ("Llama", DECODER, (IDS, IDS, POSITIONS), maps.LLAMA),
     "MistralForCausalLM": ("Mistral", DECODER, (IDS, IDS, POSITIONS), maps.LLAMA),
     "T5ForConditionalGeneration": ("T5", T5, (IDS,) * 4, maps.T5),
+    "T5ForConditionalGeneration gated": ("T5", GATED, (IDS,) * 4, maps.T5),
     "ViTModel": ("ViT", VISION, (IMAGE,), maps.VIT),
     "ViTForImageClassification": ("ViT", VISION, (IMAGE,), maps.VIT),
     "CLIPModel": ("CLIP", CLIP, (IDS, IMAGE, IDS, POSITIONS), maps.CLIP),
 }
-GATED_T5 = ("T5", GATED, (IDS,) * 4, maps.T5)
 
 
 def clip_as_before(clip):
@@ -71,7 +71,7 @@ def config_of(name):
 def module_of(name):
     import transformers
 
-    return getattr(transformers, f"Flax{name}")(config_of(name), _do_init=False).module
+    return getattr(transformers, f"Flax{name.split()[0]}")(config_of(name), _do_init=False).module
 
 
 @functools.cache

@@ -45,6 +45,7 @@ NAMES = [
     "shard_by_rules",
     "shard_fsdp",
     "strip_prefix",
+    "suggest_rules",
 ]
 
 
