@@ -16,7 +16,7 @@ from lazyinit.rules import AnyRule, check_rules
 from lazyinit.translate import translate
 from lazyinit.unmatch import unmatch
 from lazyinit.writing.flax_msgpack import write_msgpack
-from lazyinit.writing.folder import planned, write_folder, write_single
+from lazyinit.writing.folder import local_path, planned, write_folder, write_single
 from lazyinit.writing.npz import write_npz
 from lazyinit.writing.safetensors import FilePlan
 
@@ -54,12 +54,12 @@ def convert(
       WriteError: it cannot be written; what was there before still is.
       CheckpointError: the checkpoint has changed, or is damaged.
     """
+    path = local_path(target)
     tensors = _renamed(checkpoint, check_rules(rules), reverse)
     if dtype is not None:
         tensors = {name: _cast(source, dtype) for name, source in tensors.items()}
     if not tensors:
         raise errors.SaveError(f"{checkpoint.origin}: wanted tensors to convert, got none.")
-    path = Path(target)
     if path.is_dir() or path.suffix not in (*_WRITTEN, *_NOT_WRITTEN):
         write_folder(path, _planned(tensors, max_shard_size))
     elif path.suffix in _WRITTEN:

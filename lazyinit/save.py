@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -20,7 +19,7 @@ from lazyinit.params import LazyParam, Source, StoredParam, Thunk, describe
 from lazyinit.rules import AnyRule, check_rules
 from lazyinit.unmatch import unmatch
 from lazyinit.writing.arrays import DeviceArray
-from lazyinit.writing.folder import planned, write_folder
+from lazyinit.writing.folder import local_path, planned, write_folder
 
 Lazy: TypeAlias = Literal["refuse", "make"]
 
@@ -76,7 +75,7 @@ def save(
     """
     if lazy not in get_args(Lazy):
         raise errors.SaveError(f"lazy: wanted one of 'refuse', 'make', got {lazy!r}.")
-    rules = check_rules(rules)
+    path, rules = local_path(folder), check_rules(rules)
     leaves = [(p, x) for p, x in places(tree) if _is_below(p, at)]
     if not leaves:
         everything = [p.path for p, _ in places(tree)]
@@ -93,13 +92,13 @@ def save(
         unmatch(sources, rules=rules, at=at), metadata=metadata, max_shard_size=max_shard_size
     )
     if jax.process_count() == 1:
-        write_folder(Path(folder), plans)
+        write_folder(path, plans)
         return
     from lazyinit.writing.together import write_together
 
     spread = {p.path for p, x in sources if isinstance(x, DeviceArray) and x.is_spread}
     ordered = [source for plan in plans for _, source in plan.tensors]
-    write_together(ordered, spread, lambda read: write_folder(Path(folder), plans, read))
+    write_together(ordered, spread, lambda read: write_folder(path, plans, read))
 
 
 def _is_below(place: Place, at: str) -> bool:
@@ -148,4 +147,6 @@ def _source(path: str, leaf: Any, maker: Maker) -> Source:
         case jax.Array():
             return DeviceArray(path, leaf)
         case _:
-            return HeldTensor(path, np.asarray(leaf))
+            held = HeldTensor(path, np.asarray(leaf))
+            native = held.dtype.newbyteorder("=")
+            return held if native == held.dtype else AsDtype(held, native)

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from range_server import serving
 from safetensors.numpy import load_file, save_file
 
 import lazyinit as li
@@ -129,3 +130,12 @@ def test_an_interrupt_says_that_nothing_is_lost(checkpoint, capsys, monkeypatch)
     monkeypatch.setattr("lazyinit.cli.open_checkpoint", interrupted)
     assert main(["inspect", str(checkpoint)]) == 2
     assert capsys.readouterr().err == "lazyinit: interrupted; what was there before still is\n"
+
+
+def test_a_file_elsewhere_is_inspected_by_ranges(checkpoint, capsys):
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    with serving() as server:
+        server.files["/x.safetensors"] = checkpoint.read_bytes()
+        assert main(["inspect", f"{server.url}/x.safetensors"]) == 0
+    assert "4 tensors, 80 B" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Named sources -> a Hugging Face folder, or one file: planned whole, then streamed."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,20 @@ def bytes_of(size: int | str) -> int:
             f"{size!r}."
         )
     return count
+
+
+def local_path(target: str | os.PathLike[str]) -> Path:
+    """Returns the path of a file or folder to write.
+
+    Raises:
+      SaveError: it is an address.
+    """
+    if "://" in os.fspath(target):
+        raise errors.SaveError(
+            f"{os.fspath(target)}: wanted a path on this machine, got an address. Write it here, "
+            "and upload it."
+        )
+    return Path(target)
 
 
 def planned(
