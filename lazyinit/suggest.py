@@ -92,10 +92,12 @@ def suggest_rules(
       >>> import numpy as np
       >>> shapes = {"up": (2, 3), "down": (3, 2), "head": (2, 5)}
       >>> tree = {name: {"kernel": np.zeros(shape)} for name, shape in shapes.items()}
-      >>> stored = {"ff.a": (3, 2), "ff.b": (2, 3), "lm.out": (5, 2)}
+      >>> stored = {"up.w": (3, 2), "down.w": (2, 3), "out.w": (5, 2)}
       >>> print(suggest_rules(tree, {name: np.zeros(shape) for name, shape in stored.items()}))
       rules = [
-          Rule('down/kernel', 'ff.b', [Transpose('o i -> i o')]),
+          Rule('down/kernel', 'down.w', [Transpose('o i -> i o')]),
+          Rule('head/kernel', 'out.w', [Transpose('o i -> i o')]),
+          Rule('up/kernel', 'up.w', [Transpose('o i -> i o')]),
       ]
     """
     opened = open_checkpoint(checkpoint)
