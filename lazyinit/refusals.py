@@ -91,5 +91,6 @@ def nothing_matches(
     return (
         f"{problem} The tree has leaves such as {leaves[0].path!r}, the checkpoint tensors such as "
         f"{next(iter(checkpoint))!r}. Say in rules which makes which: "
-        "lazyinit.Rule('**/kernel', '**.weight')."
+        "lazyinit.Rule('**/kernel', '**.weight'). Some are proposed by "
+        "lazyinit.suggest_rules(tree, checkpoint)."
     )

@@ -13,6 +13,7 @@ from lazyinit import errors, maps
 from lazyinit.advise import guesses
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.match import Matching, match
+from lazyinit.pairing import families
 from lazyinit.params import Shape, Thunk
 from lazyinit.patterns import slashed
 from lazyinit.places import Place, View, places
@@ -91,15 +92,17 @@ def suggest_rules(
       >>> import numpy as np
       >>> shapes = {"up": (2, 3), "down": (3, 2), "head": (2, 5)}
       >>> tree = {name: {"kernel": np.zeros(shape)} for name, shape in shapes.items()}
-      >>> stored = {"ff.a": (3, 2), "ff.b": (2, 3), "lm.out": (5, 2)}
+      >>> stored = {"up.w": (3, 2), "down.w": (2, 3), "out.w": (5, 2)}
       >>> print(suggest_rules(tree, {name: np.zeros(shape) for name, shape in stored.items()}))
       rules = [
-          Rule('down/kernel', 'ff.b', [Transpose('o i -> i o')]),
+          Rule('down/kernel', 'down.w', [Transpose('o i -> i o')]),
+          Rule('head/kernel', 'out.w', [Transpose('o i -> i o')]),
+          Rule('up/kernel', 'up.w', [Transpose('o i -> i o')]),
       ]
     """
     opened = open_checkpoint(checkpoint)
     leaves = [place for place, leaf in places(tree) if _is_fillable(leaf)]
-    base = _best_base(leaves, opened, check_rules(rules), slashed(at).strip("/"))
+    base = _best_base(_one_of_each(leaves), opened, check_rules(rules), slashed(at).strip("/"))
     paths, shapes, tensors, names = _unmatched(leaves, opened, base)
     proposals = propose(shapes, tensors, next(iter(opened), ""))
     across = View.of(leaves, base.at).linen and not base.at
@@ -135,6 +138,13 @@ class _Base:
     at: str
     renames: tuple[AnyRule, ...]
     makers: tuple[AnyRule, ...]
+
+
+def _one_of_each(leaves: Sequence[Place]) -> list[Place]:
+    """Returns one leaf of those whose names differ in their numbers alone."""
+    by_name = {place.name: place for place in leaves}
+    shapes = {place.name: place.shape for place in leaves if place.shape is not None}
+    return [by_name[family.names[0]] for family in families(shapes, numbered=True)]
 
 
 def _best_base(

@@ -18,6 +18,14 @@ from lazyinit.match import places
 pytestmark = pytest.mark.filterwarnings("ignore")  # Theirs, about the end of Flax models.
 
 
+ONE_OF_EACH = {"BertModel", "GPT2LMHeadModel", "LlamaForCausalLM", "ViTModel", "CLIPModel"} | {
+    "T5ForConditionalGeneration"
+}
+NAMES = [
+    pytest.param(name, marks=[] if name in ONE_OF_EACH else pytest.mark.slow) for name in FAMILIES
+]
+
+
 def lazy(flat):
     return nested({path: li.LazyParam(x.shape, x.dtype, zeros) for path, x in flat.items()})
 
@@ -66,7 +74,7 @@ def applied(params, tensors, suggestion):
     return right, set(made) - right
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_of_names_that_say_nothing_all_is_right_or_listed(name):
     params, rules = params_of(name), FAMILIES[name][3]
     tensors = scrambled(values(written(params, rules)), nonsense())
@@ -94,7 +102,7 @@ def test_of_a_bert_whose_names_say_nothing_only_queries_keys_and_values_are_doub
     assert "Rule('encoder/layer/{n}/output/dense/kernel', 'z" in str(suggestion)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_of_names_that_are_abbreviated_all_is_found(name):
     params, rules = params_of(name), FAMILIES[name][3]
     tensors = values(written(params, rules))

@@ -186,12 +186,11 @@ class Cast(OneByOne):
     def __post_init__(self) -> None:
         for name in ("dtype", "back"):
             given = getattr(self, name)
-            try:
-                dtype = str(jnp.dtype(given)) if given != "" or name == "dtype" else ""
-            except TypeError as error:
+            dtype = "" if name == "back" and given == "" else _dtype_name(given)
+            if dtype is None:
                 raise errors.FillError(
                     f"Cast: wanted a dtype for {name}, got {given!r}. Write it as Cast('float32')."
-                ) from error
+                )
             object.__setattr__(self, name, dtype)
 
     def wanted_before(self, wanted: Shape) -> Wanted:
@@ -208,6 +207,14 @@ class Cast(OneByOne):
 
     def __repr__(self) -> str:
         return f"Cast({self.dtype!r}{f', back={self.back!r}' if self.back else ''})"
+
+
+def _dtype_name(given: Any) -> str | None:  # Any: whatever jnp.dtype takes.
+    try:
+        dtype = jnp.dtype(given)
+    except TypeError:
+        return None
+    return str(dtype) if given is not None and dtype.itemsize else None  # None is float64 to numpy.
 
 
 def _as_dtype(source: Source, dtype: str) -> Source:
