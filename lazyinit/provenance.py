@@ -5,6 +5,7 @@ Computed from a tree before it is made, and kept as a value beside it: arrays do
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,8 +159,13 @@ class Provenance(Mapping[str, Record]):
         return cls.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
 
     def __str__(self) -> str:
-        rows = table.fold((path, *_cells(record)) for path, record in self.records.items())
-        cells = [(row.label, str(row.count), *row.cells) for row in rows]
+        told = {path: _cells(record) for path, record in self.records.items()}
+        # Layers come from layers of the same number: {n}, where several are one row.
+        rows = table.fold((p, *a, _numbered(p, origin)) for p, (*a, origin) in told.items())
+        cells = [
+            (row.label, str(row.count), *(told[row.label] if row.count == 1 else row.cells))
+            for row in rows
+        ]
         columns = ("path", "leaves", "array", "kind", "from")
         return table.render(f"{len(self)} leaves", columns, cells, right=["leaves"])
 
@@ -284,6 +290,15 @@ def _cells(record: Record) -> tuple[str, str, str]:
     ]
     parts += [", ".join(filter(None, (x.initializer, _rng_path(x)))) for x in record.lazy]
     return array, record.kind, " over ".join(parts)
+
+
+_NUMBER = re.compile(r"(?<=[/._:-])[0-9]+(?=[/.#]|$)")
+
+
+def _numbered(path: str, origin: str) -> str:
+    """Returns the text of an origin with ``{n}`` for numbers that stand in the path as well."""
+    known = set(_NUMBER.findall("/" + path))
+    return _NUMBER.sub(lambda found: "{n}" if found[0] in known else found[0], origin)
 
 
 def _rng_path(origin: LazyOrigin) -> str:

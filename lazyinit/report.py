@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -84,7 +84,7 @@ class Report:
     origin: str
     entries: tuple[Entry, ...]
     unused_rules: tuple[AnyRule, ...] = ()
-    provenance: Provenance = NOTHING_KNOWN
+    provenance: Provenance = field(default=NOTHING_KNOWN, repr=False)
 
     @property
     def loaded(self) -> tuple[str, ...]:

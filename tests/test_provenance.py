@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from models import MLP, X
+from models import MLP, Decoder, X
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -104,6 +104,22 @@ def test_it_prints_as_a_table_that_folds_layers():
     assert str(li.provenance(tree)).splitlines()[-1].split() == [
         "layer_{0..3}/w", "4", "float32[2]", "lazy", "zeros",
     ]  # fmt: skip
+
+
+def test_layers_fold_though_each_comes_from_tensors_of_its_own():
+    tree = {f"layer_{n}": {"w": li.LazyParam((2,), "float32", jax.numpy.zeros)} for n in range(12)}
+    tree["layer_x"] = {"w": li.LazyParam((2,), "float32", jax.numpy.zeros)}
+    tensors = {f"h.{n}.w": np.ones(2, np.float32) for n in range(12)} | {"h.x.w": np.ones(2, "f")}
+    filled, _ = li.fill(tree, tensors, [li.Rule("layer_{n}/w", "h.{n}.w"), li.Rule("layer_x/w", "h.x.w")])  # fmt: skip
+    lines = [line.split() for line in str(li.provenance(filled)).splitlines()[3:]]
+    assert [(line[0], line[1], line[-1]) for line in lines] == [
+        ("layer_{0..11}/w", "12", "mapping:h.{n}.w"),
+        ("layer_x/w", "1", "mapping:h.x.w"),
+    ]
+    decoder = li.lazy(Decoder(layers=4)).init(KEY, jax.ShapeDtypeStruct((1, 4), "int32"))
+    lines = [line.split() for line in str(li.provenance(decoder)).splitlines()]
+    kernel = next(line for line in lines if line[0] == "params/layers_{0..3}/q/kernel")
+    assert kernel[1:] == ["4", "float32[16,16]", "lazy", "normal(0.02),", "params/layers_{n}/q#1"]
 
 
 def test_a_cast_and_an_overlap_are_told(tree):

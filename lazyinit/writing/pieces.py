@@ -49,7 +49,7 @@ def _slab(source: Source) -> int:
     """
     rows = next(iter(getattr(source, "chunk", ())), 0)
     size = rows * math.prod(source.shape[1:]) * source.dtype.itemsize
-    return size if size <= _TOUCHED else 0
+    return size if size <= 4 * PIECE else 0
 
 
 def indices(shape: Shape, itemsize: int, limit: int) -> Iterator[Index]:
