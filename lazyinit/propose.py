@@ -56,9 +56,11 @@ def propose(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str
     chosen: list[Proposal] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
     for numbered in (True, False):
-        taken = {name for each in chosen for name in each.leaves | each.tensors} | {*ambiguous}
-        mine = families({n: s for n, s in leaves.items() if n not in taken}, numbered=numbered)
-        theirs = families({n: s for n, s in tensors.items() if n not in taken}, numbered=numbered)
+        # What is doubtful among families is not tried again name by name.
+        made = {name for each in chosen for name in each.leaves} | {*ambiguous}
+        used = _used(chosen).union(*ambiguous.values())
+        mine = families({n: s for n, s in leaves.items() if n not in made}, numbered=numbered)
+        theirs = families({n: s for n, s in tensors.items() if n not in used}, numbered=numbered)
         if len(mine) * len(theirs) > _MANY:
             break
         possible = feasible(mine, theirs)
@@ -68,14 +70,17 @@ def propose(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str
         paired = {id(of) for pair in possible for of in (pair.leaf, pair.tensor)}
         rest = [[family for family in some if id(family) not in paired] for some in (mine, theirs)]
         chosen += _fused(rest[0], rest[1], like)
-        taken = {name for each in chosen for name in each.leaves | each.tensors}
+        used = _used(chosen)
         for options in pairing.open:
             for numbers in options[0].leaf.shapes:
-                name = options[0].leaf.name(numbers)
-                found = [t for pair in options for t in pair.sources(numbers) if t not in taken]
-                if found and name not in taken:
-                    ambiguous[name] = tuple(found)
+                found = [t for pair in options for t in pair.sources(numbers) if t not in used]
+                if found:
+                    ambiguous[options[0].leaf.name(numbers)] = tuple(found)
     return Proposals(tuple(chosen), ambiguous)
+
+
+def _used(chosen: Sequence[Proposal]) -> set[str]:
+    return {name for each in chosen for name in each.tensors}
 
 
 _MANY = 100_000  # Pairs beyond which nobody waits.
