@@ -65,7 +65,10 @@ def propose(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str
             break
         possible = feasible(mine, theirs)
         pairing, told = _paired(possible)
-        chosen += [_of_pair(pair, pairing, told, like) for pair in pairing.chosen]
+        chosen += [
+            _of_pair(pair, rivals, pairing, told, like)
+            for pair, rivals in zip(pairing.chosen, pairing.rivals, strict=True)
+        ]
         # A fusion is looked for among those only for which there is no simpler way.
         paired = {id(of) for pair in possible for of in (pair.leaf, pair.tensor)}
         rest = [[family for family in some if id(family) not in paired] for some in (mine, theirs)]
@@ -105,7 +108,7 @@ def _paired(pairs: Sequence[Pair]) -> tuple[Pairing, bool]:
     return pair_up(pairs), False
 
 
-def _of_pair(pair: Pair, pairing: Pairing, told: bool, like: str) -> Proposal:
+def _of_pair(pair: Pair, rivals: int, pairing: Pairing, told: bool, like: str) -> Proposal:
     numbers = [f"{{{letter}}}" for letter in _LETTERS[: len(pair.tensor.words) - 1]]
     others = [n for place, n in enumerate(numbers) if place != pair.stacked]
     leaf, tensor = _written(pair.leaf, others), _written(pair.tensor, numbers)
@@ -124,6 +127,8 @@ def _of_pair(pair: Pair, pairing: Pairing, told: bool, like: str) -> Proposal:
         )
     if pair in pairing.by_shape:
         notes.append("the shapes alone say so, not the names")
+    elif rivals:
+        notes.append("the names say so, the shapes leave others")
     said = tuple(f"{rule.leaf} from {rule.tensor}: {note}." for note in notes)
     return Proposal(rule, frozenset(pair.leaf.names), frozenset(pair.tensor.names), said)
 
