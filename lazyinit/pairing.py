@@ -8,6 +8,7 @@ they share; what is learned from them (``encoder`` is ``enc`` here) tells others
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -194,12 +195,14 @@ class Pairing:
     Attributes:
       chosen: pairs, the surest first.
       by_shape: those of them for which names said nothing.
+      rivals: for each of the chosen, how many others were possible for its leaves or its tensors.
       open: for leaves that are in none of them, the likeliest pairs: several, or one that is
         likelier for other leaves.
     """
 
     chosen: tuple[Pair, ...]
     by_shape: tuple[Pair, ...]
+    rivals: tuple[int, ...]
     open: tuple[tuple[Pair, ...], ...]
 
 
@@ -217,6 +220,8 @@ def feasible(leaves: Sequence[Family], tensors: Sequence[Family]) -> list[Pair]:
 def pair_up(feasible: Sequence[Pair]) -> Pairing:
     """Chooses among pairs that may be, as far as it can be told which are."""
     waiting = list(feasible)
+    leaves = Counter(id(pair.leaf) for pair in waiting)
+    tensors = Counter(id(pair.tensor) for pair in waiting)
     known = Dictionary()
     chosen: list[Pair] = []
     by_shape: list[Pair] = []
@@ -239,7 +244,8 @@ def pair_up(feasible: Sequence[Pair]) -> Pairing:
         tuple(pair for score, pair in scored if score == max(score for score, _ in scored))
         for scored in best.values()
     )
-    return Pairing(tuple(chosen), tuple(by_shape), tuple(likeliest))
+    rivals = (leaves[id(pair.leaf)] + tensors[id(pair.tensor)] - 2 for pair in chosen)
+    return Pairing(tuple(chosen), tuple(by_shape), tuple(rivals), tuple(likeliest))
 
 
 def _same_size(leaf: Family, tensor: Family) -> bool:

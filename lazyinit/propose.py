@@ -56,26 +56,34 @@ def propose(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str
     chosen: list[Proposal] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
     for numbered in (True, False):
-        taken = {name for each in chosen for name in each.leaves | each.tensors} | {*ambiguous}
-        mine = families({n: s for n, s in leaves.items() if n not in taken}, numbered=numbered)
-        theirs = families({n: s for n, s in tensors.items() if n not in taken}, numbered=numbered)
+        # What is doubtful among families is not tried again name by name.
+        made = {name for each in chosen for name in each.leaves} | {*ambiguous}
+        used = _used(chosen).union(*ambiguous.values())
+        mine = families({n: s for n, s in leaves.items() if n not in made}, numbered=numbered)
+        theirs = families({n: s for n, s in tensors.items() if n not in used}, numbered=numbered)
         if len(mine) * len(theirs) > _MANY:
             break
         possible = feasible(mine, theirs)
         pairing, told = _paired(possible)
-        chosen += [_of_pair(pair, pairing, told, like) for pair in pairing.chosen]
+        chosen += [
+            _of_pair(pair, rivals, pairing, told, like)
+            for pair, rivals in zip(pairing.chosen, pairing.rivals, strict=True)
+        ]
         # A fusion is looked for among those only for which there is no simpler way.
         paired = {id(of) for pair in possible for of in (pair.leaf, pair.tensor)}
         rest = [[family for family in some if id(family) not in paired] for some in (mine, theirs)]
         chosen += _fused(rest[0], rest[1], like)
-        taken = {name for each in chosen for name in each.leaves | each.tensors}
+        used = _used(chosen)
         for options in pairing.open:
             for numbers in options[0].leaf.shapes:
-                name = options[0].leaf.name(numbers)
-                found = [t for pair in options for t in pair.sources(numbers) if t not in taken]
-                if found and name not in taken:
-                    ambiguous[name] = tuple(found)
+                found = [t for pair in options for t in pair.sources(numbers) if t not in used]
+                if found:
+                    ambiguous[options[0].leaf.name(numbers)] = tuple(found)
     return Proposals(tuple(chosen), ambiguous)
+
+
+def _used(chosen: Sequence[Proposal]) -> set[str]:
+    return {name for each in chosen for name in each.tensors}
 
 
 _MANY = 100_000  # Pairs beyond which nobody waits.
@@ -100,7 +108,7 @@ def _paired(pairs: Sequence[Pair]) -> tuple[Pairing, bool]:
     return pair_up(pairs), False
 
 
-def _of_pair(pair: Pair, pairing: Pairing, told: bool, like: str) -> Proposal:
+def _of_pair(pair: Pair, rivals: int, pairing: Pairing, told: bool, like: str) -> Proposal:
     numbers = [f"{{{letter}}}" for letter in _LETTERS[: len(pair.tensor.words) - 1]]
     others = [n for place, n in enumerate(numbers) if place != pair.stacked]
     leaf, tensor = _written(pair.leaf, others), _written(pair.tensor, numbers)
@@ -119,6 +127,8 @@ def _of_pair(pair: Pair, pairing: Pairing, told: bool, like: str) -> Proposal:
         )
     if pair in pairing.by_shape:
         notes.append("the shapes alone say so, not the names")
+    elif rivals:
+        notes.append("the names say so, the shapes leave others")
     said = tuple(f"{rule.leaf} from {rule.tensor}: {note}." for note in notes)
     return Proposal(rule, frozenset(pair.leaf.names), frozenset(pair.tensor.names), said)
 

@@ -7,19 +7,29 @@ _SAME = (
     ("weight", "kernel", "scale", "embedding", "gamma", "w"),
     ("bias", "beta", "b"),
     ("mean", "running"),
-    ("q", "query"),
-    ("k", "key"),
-    ("v", "value"),
-    ("o", "out", "output"),
+    ("q", "query", "wq"),
+    ("k", "key", "wk"),
+    ("v", "value", "wv"),
+    ("o", "out", "output", "wo"),
     ("layers", "layer", "h", "block", "blocks"),
-    ("emb", "embed", "embeddings", "wte", "tok", "token"),
+    ("emb", "embed", "embeddings", "wte", "tok", "token", "tokens"),
     ("pos", "position", "positions", "wpe"),
     ("attn", "attention", "att"),
-    ("mlp", "ffn", "ff"),
+    ("mlp", "ffn", "ff", "feed", "forward"),
     ("ln", "norm", "layernorm"),
     ("fc", "dense", "linear", "proj"),
 )
 _MEANING = {word: meanings[0] for meanings in _SAME for word in meanings}
+
+
+# A norm is called by what comes before it here, and by what comes after it there.
+_PHRASES = {
+    "post_attention_layernorm": "mlp_norm",
+    "post_attention_norm": "mlp_norm",
+    "input_layernorm": "attention_norm",
+    "layernorm_before": "attention_norm",
+    "layernorm_after": "mlp_norm",
+}
 
 
 def words(name: str) -> list[str]:
@@ -74,6 +84,10 @@ class Dictionary:
         if one not in self._taken.get(other, {one}):
             return -0.5
         inner, outer = words(one), words(other)
+        if not inner or not outer:
+            return float(one == other)
+        if _meant(one) == _meant(other):
+            return 1
         if len(inner) != len(outer):
             return _overlap(inner, outer)
         if len(inner) < 2:
@@ -90,6 +104,10 @@ class Dictionary:
 
 def _keys(name: str) -> list[str]:
     return [key.strip("_") for key in re.split(r"[/.\s]+", name) if key.strip("_")]
+
+
+def _meant(key: str) -> set[str]:
+    return set(map(meaning, words(_PHRASES.get(key, key))))
 
 
 def _overlap(some: list[str], others: list[str]) -> float:

@@ -92,3 +92,14 @@ def test_stacked_tensors_of_several_dtypes_take_the_one_that_holds_all():
     leaves, _ = filled({"w": np.zeros((2, 1))}, tensors, rules)
     assert leaves["w"].dtype == np.float64
     np.testing.assert_array_equal(leaves["w"], [[1], [1 / 3]])
+
+
+def test_a_leaf_whose_tensors_do_not_go_together_may_be_left_to_be_initialized():
+    rules = [li.Rule("w", "h.{n}.w", [li.Stack()])]
+    tensors = {f"h.{n}.w": count(2) for n in (0, 2)} | {"x": count(1)}
+    tree = {name: li.LazyParam((3, 2), "float32", np.zeros) for name in "w"}
+    filled, report = li.fill(tree, tensors, rules, on_mismatch="init")
+    assert filled["w"] is tree["w"]
+    assert report.mismatched == ("w",)
+    assert report.unexpected == ("x",)
+    assert report.sources["w"].tensors == ("h.0.w", "h.2.w")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from pipelines import Counting, assert_equal, count, filled, values, written
+from pipelines import Counting, assert_equal, count, filled, refused, values, written
 from safetensors.numpy import save_file
 
 import lazyinit as li
@@ -231,3 +231,11 @@ def test_sizes_are_said_where_an_axis_is_so_called():
     assert rule == li.Rule("a", "b", [li.Rearrange("(h k) -> h k", h=2)])
     rest = (li.Ignore("x"), li.Rule("a", "b"), li.Rule("c", li.Constant(1.0)))
     assert maps.sized(rest, h=2) == rest
+
+
+@pytest.mark.parametrize("tensor", ["model.layers", "model.{n}.{m}"])
+def test_a_layer_without_its_number_is_refused(tensor):
+    with refused(
+        f"scanned: wanted the name of a numbered layer, such as 'model.layers.{{n}}', got {tensor!r}"
+    ):
+        maps.scanned(maps.LLAMA, tensor, "layers")

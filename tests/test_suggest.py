@@ -218,6 +218,46 @@ def test_a_square_kernel_that_no_other_tells_about_is_noted():
     )
 
 
+THEIRS = {  # How a Llama may be written in Flax, by somebody who read the paper.
+    "model/layers/": "decoder/layers_",
+    "self_attn": "attention",
+    "q_proj": "wq",
+    "k_proj": "wk",
+    "v_proj": "wv",
+    "o_proj": "wo",
+    "input_layernorm/weight": "attention_norm/scale",
+    "post_attention_layernorm/weight": "ffn_norm/scale",
+    "mlp/gate_proj": "feed_forward/w1",
+    "mlp/down_proj": "feed_forward/w2",
+    "mlp/up_proj": "feed_forward/w3",
+    "model/norm/weight": "decoder/norm/scale",
+    "model/embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+}
+
+
+def test_of_a_llama_of_other_names_all_is_found_but_which_of_two_is_the_gate():
+    params = params_of("LlamaForCausalLM")
+    tensors = values(written(params, li.maps.LLAMA))
+    flat = {}
+    for path, x in params.items():
+        for mine, theirs in THEIRS.items():
+            path = path.replace(mine, theirs)
+        flat[path] = x
+    suggestion, made = suggested(flat, tensors)
+    assert {path.rpartition("feed_forward/")[2] for path in suggestion.ambiguous} == {
+        "w1/kernel",
+        "w3/kernel",
+    }
+    assert len(made) == len(flat) - 4
+    for path, x in made.items():
+        np.testing.assert_array_equal(x, flat[path])
+    assert (
+        "decoder/layers_{n}/ffn_norm/scale from model.layers.{n}.post_attention_layernorm.weight: "
+        "the names say so, the shapes leave others."
+    ) in suggestion.notes
+
+
 def test_what_is_left_on_both_sides_is_listed():
     flat = {f"x{n}": count(3, 4) for n in range(12)}
     suggestion = li.suggest_rules(lazy(flat), {f"y{n}": count(5) for n in range(12)})

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+from lazyinit import errors
 from lazyinit.checkpoint.joins import Stack
 from lazyinit.checkpoint.reshape import Rearrange
-from lazyinit.patterns import slashed
+from lazyinit.patterns import pattern, slashed
 from lazyinit.rule import Patterns, Rule
 from lazyinit.rules import AnyRule
 
@@ -26,12 +27,20 @@ def scanned(
       leaf: what the scanned module is called: ``"model/layers"``.
       axis: the axis of every leaf along which the layers lie.
 
+    Raises:
+      FillError: the name of a layer has no number, or several.
+
     Example:
       >>> from lazyinit.maps.llama import LLAMA
       >>> rules = scanned(LLAMA, "model.layers.{n}", "model/layers")
       >>> rules[0].leaf, rules[0].tensor
       ('model/layers/**/embed_tokens/embedding', 'model.layers.{n}.**.embed_tokens.weight')
     """
+    if len(pattern(tensor).numbers) != 1:
+        raise errors.FillError(
+            f"scanned: wanted the name of a numbered layer, such as 'model.layers.{{n}}', got "
+            f"{tensor!r}."
+        )
     rules = tuple(rules)
     moved = (_moved(rule, tensor, leaf, axis) for rule in rules if isinstance(rule, Rule))
     return (*(rule for rule in moved if rule is not None), *rules)
@@ -40,7 +49,7 @@ def scanned(
 def _moved(rule: Rule, tensor: str, leaf: str, axis: int) -> Rule | None:
     if not rule.tensors or rule.stacked or rule.unstacked or rule.tied:
         return None
-    number = tensor[tensor.find("{") : tensor.find("}") + 1]
+    number = f"{{{pattern(tensor).numbers[0]}}}"
     if all(text.startswith("**") for text in (*rule.leaves, *rule.tensors)):
         leaves = tuple(f"{leaf}/{text}" for text in rule.leaves)
         tensors = tuple(f"{tensor}.{text}" for text in rule.tensors)
