@@ -121,8 +121,9 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    opened = open_checkpoint(options.source)
     written = convert(
-        open_checkpoint(options.source),
+        opened,
         options.target,
         rules=_rules(options.rules),
         reverse=options.reverse,
@@ -131,6 +132,9 @@ def _convert(options: argparse.Namespace) -> int:
     )
     total = table.format_bytes(sum(map(nbytes, written.values())))
     print(f"{options.target}: {len(written)} tensors, {total}")
+    read = {name for source in written.values() for name in source.names}
+    if left := [name for name in opened if name not in read]:
+        print(f"left out: {', '.join(left[:10])}{', ...' * (len(left) > 10)}")
     return 0
 
 

@@ -82,9 +82,11 @@ def test_convert_takes_rules_by_name_and_reads_them_backwards(tmp_path, monkeypa
 
 def test_families_have_their_rules_by_name(tmp_path, capsys):
     wte = np.arange(6, dtype=np.float32).reshape(2, 3)
-    save_file({"transformer.wte.weight": wte}, tmp_path / "x.safetensors")
+    tensors = {"transformer.wte.weight": wte, "transformer.h.0.attn.bias": wte}
+    save_file(tensors, tmp_path / "x.safetensors")
     arguments = ["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "y.msgpack"), "--rules"]
     assert main([*arguments, "gpt2"]) == 0
+    assert "left out: transformer.h.0.attn.bias\n" in capsys.readouterr().out
     assert list(li.open_checkpoint(tmp_path / "y.msgpack")) == ["transformer/wte/embedding"]
     assert main([*arguments, "gtp2"]) == 2
     err = capsys.readouterr().err

@@ -75,6 +75,17 @@ def test_a_dtype_is_that_of_both_parts(mesh):
     assert_same_array(made["params"]["embedding"], oracle(tensor(11, 8), dtype="bfloat16"))
 
 
+def test_through_a_layout_and_a_cast_too():
+    x = jax.ShapeDtypeStruct((1, 8), "float32")
+    tree = li.lazy(nn.Dense(16)).init(KEY, x)
+    stored = np.random.default_rng(0).random((5, 12)).astype(np.float16)  # [out, in], both other.
+    filled, _ = li.fill(tree, {"weight": stored}, li.TORCH, on_mismatch=li.overlap)
+    want = np.array(nn.Dense(16).init(KEY, jnp.ones((1, 8)))["params"]["kernel"])
+    want[:, :5] = stored.T[:8]
+    made = li.materialize(filled, sharding=MESHES["2x4"]())["params"]["kernel"]
+    np.testing.assert_array_equal(made, want, strict=True)
+
+
 def test_without_a_sharding_the_array_may_be_moved_as_that_of_eager_init():
     made = li.materialize(filled(tensor(11, 8))[0])["params"]["embedding"]
     elsewhere = jax.device_put(jnp.ones(8), jax.devices()[3])

@@ -3,12 +3,15 @@
 import re
 
 import flax.linen as nn
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
 from models import MLP, Decoder, X
 from oracles import assert_same, kernel_sharding, large_arrays_since, live
 from safetensors.numpy import load_file, save_file
@@ -47,6 +50,29 @@ def test_a_tree_is_read_back_bit_for_bit(tmp_path, sharded, size):
         k: v.tobytes() for k, v in flat(eager).items()
     }
     assert (len(list(tmp_path.iterdir())) > 1) == (size == 4000)
+
+
+LEAVES = hnp.arrays(
+    st.sampled_from([np.float32, np.float16, np.int8, np.bool_, np.uint32, ml_dtypes.bfloat16]),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    elements=st.integers(0, 1),
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda below: st.dictionaries(st.text("ab1", min_size=1), below, min_size=1, max_size=3),
+    max_leaves=6,
+).filter(lambda tree: isinstance(tree, dict))
+
+
+@given(TREES, st.sampled_from([8, 100, "1GB"]))
+def test_what_is_saved_is_loaded_whatever_the_tree(tmp_path_factory, tree, size):
+    folder = tmp_path_factory.mktemp("x")
+    li.save(tree, folder, max_shard_size=size)
+    lazy = jax.tree.map(lambda x: li.LazyParam(x.shape, x.dtype, jnp.zeros), tree)
+    filled, _ = li.fill(lazy, folder, on_missing="error", on_unexpected="error")
+    for got, want in zip(jax.tree.leaves(filled), jax.tree.leaves(tree), strict=True):
+        values = got.source.read(tuple(slice(None) for _ in want.shape))
+        assert (values.dtype, values.tobytes()) == (want.dtype, want.tobytes())
 
 
 def test_rules_are_read_backwards(tmp_path):
