@@ -55,6 +55,14 @@ class FillError(LazyinitError, ValueError):
     """Tensors of a checkpoint and leaves of a tree that do not fit together."""
 
 
+class SaveError(LazyinitError, ValueError):
+    """A tree, or tensors, that cannot be written as asked; nothing has been."""
+
+
+class WriteError(LazyinitError, OSError):
+    """A file that cannot be written: no space, no permission; what was there before still is."""
+
+
 def nearest(wanted: str, known: Collection[str]) -> str:
     """Returns ``"; did you mean '...'?"`` for the closest known string, or ``""``."""
     close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)

@@ -2,22 +2,32 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import errors, paths
+from lazyinit import errors, paths, refusals
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
-from lazyinit.match import Match, Place, View, advise, match, places, slashed
-from lazyinit.params import LazyParam, StoredParam, Thunk, describe
+from lazyinit.dtypes import same_kind
+from lazyinit.match import Match, Matching, Place, View, match, places, slashed
+from lazyinit.params import LazyParam, StoredParam, Thunk
+from lazyinit.policies import (
+    MismatchWord,
+    MissingWord,
+    OnMismatch,
+    OnMissing,
+    OnUnexpected,
+    Policy,
+    UnexpectedWord,
+)
+from lazyinit.provenance import provenance
 from lazyinit.report import Entry, Report
-from lazyinit.rules import TORCH, AnyRule, Rule, check_rules
+from lazyinit.rules import AnyRule, check_rules
 
-OnMissing = Literal["init", "error"]
-OnUnexpected = Literal["report", "ignore", "error"]
-OnMismatch = Literal["error", "init"]
+Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
 
 
 def fill(
@@ -43,9 +53,17 @@ def fill(
         ``open_checkpoint`` returned.
       rules: how the checkpoint's names and layouts differ; ``lazyinit.TORCH`` for PyTorch's.
       at: the subtree under which the checkpoint hangs, ``"params/bert"``.
-      on_missing: ``"init"`` leaves a leaf that the checkpoint lacks to be initialized.
-      on_unexpected: what to do with a tensor that makes no leaf.
-      on_mismatch: ``"init"`` leaves a leaf whose tensor has another shape or kind as it was.
+      on_missing: ``"init"`` leaves a leaf that the checkpoint lacks to be initialized; ``"error"``;
+        or a callable ``(path, leaf)`` that returns one of these words.
+      on_unexpected: ``"report"``, ``"ignore"`` or ``"error"`` for a tensor that makes no leaf; or a
+        callable ``(name, source)`` that returns one of these.
+      on_mismatch: ``"error"`` for a leaf whose tensor has another shape or kind; ``"init"`` leaves
+        it as it was; or a callable ``(path, leaf, source)`` that returns one of these, or another
+        leaf: ``lazyinit.overlap`` for one. A callable may raise ``FillError``, too.
+
+    Each policy may be a mapping from globs to such words and callables, over paths (for
+    ``on_unexpected`` over names of tensors): ``{"params/head/**": "init"}``. The first glob that
+    matches decides. What no glob matches is an error, so end with ``"**"`` to say otherwise.
 
     Returns:
       The tree, filled, and a report of what was done.
@@ -53,7 +71,7 @@ def fill(
     Raises:
       CheckpointError: the checkpoint is broken, unsafe or of an unknown format.
       FillError: no tensor matches at all, some do not fit, or a policy says so.
-      PathError: ``at`` names no subtree.
+      PathError: ``at`` names no subtree, or a glob of a policy matches nothing.
 
     Example:
       >>> import jax, numpy as np
@@ -67,12 +85,15 @@ def fill(
       >>> report.loaded
       ('params/fc/kernel',)
     """
-    _check_policy("on_missing", on_missing, get_args(OnMissing))
-    _check_policy("on_unexpected", on_unexpected, get_args(OnUnexpected))
-    _check_policy("on_mismatch", on_mismatch, get_args(OnMismatch))
     rules = check_rules(rules)
     opened = open_checkpoint(checkpoint)
     everything = places(tree)
+    known = [place.path for place, leaf in everything if _is_array_like(leaf)]
+    missing_policy = Policy.of("on_missing", on_missing, get_args(MissingWord), known)
+    mismatch_policy = Policy.of("on_mismatch", on_mismatch, get_args(MismatchWord), known)
+    unexpected_policy = Policy.of(
+        "on_unexpected", on_unexpected, get_args(UnexpectedWord), list(opened)
+    )
     at = _check_at(at, [place for place, _ in everything])
     fillable = [place for place, leaf in everything if _is_fillable(leaf)]
     _check_distinct(place for place, leaf in everything if _is_array_like(leaf))
@@ -82,40 +103,101 @@ def fill(
         )
     found = match(fillable, opened, rules=rules, at=at)
     if fillable and not found.matches:
-        raise errors.FillError(_nothing_matches(fillable, opened, rules))
+        raise errors.FillError(refusals.nothing_matches(fillable, opened, rules))
 
     entries = {
         place.path: _entry(place, leaf, found.matches.get(place.path), opened)
         for place, leaf in everything
         if _is_array_like(leaf)
     }
-    extra = _unexpected(opened, found.matches.values()) if on_unexpected != "ignore" else ()
-    problems: list[str] = []
-    if on_mismatch == "error":
-        problems += _mismatched(entries.values())
-    if on_missing == "error":
-        missing = [place for place in fillable if entries[place.path].status == "missing"]
-        problems += _missing(missing, entries, opened, View.of(fillable, at), rules)
-    if on_unexpected == "error":
-        problems += _left_over(extra)
-    if problems:
-        raise errors.FillError(errors.listing(problems))
+    asked = _Asked(missing_policy, mismatch_policy, unexpected_policy)
+    adapted = asked.mismatched(everything, entries, found, opened)
+    absent = asked.missing(everything, entries)
+    asked.problems += refusals.missing(absent, entries, opened, View.of(fillable, at), rules)
+    extra = asked.unexpected(opened, found)
+    if asked.problems:
+        raise errors.FillError(errors.listing(asked.problems))
 
-    leaves = [
-        StoredParam(leaf.shape, leaf.dtype, found.matches[place.path].source, path=place.path)
-        if place.path in entries and entries[place.path].status == "loaded"
-        else leaf
-        for place, leaf in everything
-    ]
-    report = Report(opened.origin, (*entries.values(), *extra), found.unused_rules)
-    return paths.replace_leaves(tree, leaves), report
-
-
-def _check_policy(argument: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise errors.FillError(
-            f"{argument}: wanted one of {', '.join(map(repr, allowed))}, got {value!r}."
+    for path in adapted:
+        entries[path] = replace(entries[path], status="adapted")
+    filled = adapted | {
+        place.path: StoredParam(
+            leaf.shape, leaf.dtype, found.matches[place.path].source, path=place.path
         )
+        for place, leaf in everything
+        if place.path in entries and entries[place.path].status == "loaded"
+    }
+    tree = paths.replace_leaves(tree, [filled.get(p.path, leaf) for p, leaf in everything])
+    return tree, Report(
+        opened.origin, (*entries.values(), *extra), found.unused_rules, provenance(tree)
+    )
+
+
+class _Asked:
+    """What the policies said, case by case; problems are collected."""
+
+    def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy) -> None:
+        self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected
+        self.problems: list[str] = []
+
+    def mismatched(
+        self, leaves: Leaves, entries: Mapping[str, Entry], found: Matching, checkpoint: Checkpoint
+    ) -> dict[str, Any]:  # Any: a leaf, and what a callable puts in its place.
+        """Returns, by path, what goes in place of leaves whose tensors do not fit."""
+        adapted: dict[str, Any] = {}
+        for place, leaf in leaves:
+            entry = entries.get(place.path)
+            if entry is None or entry.status != "mismatched":
+                continue
+            match = found.matches[place.path]
+            # Of tensors that cannot make the leaf, whatever its shape, no callable is asked.
+            case = () if match.problem else (leaf, match.source)
+            answer = self._ask(self._mismatch, place.path, *case)
+            if answer == "error":
+                self.problems.append(refusals.mismatch(entry, match.problem, checkpoint))
+            elif _is_array_like(answer):
+                self.problems += refusals.unlike(place.path, leaf, answer)
+                adapted[place.path] = answer
+            else:
+                self._check_word(self._mismatch, place.path, answer, ", or a leaf")
+        return adapted
+
+    def missing(self, leaves: Leaves, entries: Mapping[str, Entry]) -> list[Place]:
+        """Returns the places of leaves that may not be missing, and are."""
+        refused = []
+        for place, leaf in leaves:
+            if not _is_fillable(leaf) or entries[place.path].status != "missing":
+                continue
+            answer = self._ask(self._missing, place.path, leaf)
+            if answer == "error":
+                refused.append(place)
+            else:
+                self._check_word(self._missing, place.path, answer)
+        return refused
+
+    def unexpected(self, checkpoint: Checkpoint, found: Matching) -> list[Entry]:
+        """Returns the entries of the tensors left over that are to be reported."""
+        reported = []
+        for entry in _unexpected(checkpoint, found):
+            answer = self._ask(self._unexpected, entry.path, checkpoint[entry.tensor])
+            if answer == "error":
+                self.problems.append(refusals.left_over(entry))
+            elif answer == "report":
+                reported.append(entry)
+            else:
+                self._check_word(self._unexpected, entry.path, answer)
+        return reported
+
+    def _ask(self, policy: Policy, path: str, *case: Any) -> Any:
+        try:
+            return policy.decide(path, *case)
+        except errors.FillError as error:
+            self.problems.append(str(error))
+            return policy.words[0] if policy.words[0] != "error" else policy.words[1]
+
+    def _check_word(self, policy: Policy, path: str, answer: object, others: str = "") -> None:
+        if not policy.knows(answer):
+            self.problems.append(policy.refuse(path, answer, others))
 
 
 def _check_at(at: str, leaves: Sequence[Place]) -> str:
@@ -156,86 +238,25 @@ def _entry(place: Place, leaf: Any, found: Match | None, checkpoint: Checkpoint)
     if found is None:
         status = "missing" if isinstance(leaf, LazyParam) else "kept"
         return Entry(place.path, status, leaf.shape, leaf.dtype, "", leaf.shape, leaf.dtype)
-    stored = checkpoint[found.tensor]
-    fits = found.source.shape == leaf.shape and _kind(stored.dtype) == _kind(leaf.dtype)
+    source = found.source
+    fits = source.shape == leaf.shape and same_kind(source.dtype, leaf.dtype)
+    first = checkpoint[found.tensors[0]] if found.tensors else source
     return Entry(
         place.path,
-        "loaded" if fits else "mismatched",
+        "loaded" if fits and not found.problem else "mismatched",
         leaf.shape,
         leaf.dtype,
-        found.tensor,
-        stored.shape,
-        stored.dtype,
+        refusals.called(found.tensors) or repr(source),
+        first.shape,
+        first.dtype,
+        found.tensors,
     )
 
 
-def _kind(dtype: np.dtype) -> object:
-    """Returns what a cast must not change: the kind of number, however wide and signed."""
-    kinds = (np.floating, np.integer, np.complexfloating)
-    return next((kind for kind in kinds if jnp.issubdtype(dtype, kind)), dtype)
-
-
-def _unexpected(checkpoint: Checkpoint, matches: Iterable[Match]) -> tuple[Entry, ...]:
-    used = {match.tensor for match in matches}
+def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[Entry, ...]:
+    used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
     return tuple(
         Entry(name, "unexpected", tensor.shape, tensor.dtype, name, tensor.shape, tensor.dtype)
         for name, tensor in checkpoint.items()
         if name not in used
-    )
-
-
-def _mismatched(entries: Iterable[Entry]) -> Iterator[str]:
-    for entry in entries:
-        if entry.status == "mismatched":
-            yield (
-                f"{entry.path}: the model wants {describe(entry.shape, entry.dtype)}, tensor "
-                f"{entry.tensor!r} holds {describe(entry.stored_shape, entry.stored_dtype)}. "
-                'Drop it with on_mismatch="init", or map it in rules.'
-            )
-
-
-def _missing(
-    missing: Sequence[Place],
-    entries: Mapping[str, Entry],
-    checkpoint: Checkpoint,
-    view: View,
-    rules: Sequence[AnyRule],
-) -> Iterator[str]:
-    makers = [rule for rule in rules if isinstance(rule, Rule)]
-    for place in missing:
-        entry = entries[place.path]
-        names = dict.fromkeys(name for name, _ in view.candidates(place, makers))
-        tried = " or ".join(map(repr, names)) or f"anything, as it lies outside at={view.at!r}"
-        yield (
-            f"{place.path}: the model wants {describe(entry.shape, entry.dtype)}, "
-            f"{checkpoint.origin} holds no tensor called {tried}. "
-            'Make it with on_missing="init", or map it in rules.'
-        )
-
-
-def _left_over(extra: Iterable[Entry]) -> Iterator[str]:
-    for entry in extra:
-        yield (
-            f"{entry.path}: wanted a leaf for this tensor, {describe(entry.shape, entry.dtype)}, "
-            'the tree has none. Pass over it with on_unexpected="report", or map it in rules.'
-        )
-
-
-def _nothing_matches(
-    leaves: Sequence[Place], checkpoint: Checkpoint, rules: tuple[AnyRule, ...]
-) -> str:
-    rule_sets = [("", ()), ("lazyinit.TORCH", TORCH)]
-    if rules and rules != TORCH:
-        rule_sets.append(("rules", rules))
-    advice = advise(leaves, checkpoint, rule_sets)
-    problem = (
-        f"{checkpoint.origin}: none of its {len(checkpoint)} tensors matches any of the tree's "
-        f"{len(leaves)} leaves."
-    )
-    if advice.count:
-        return f"{problem} {advice.text} would match {advice.count}."
-    return (
-        f"{problem} The tree has leaves such as {leaves[0].path!r}, the checkpoint tensors such as "
-        f"{next(iter(checkpoint))!r}. Say in rules which makes which: "
-        "lazyinit.Rule('**/kernel', '**.weight')."
     )

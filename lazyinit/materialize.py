@@ -24,6 +24,8 @@ from lazyinit import compat, errors, program
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.executable import compiler, computed_on, encode
+from lazyinit.overlap import OverlapParam
+from lazyinit.overlay import overlaid
 from lazyinit.params import (
     Key,
     LazyParam,
@@ -105,6 +107,8 @@ def materialize(
     ):
         for job, array in _run(_steps(list(jobs.values()), compiling, reading)):
             advance(job.leaf.nbytes)
+            for source in job.over:
+                array = overlaid(array, source, job.sharding)
             for n in job.places:
                 made[n] = array
     return tree_paths.replace_leaves(tree, made)
@@ -113,10 +117,13 @@ def materialize(
 class _Job:
     """One array to make, read or move, and the places in the tree where it goes."""
 
-    __slots__ = ("dtype", "leaf", "path", "places", "sharding")
+    __slots__ = ("dtype", "leaf", "over", "path", "places", "sharding")
 
     def __init__(self, path: str, leaf: Any, sharding: Sharding | None, dtype: Any) -> None:
-        self.path, self.leaf, self.sharding, self.dtype = path, leaf, sharding, dtype
+        self.path, self.sharding, self.dtype = path, sharding, dtype
+        # What is read over the array once it is made.
+        self.over = [leaf.stored] if isinstance(leaf, OverlapParam) else []
+        self.leaf: Any = leaf.rest if isinstance(leaf, OverlapParam) else leaf
         self.places: list[int] = []
 
 
@@ -135,8 +142,8 @@ def _steps(
     units = _units([j for j in jobs if isinstance(j.leaf, LazyParam)])
     _check_inputs(units)
     stored = [j for j in jobs if isinstance(j.leaf, StoredParam)]
-    for job in stored:
-        job.leaf.source.check()
+    for source in [job.leaf.source for job in stored] + [s for job in jobs for s in job.over]:
+        source.check()
     small: dict[Any, SmallValues] = {}
     steps = [_Step(u.jobs, _making(u, _small_values(u, small), compiling)) for u in units]
     steps += [_Step([j], _reading(j, reading)) for j in stored]

@@ -13,7 +13,8 @@ from jax.sharding import Sharding
 from lazyinit import compat, table
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
-from lazyinit.params import LazyParam, StoredParam, Thunk, cast_dtype, describe, label
+from lazyinit.overlap import OverlapParam
+from lazyinit.params import LazyParam, Source, StoredParam, Thunk, cast_dtype, describe, label
 
 Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable.
 
@@ -24,8 +25,9 @@ class LeafPlan:
 
     Attributes:
       path: where it is.
-      action: ``"initialize"``, ``"load"``, ``"move"`` (an array that gets another sharding or
-        dtype), ``"share"`` (the same array as at an earlier path) or ``"keep"``.
+      action: ``"initialize"``, ``"load"``, ``"overlap"`` (initialize, then load a part over it),
+        ``"move"`` (an array that gets another sharding or dtype), ``"share"`` (the same array as
+        at an earlier path) or ``"keep"``.
       shape: of the whole array.
       dtype: that it will have.
       nbytes: of the whole array.
@@ -33,6 +35,8 @@ class LeafPlan:
         ``"keep"``, which bring nothing new.
       sharding: where it goes; ``None`` is the default device.
       origin: what makes it: an initializer, or a file.
+      loaded_nbytes: of the part that is loaded, in the dtype that it will have: all of it, none,
+        or the part that an ``"overlap"`` has from the checkpoint.
     """
 
     path: str
@@ -43,6 +47,7 @@ class LeafPlan:
     bytes_per_device: int
     sharding: Sharding | None
     origin: str
+    loaded_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -60,12 +65,22 @@ class Plan:
     unused_rules: tuple[str, ...] = ()
 
     def bytes_of(self, action: str) -> int:
-        """Returns the bytes, over all devices' distinct shards, of the leaves with this action."""
-        return sum(leaf.nbytes for leaf in self.leaves if leaf.action == action)
+        """Returns the bytes, over all devices' distinct shards, of the leaves with this action.
+
+        An ``"overlap"`` is counted under ``"initialize"`` as well, whole, and under ``"load"`` with
+        the part that is loaded.
+        """
+        actions = (action, "overlap") if action == "initialize" else (action,)
+        total = sum(leaf.nbytes for leaf in self.leaves if leaf.action in actions)
+        overlaps = (leaf for leaf in self.leaves if leaf.action == "overlap")
+        return total + (sum(x.loaded_nbytes for x in overlaps) if action == "load" else 0)
 
     def __str__(self) -> str:
-        counts = Counter(leaf.action for leaf in self.leaves)
-        parts = [f"{n} {a} ({table.format_bytes(self.bytes_of(a))})" for a, n in counts.items()]
+        counts, sizes = Counter[str](), Counter[str]()
+        for leaf in self.leaves:
+            counts[leaf.action] += 1
+            sizes[leaf.action] += leaf.nbytes
+        parts = [f"{n} {a} ({table.format_bytes(sizes[a])})" for a, n in counts.items()]
         rows = table.fold(
             (
                 leaf.path,
@@ -151,8 +166,11 @@ def plan(
             devices = {_default_device()} if placement is None else placement.device_set
             for device in sorted(devices, key=lambda d: d.id):
                 arriving[device] += shard
+        item = nbytes // max(leaf.size, 1)
+        loaded = {"load": nbytes, "overlap": item * _stored_size(leaf)}.get(action, 0)
+        origin = _origin(leaf)
         planned.append(
-            LeafPlan(path, action, leaf.shape, target, nbytes, shard, placement, _origin(leaf))
+            LeafPlan(path, action, leaf.shape, target, nbytes, shard, placement, origin, loaded)
         )
     unused = (
         sharding.unused([path for path, _ in leaves])
@@ -168,6 +186,8 @@ def _action(leaf: Any, chosen: bool, placement: Sharding | None, target: Any) ->
             return "initialize"
         case StoredParam() if chosen:
             return "load"
+        case OverlapParam() if chosen:
+            return "overlap"
         case Thunk():
             return "keep"
     moved = chosen and (target != leaf.dtype or placement not in (None, _placement(leaf)))
@@ -178,14 +198,24 @@ def _placement(leaf: Any) -> Sharding | None:
     return getattr(leaf, "sharding", None)
 
 
+def _stored_size(leaf: Any) -> int:
+    return math.prod(leaf.stored.shape) if isinstance(leaf, OverlapParam) else 0
+
+
 def _origin(leaf: Any) -> str:
     match leaf:
+        case OverlapParam():
+            return f"{_file(leaf.stored)} over {label(leaf.rest.init_fn)}"
         case LazyParam():
             return label(leaf.init_fn)
         case StoredParam():
-            return os.path.basename(leaf.source.origin.rstrip("/")) or leaf.source.origin
+            return _file(leaf.source)
         case _:
             return ""
+
+
+def _file(source: Source) -> str:
+    return os.path.basename(source.origin.rstrip("/")) or source.origin
 
 
 def _default_device() -> Device:

@@ -3,16 +3,17 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from lazyinit import table
 from lazyinit.params import Shape, describe
+from lazyinit.provenance import NOTHING_KNOWN, Provenance
 from lazyinit.rules import AnyRule
 
-Status: TypeAlias = Literal["loaded", "missing", "mismatched", "kept", "unexpected"]
+Status: TypeAlias = Literal["loaded", "missing", "mismatched", "adapted", "kept", "unexpected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,15 @@ class Entry:
     Attributes:
       path: the path of the leaf; for an unexpected tensor its name.
       status: ``"loaded"`` from the checkpoint; ``"missing"`` from it, and will be initialized;
-        ``"mismatched"``, so left as it was; ``"kept"``, for an array or a tensor filled in
+        ``"mismatched"``, so left as it was; ``"adapted"``, mismatched too, and replaced by what
+        ``on_mismatch`` returned; ``"kept"``, for an array or a tensor filled in
         before, which is not in this checkpoint; ``"unexpected"``, for a tensor.
       shape: of the leaf; of the tensor if it is unexpected.
       dtype: of the leaf; of the tensor if it is unexpected.
-      tensor: the name of the tensor in the checkpoint, or ``""`` if there is none.
-      stored_shape: the shape of the tensor, before any layout change.
-      stored_dtype: the dtype of the tensor; that of the leaf if there is none.
+      tensor: what the tensors are called in the checkpoint, for people; ``""`` if there are none.
+      stored_shape: the shape of the (first) tensor, before any layout change.
+      stored_dtype: the dtype of the (first) tensor; that of the leaf if there is none.
+      tensors: the name of each tensor.
     """
 
     path: str
@@ -38,6 +41,7 @@ class Entry:
     tensor: str
     stored_shape: Shape
     stored_dtype: np.dtype
+    tensors: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -59,6 +63,7 @@ class Report:
       entries: one for each leaf that a tensor could make, in tree order, then one for each
         unexpected tensor, in the order of the checkpoint.
       unused_rules: rules that had no part in it; not those of ``TORCH``, which are optional.
+      provenance: where each leaf of the filled tree comes from.
 
     Example:
       >>> import numpy as np
@@ -79,6 +84,7 @@ class Report:
     origin: str
     entries: tuple[Entry, ...]
     unused_rules: tuple[AnyRule, ...] = ()
+    provenance: Provenance = field(default=NOTHING_KNOWN, repr=False)
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -94,6 +100,11 @@ class Report:
     def mismatched(self) -> tuple[str, ...]:
         """Paths of the leaves whose tensor has another shape or kind; left as they were."""
         return self._paths("mismatched")
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Paths of the leaves that ``on_mismatch`` replaced, by ``lazyinit.overlap`` for one."""
+        return self._paths("adapted")
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -134,6 +145,7 @@ class Report:
             (self.cast, "cast"),
             (self.missing, "missing (will be initialized)"),
             (self.mismatched, "mismatched (left as they were)"),
+            (self.adapted, "adapted"),
             (self.kept, "kept"),
             (self.unexpected, "unexpected"),
         ):
@@ -157,6 +169,6 @@ def _cells(entry: Entry) -> tuple[str, str, str, str]:
     status: str = entry.status
     if entry.cast:
         status += f", cast from {entry.stored_dtype}"
-    elif status == "mismatched":
+    elif status in ("mismatched", "adapted"):
         status += f" with {describe(entry.stored_shape, entry.stored_dtype)}"
     return entry.path, describe(entry.shape, entry.dtype), str(entry.nbytes), status

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from lazyinit import errors, paths
+from lazyinit.overlap import OverlapParam
 from lazyinit.params import AnyKey, Key, LazyParam, RngPath, TracedKey
 from lazyinit.slices import Slice
 
@@ -23,7 +24,8 @@ def reseed(tree: Any, rngs: Any) -> Any:
         counts of an ``nnx.Rngs`` are those of the recording.
 
     Returns:
-      The tree with new root keys in its ``LazyParam`` leaves; other leaves stay as they are.
+      The tree with new root keys in its ``LazyParam`` leaves, and where an ``OverlapParam``
+      initializes; other leaves stay as they are.
 
     Raises:
       RngsError: a key of another kind, or for a stream that the tree does not use.
@@ -38,7 +40,7 @@ def reseed(tree: Any, rngs: Any) -> Any:
       False
     """
     leaves = paths.leaves_with_paths(tree)
-    lazy = [(path, leaf) for path, leaf in leaves if isinstance(leaf, LazyParam)]
+    lazy = [(path, made) for path, leaf in leaves for made in _initialized(leaf)]
     roots: dict[str, AnyKey] = {}
     for _, leaf in lazy:
         roots |= leaf.rng_path.roots
@@ -60,7 +62,16 @@ def reseed(tree: Any, rngs: Any) -> Any:
         changed = {stream: fresh.get(stream, key) for stream, key in path.roots.items()}
         new = RngPath(changed, path.folded, path.fold)
         made[id(leaf)] = leaf if new == path else replace(leaf, rng_path=new)
-    return paths.replace_leaves(tree, [made.get(id(leaf), leaf) for _, leaf in leaves])
+    overlaps = [leaf for _, leaf in leaves if isinstance(leaf, OverlapParam)]
+    placed = {id(leaf): replace(leaf, rest=made[id(leaf.rest)]) for leaf in overlaps} | made
+    return paths.replace_leaves(tree, [placed.get(id(leaf), leaf) for _, leaf in leaves])
+
+
+def _initialized(leaf: Any) -> list[LazyParam]:
+    """Returns what makes a leaf, or the rest of it, from a key; nothing for other leaves."""
+    if isinstance(leaf, OverlapParam):
+        return [leaf.rest]
+    return [leaf] if isinstance(leaf, LazyParam) else []
 
 
 def _by_stream(rngs: Any, roots: Mapping[str, AnyKey]) -> dict[str, AnyKey]:

@@ -4,12 +4,15 @@ Whatever form it has (one sharding for all, a prefix pytree of them, a callable)
 to one sharding per leaf, and checked against the shapes, before anything is allocated.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from lazyinit import errors, paths
@@ -164,6 +167,13 @@ def replicated(sharding: Sharding) -> Sharding | None:
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec())
     return None
+
+
+def alone() -> AbstractContextManager[None]:
+    """Returns a context for programs on one device, which a mesh that is set would not let run."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -380,7 +380,10 @@ def test_every_kind_of_problem_is_told_at_once():
 
 @pytest.mark.parametrize("policy", ["on_missing", "on_unexpected", "on_mismatch"])
 def test_a_policy_that_is_none_says_which_there_are(policy):
-    with pytest.raises(errors.FillError, match=f"{policy}: wanted one of '.*', got 'x'"):
+    with pytest.raises(
+        errors.FillError,
+        match=f"{policy}: wanted one of '.*', a callable, or a mapping .*, got 'x'",
+    ):
         fill({"a": lazy(2)}, {"a": ones(2)}, **{policy: "x"})
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyinit import errors
-from lazyinit.checkpoint.layout import Transpose, Transposed
+from lazyinit.checkpoint.layout import Cast, Transpose, Transposed
 from lazyinit.checkpoint.memory import HeldTensor
 
 
@@ -84,3 +84,31 @@ def test_a_layout_is_checked_by_its_source(tmp_path):
     path.unlink()
     with pytest.raises(errors.CheckpointError, match="can no longer be read"):
         source.check()
+
+
+def test_a_cast_changes_the_kind_of_number_and_back_if_that_is_said():
+    source = HeldTensor("w", np.int8([1, 2]))
+    cast = Cast("float32", back="int8").changed(source, None)
+    assert (cast.dtype, cast.shape, repr(cast)) == (
+        np.float32,
+        (2,),
+        "the mapping:w.astype(float32)",
+    )
+    np.testing.assert_array_equal(cast.read((slice(1, 2),)), np.float32([2]))
+    assert Cast("float32", back="int8").restored(cast).dtype == np.int8
+    assert Cast("float32").restored(cast) is cast
+    assert Cast("int8").changed(source, None) is source
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nothing",), ("float32", "nothing"), ("float32", []), (None,)]
+)
+def test_a_cast_to_what_is_no_dtype_is_refused(arguments):
+    with pytest.raises(errors.FillError, match=r"Cast: wanted a dtype for \w+, got .*Write it as"):
+        Cast(*arguments)
+
+
+def test_a_transposition_undone_is_the_source_itself():
+    source = HeldTensor("w", np.ones((2, 3, 4)))
+    change = Transpose("a b ... -> ... a b")
+    assert change.restored(change.changed(source, None)) is source

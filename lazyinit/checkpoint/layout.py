@@ -1,19 +1,22 @@
-"""Layout changes: sources made of other sources, each mapping an index back onto what it reads.
+"""Changes of one tensor alone: its axes in another order, its values in another dtype.
 
-A change is a plain value that maps a source to a source, so that rules can hold it, print it
-and, since it says all that it does, be read backwards.
+Each is a source made of another, and a plain value that makes it; rules hold such values, print
+them, and read them backwards.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.params import Extent, Index, Shape, Source
+from lazyinit.checkpoint.change import Changed, OneByOne, Wanted
+from lazyinit.params import Index, Shape, Source
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Transposed:
+class Transposed(Changed):
     """A ``Source`` with its axes in another order; reading gives a view of the same bytes.
 
     Attributes:
@@ -28,29 +31,14 @@ class Transposed:
         assert sorted(self.axes) == list(range(len(self.source.shape))), self.axes
 
     @property
+    def reads(self) -> tuple[Source]:
+        """What it reads."""
+        return (self.source,)
+
+    @property
     def shape(self) -> Shape:
         """The shape after the change."""
         return tuple(self.source.shape[axis] for axis in self.axes)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype as stored."""
-        return self.source.dtype
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the tensors that it reads."""
-        return self.source.names
-
-    @property
-    def origin(self) -> str:
-        """Where they lie."""
-        return self.source.origin
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """Where in files they lie."""
-        return self.source.extents
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``, counted after the change."""
@@ -58,17 +46,20 @@ class Transposed:
         block = self.source.read(tuple(there[axis] for axis in range(len(there))))
         return block.transpose(self.axes)
 
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
-        self.source.check()
-
     def __repr__(self) -> str:
         is_reversed = self.axes == tuple(reversed(range(len(self.axes))))
         return f"{self.source!r}.{'T' if is_reversed else f'transpose{self.axes}'}"
 
 
+def transposed(source: Source, axes: tuple[int, ...]) -> Source:
+    """Returns the source with its axes reordered: itself, or what it is made of, if that does."""
+    if isinstance(source, Transposed):
+        source, axes = source.source, tuple(source.axes[axis] for axis in axes)
+    return source if axes == tuple(range(len(axes))) else Transposed(source, axes)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
-class Transpose:
+class Transpose(OneByOne):
     """Reorders axes by name: ``Transpose("o i ... -> ... i o")`` for tensors of any rank.
 
     A tensor with fewer axes than are named, or with more where there is no ``...``, stays as
@@ -109,10 +100,122 @@ class Transpose:
             axis += width
         return tuple(axis for name in after for axis in place[name])
 
+    def wanted_before(self, wanted: Shape) -> Wanted:
+        """Returns the shape wanted before the change."""
+        return tuple(wanted[axis] for axis in np.argsort(self.axes(len(wanted))))
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns the source with its axes reordered; itself if that changes nothing."""
+        return transposed(source, self.axes(len(source.shape)))
+
+    def restored(self, source: Source) -> Source:
+        """Returns the source with its axes in their old order."""
+        axes = np.argsort(self.axes(len(source.shape)))
+        return transposed(source, tuple(int(axis) for axis in axes))
+
     def __call__(self, source: Source) -> Source:
         """Returns the source with its axes reordered; itself if that changes nothing."""
-        axes = self.axes(len(source.shape))
-        return source if axes == tuple(range(len(axes))) else Transposed(source, axes)
+        return self.changed(source, None)
 
     def __repr__(self) -> str:
         return f"Transpose({self.order!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AsDtype(Changed):
+    """A ``Source`` with its values in another dtype.
+
+    Attributes:
+      source: what is read.
+      cast: the dtype of the values.
+    """
+
+    source: Source
+    cast: np.dtype
+
+    @property
+    def reads(self) -> tuple[Source]:
+        """What it reads."""
+        return (self.source,)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape, which stays as it is."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the values."""
+        return self.cast
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``, cast."""
+        return cast(self.source.read(index), self.cast)
+
+    def __repr__(self) -> str:
+        return f"{self.source!r}.astype({self.cast})"
+
+
+def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns values in another dtype; what is too large for it is infinite, as on a device."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(dtype)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Cast(OneByOne):
+    """Casts values, to another kind of number too: ``Cast("float32")``.
+
+    ``fill`` casts within a kind (float to float) by itself, so this is for the rest.
+
+    Attributes:
+      dtype: of the leaf.
+      back: of the tensor, if rules are read backwards; ``""`` leaves it that of the leaf.
+
+    Raises:
+      FillError: one of them is no dtype.
+
+    Example:
+      >>> Cast("float32", back="int8")
+      Cast('float32', back='int8')
+    """
+
+    dtype: Any  # Whatever jnp.dtype takes.
+    back: Any = ""
+
+    def __post_init__(self) -> None:
+        for name in ("dtype", "back"):
+            given = getattr(self, name)
+            dtype = "" if name == "back" and given == "" else _dtype_name(given)
+            if dtype is None:
+                raise errors.FillError(
+                    f"Cast: wanted a dtype for {name}, got {given!r}. Write it as Cast('float32')."
+                )
+            object.__setattr__(self, name, dtype)
+
+    def wanted_before(self, wanted: Shape) -> Wanted:
+        """Returns the shape wanted, which stays as it is."""
+        return wanted
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns the source, cast."""
+        return _as_dtype(source, self.dtype)
+
+    def restored(self, source: Source) -> Source:
+        """Returns the source, cast to ``back``, if that is said."""
+        return _as_dtype(source, self.back) if self.back else source
+
+    def __repr__(self) -> str:
+        return f"Cast({self.dtype!r}{f', back={self.back!r}' if self.back else ''})"
+
+
+def _dtype_name(given: Any) -> str | None:  # Any: whatever jnp.dtype takes.
+    try:
+        dtype = jnp.dtype(given)
+    except TypeError:
+        return None
+    return str(dtype) if given is not None and dtype.itemsize else None  # None is float64 to numpy.
+
+
+def _as_dtype(source: Source, dtype: str) -> Source:
+    return source if source.dtype == jnp.dtype(dtype) else AsDtype(source, jnp.dtype(dtype))

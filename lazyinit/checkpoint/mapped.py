@@ -6,8 +6,12 @@ with those at opening; what happens between that look and the copy is beyond rea
 """
 
 import functools
+import io
 import math
+import mmap
 import os
+import weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +65,24 @@ class File:
 @functools.lru_cache(maxsize=_MAPS)
 def _mapped(file: File) -> np.ndarray:
     # A view that outlives its place in the cache keeps its map alive by itself.
-    return np.memmap(file.path, dtype=np.uint8, mode="r")
+    bytes_of_file = np.memmap(file.path, dtype=np.uint8, mode="r")
+    _maps[file.path] = bytes_of_file
+    return bytes_of_file
+
+
+_maps: "weakref.WeakValueDictionary[str, np.memmap]" = weakref.WeakValueDictionary()
+
+
+def release(extents: Iterable[Extent]) -> None:
+    """Gives back the memory in which maps hold these bytes; they are read again when touched.
+
+    Mapped pages count as this process's memory until the system wants them for something else.
+    """
+    for extent in extents:
+        held = _maps.get(extent.file)
+        if held is not None and isinstance(held.base, mmap.mmap) and extent.stop > extent.start:
+            start = extent.start - extent.start % mmap.PAGESIZE
+            held.base.madvise(mmap.MADV_DONTNEED, start, extent.stop - start)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -112,9 +133,36 @@ class MappedTensor:
         whole = np.ndarray(self.shape, self.dtype, buffer=_mapped(self.file), offset=self.offset)
         return whole[(*index, ...)]
 
+    def stream(self, limit: int) -> Iterator[np.ndarray]:
+        """Yields the values in order, flat, read and not mapped; each piece until the next.
+
+        Raises:
+          CheckpointError: the file has changed since it was opened, or is cut short meanwhile.
+        """
+        self.file.check()
+        size = self.dtype.itemsize
+        buffer = np.empty(min(max(limit // size, 1) * size, self.nbytes), np.uint8)
+        with open(self.file.path, "rb", buffering=0) as opened:
+            opened.seek(self.offset)
+            for start in range(0, self.nbytes, max(len(buffer), 1)):
+                part = buffer[: self.nbytes - start]
+                if not _read_fully(opened, part):
+                    raise errors.CheckpointError(
+                        f"{self.file.path}: tensor {self.name!r}: the file was cut short while it "
+                        "was read. Fetch it again."
+                    )
+                yield part.view(self.dtype)
+
     def check(self) -> None:
         """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
         self.file.check()
 
     def __repr__(self) -> str:
         return f"{os.path.basename(self.file.path)}:{self.name}"
+
+
+def _read_fully(opened: io.FileIO, buffer: np.ndarray) -> bool:
+    done = 0
+    while done < len(buffer) and (count := opened.readinto(buffer[done:].data)):
+        done += count
+    return done == len(buffer)

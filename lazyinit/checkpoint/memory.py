@@ -1,6 +1,7 @@
-"""Trees of arrays in memory, read as if they were checkpoints."""
+"""Arrays in memory, read as if they lay in a checkpoint: trees of them, and what was read whole."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,12 @@ class HeldTensor:
     Attributes:
       name: its path in the mapping.
       array: numpy or JAX.
+      origin: a word for the caller's mapping, or the file that was read whole.
     """
 
     name: str
     array: np.ndarray | jax.Array
+    origin: str = _ORIGIN
 
     @property
     def shape(self) -> Shape:
@@ -42,11 +45,6 @@ class HeldTensor:
     def names(self) -> tuple[str, ...]:
         """The tensor's name, alone."""
         return (self.name,)
-
-    @property
-    def origin(self) -> str:
-        """A word for the caller's mapping."""
-        return _ORIGIN
 
     @property
     def extents(self) -> tuple[Extent, ...]:
@@ -80,8 +78,8 @@ class HeldTensor:
             return parts[wanted]
         if sum(part.size for part in parts.values()) < math.prod(map(len, wanted)):
             raise errors.CheckpointError(
-                f"{_ORIGIN}: tensor {self.name!r}: part of it lies on devices of another process. "
-                "Pass arrays that every process holds in full, or a file."
+                f"{self.origin}: tensor {self.name!r}: part of it lies on devices of another "
+                "process. Pass arrays that every process holds in full, or a file."
             )
         values = np.empty([len(r) for r in wanted], array.dtype)
         for part, data in parts.items():
@@ -101,7 +99,7 @@ class HeldTensor:
         return hash((self.name, id(self.array)))
 
     def __repr__(self) -> str:
-        return f"{_ORIGIN}:{self.name}"
+        return f"{os.path.basename(self.origin)}:{self.name}"
 
 
 def _ranges(index: Index, shape: Shape) -> tuple[range, ...]:

@@ -6,17 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from lazyinit import errors
+from lazyinit.checkpoint.headers import HEADER_LIMIT
 from lazyinit.checkpoint.protocol import Checkpoint
 
-# What the first bytes of a file say it is, for formats that are known but not read yet.
+# What the first bytes of a file say it is, for formats that are known but not read.
 _OTHERS = {
-    b"PK\x03\x04": "a zip archive (PyTorch .bin/.pt, or NumPy .npz)",
-    b"\x80\x02": "a pickle (PyTorch .bin/.pt)",
-    b"\x93NUMPY": "a NumPy .npy file",
+    b"\x93NUMPY": "a NumPy .npy file, which holds one array and no name",
     b"\x89HDF": "an HDF5 file",
     b"GGUF": "a GGUF file",
 }
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _WAY_OUT = "Convert it to safetensors, or pass its tensors as a mapping from name to array."
+# The order in which transformers looks for them.
+_OWN_NAMES = tuple(
+    name + index
+    for name in ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
+    for index in ("", ".index.json")
+)
+_SUFFIXES = (".safetensors", ".index.json", ".msgpack", ".npz", ".bin", ".pt", ".pth")
 
 
 def open_checkpoint(
@@ -25,16 +33,17 @@ def open_checkpoint(
     """Opens a checkpoint: validates its headers and reads no value.
 
     Args:
-      checkpoint: a safetensors file; a Hugging Face folder with ``model.safetensors`` or
-        ``model.safetensors.index.json`` (or that index itself); or a mapping of arrays, nested,
-        or flat with names joined by ``/`` or ``.``.
+      checkpoint: a file of safetensors, of Flax's msgpack, of NumPy's ``.npz`` or of PyTorch; a
+        Hugging Face folder, or its index; an Orbax folder; the address of safetensors
+        (``https://``, ``s3://``, ``gs://``, ``hf://``); or a mapping of arrays, nested, or flat
+        with names joined by ``/`` or ``.``.
 
     Returns:
       The tensors by name, to be read later, in part.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is broken, unsafe or of a format that is
-        not read yet; the message starts with the file.
+        not read; the message starts with the file.
 
     Example:
       >>> import numpy as np
@@ -53,40 +62,40 @@ def open_checkpoint(
             f"checkpoint: wanted a path or a mapping from name to array, "
             f"got {type(checkpoint).__name__}. Pass open_checkpoint's result or one of those."
         )
-    path = Path(checkpoint)
     if "://" in os.fspath(checkpoint):
-        raise errors.CheckpointError(
-            f"{os.fspath(checkpoint)}: remote checkpoints are not read yet. Download it first."
-        )
+        from lazyinit.checkpoint import remote
+
+        return remote.open_url(os.fspath(checkpoint))
+    path = Path(checkpoint)
     try:
         return _open_folder(path) if path.is_dir() else _open_file(path)
-    except OSError as error:
+    # ValueError: what the system says of a path with a null byte in it.
+    except (OSError, ValueError) as error:
+        if isinstance(error, errors.CheckpointError):
+            raise
         raise errors.CheckpointError(
-            f"{path}: the checkpoint cannot be read: {error.strerror or error}"
+            f"{path}: the checkpoint cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    # The order in which transformers looks for them.
-    for name in ("model.safetensors", "model.safetensors.index.json"):
+    for name in _OWN_NAMES:
         if (folder / name).is_file():
             return _open_file(folder / name)
+    from lazyinit.checkpoint import orbax
+
+    if orbax.is_folder(folder):
+        return orbax.open_folder(folder)
     there = sorted(entry.name for entry in folder.iterdir())
-    unread = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".msgpack", ".npz"))]
-    own_names = [
-        name for name in there if name.endswith((".safetensors", ".safetensors.index.json"))
-    ]
-    if own_names:
-        found = f"{own_names[0]!r} is there. Pass that file itself."
-    elif unread:
-        found = f"{unread[0]!r} is there; that format is not read yet. {_WAY_OUT}"
+    read = [name for name in there if name.endswith(_SUFFIXES)]
+    if read:
+        found = f"{read[0]!r} is there. Pass that file itself."
     elif there:
         found = f"it holds {', '.join(map(repr, there[:5]))}{', ...' * (len(there) > 5)}."
     else:
         found = "it is empty."
     raise errors.CheckpointError(
-        f"{folder}: wanted model.safetensors or model.safetensors.index.json in this folder; "
-        f"{found}"
+        f"{folder}: wanted {', '.join(_OWN_NAMES)} or what Orbax writes in this folder; {found}"
     )
 
 
@@ -97,17 +106,60 @@ def _open_file(path: Path) -> Checkpoint:
             f"{path}: there is no such file or folder{errors.nearest(path.name, siblings)}"
         )
     if path.name.endswith(".index.json"):
-        from lazyinit.checkpoint import sharded
-
-        return sharded.open_index(path)
+        return _open_index(path)
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(9)
     for magic, kind in _OTHERS.items():
         if head.startswith(magic):
             raise errors.CheckpointError(
-                f"{path}: wanted a safetensors file, got {kind}; that format is not read yet. "
-                f"{_WAY_OUT}"
+                f"{path}: wanted a safetensors, msgpack, .npz or PyTorch file, got {kind}; that "
+                f"format is not read yet. {_WAY_OUT}"
             )
+    if head.startswith(_ZIP):
+        return _open_zip(path)
+    if head[8:] == b"{":
+        from lazyinit.checkpoint import safetensors
+
+        return safetensors.open_file(path)
+    if head.startswith(_PICKLES):
+        from lazyinit.checkpoint import pytorch
+
+        return pytorch.open_pickle(path)
+    from lazyinit.checkpoint import flax_msgpack
+
+    if head and flax_msgpack.is_first_byte(head[0]):
+        return flax_msgpack.open_file(path)
     from lazyinit.checkpoint import safetensors
 
     return safetensors.open_file(path)
+
+
+def _open_zip(path: Path) -> Checkpoint:
+    from lazyinit.checkpoint import npz, pytorch
+    from lazyinit.checkpoint.mapped import File
+    from lazyinit.checkpoint.zipped import read_directory
+
+    members = read_directory(File.at(path))
+    is_torch = pytorch.is_archive(members)
+    return pytorch.open_archive(path, members) if is_torch else npz.open_archive(path, members)
+
+
+def _open_index(path: Path) -> Checkpoint:
+    from lazyinit.checkpoint import sharded
+
+    def open_shard(name: str) -> Checkpoint:
+        shard = path.parent / name
+        if not shard.is_file():
+            raise FileNotFoundError(name)
+        return _open_file(shard)
+
+    with path.open("rb") as stream:
+        text = stream.read(HEADER_LIMIT + 1)
+    is_own = path.name in _OWN_NAMES
+    return sharded.open_index(
+        str(path),
+        text,
+        origin=str(path.parent if is_own else path),
+        siblings=[entry.name for entry in path.parent.iterdir()],
+        open_shard=open_shard,
+    )

@@ -6,6 +6,9 @@ values. Everything above this package knows ``Checkpoint`` and ``Source`` only.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
 
 from lazyinit.params import Source
 
@@ -33,3 +36,16 @@ class Checkpoint(Mapping[str, Source]):
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.origin}, {len(self)} tensors)"
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A source that can be read from its first value to its last without being mapped."""
+
+    def stream(self, limit: int) -> Iterator[np.ndarray]:
+        """Yields the values in order (the last axis fastest), flat, in bounded memory.
+
+        Each piece has at most ``limit`` bytes (or one element) and is valid until the next is
+        asked for.
+        """
+        ...

@@ -1,66 +1,85 @@
 """Checkpoints in several files, which an index in the same folder names."""
 
-import os
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Mapping
+from pathlib import PurePosixPath
 
 from lazyinit import errors
-from lazyinit.checkpoint import safetensors
+from lazyinit.checkpoint import ties
+from lazyinit.checkpoint.headers import FETCH_AGAIN, HEADER_LIMIT, is_text_map, parse_object
 from lazyinit.checkpoint.protocol import Checkpoint
 
 
-def open_index(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens the shards that a Hugging Face index (``*.safetensors.index.json``) names.
+def open_index(
+    path: str,
+    text: bytes,
+    *,
+    origin: str,
+    siblings: Collection[str],
+    open_shard: Callable[[str], Checkpoint],
+) -> Checkpoint:
+    """Opens the shards that a Hugging Face index (``*.index.json``) names.
 
     A shard may be a symbolic link, also to outside the folder: Hugging Face's cache is made of
     them. What the index itself says is not trusted: a name that climbs out is refused.
 
+    Args:
+      path: of the index, or its address; messages start with it.
+      text: the index.
+      origin: what the checkpoint is called: the folder, or the index.
+      siblings: the files beside it, to suggest one in place of one that is missing.
+      open_shard: opens the file of that name beside the index, or raises ``FileNotFoundError``.
+
     Raises:
       CheckpointError: the index or a shard is broken, unsafe or missing; the file comes first.
     """
-    folder = Path(path).parent
-    weight_map = _read_weight_map(path)
-    for shard in dict.fromkeys(weight_map.values()):
-        _check_shard(path, folder, shard)
-    shards = {
-        shard: safetensors.open_file(folder / shard) for shard in dict.fromkeys(weight_map.values())
-    }
-    for name, shard in weight_map.items():
-        if name not in shards[shard]:
+    weight_map, metadata = _read_index(path, text)
+    shards: dict[str, Checkpoint] = {}
+    names = dict.fromkeys(weight_map.values())
+    for name in names:
+        _check_shard(path, name)
+    for name in names:
+        try:
+            shards[name] = open_shard(name)
+        except FileNotFoundError as error:
             raise errors.CheckpointError(
-                f"{path}: tensor {name!r}: wanted it in {shard!r}, which does not hold it"
-                f"{errors.nearest(name, shards[shard])}. {safetensors.FETCH_AGAIN}"
+                f"{path}: the shard {name!r} is missing from the folder"
+                f"{errors.nearest(name, siblings)}. Fetch it, or fetch the checkpoint again."
+            ) from error
+    for tensor, name in weight_map.items():
+        if tensor not in shards[name]:
+            raise errors.CheckpointError(
+                f"{path}: tensor {tensor!r}: wanted it in {name!r}, which does not hold it"
+                f"{errors.nearest(tensor, shards[name])}. {FETCH_AGAIN}"
             )
-    origin = str(folder) if Path(path).name == "model.safetensors.index.json" else os.fspath(path)
-    return Checkpoint(origin, {name: shards[shard][name] for name, shard in weight_map.items()})
+    tensors = {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
+    return Checkpoint(origin, tensors | ties.read_note(metadata, tensors))
 
 
-def _read_weight_map(path: str | os.PathLike[str]) -> dict[str, str]:
-    with open(path, "rb") as stream:
-        text = stream.read(safetensors.HEADER_LIMIT + 1)
-    if len(text) > safetensors.HEADER_LIMIT:
+def _read_index(path: str, text: bytes) -> tuple[Mapping[str, str], object]:
+    """Returns which shard holds which tensor, and the metadata, which nobody has checked."""
+    if len(text) > HEADER_LIMIT:
         raise errors.CheckpointError(
-            f"{path}: wanted an index of at most {safetensors.HEADER_LIMIT} bytes, got a larger "
-            f"file. {safetensors.FETCH_AGAIN}"
+            f"{path}: wanted an index of at most {HEADER_LIMIT} bytes, got a larger file. "
+            f"{FETCH_AGAIN}"
         )
-    weight_map = safetensors.parse_object(os.fspath(path), text).get("weight_map")
-    if weight_map is None or not safetensors.is_text_map(weight_map):
+    index = parse_object(path, text)
+    weight_map = index.get("weight_map")
+    if weight_map is None or not is_text_map(weight_map):
         raise errors.CheckpointError(
             f"{path}: wanted 'weight_map' to map tensor names to file names, got "
-            f"{weight_map!r:.80}. {safetensors.FETCH_AGAIN}"
+            f"{weight_map!r:.80}. {FETCH_AGAIN}"
         )
-    return weight_map
+    return weight_map, index.get("metadata")
 
 
-def _check_shard(path: str | os.PathLike[str], folder: Path, shard: str) -> None:
+def _check_shard(path: str, shard: str) -> None:
     parts = PurePosixPath(shard).parts
     if not parts or ".." in parts or parts[0] == "/" or any(c in shard for c in "\\:\0"):
         raise errors.CheckpointError(
             f"{path}: wanted shards inside the folder of the index, got {shard!r}, which is unsafe "
             "to follow. Put the shard beside the index and name it plainly."
         )
-    if not (folder / shard).is_file():
-        siblings = [file.name for file in folder.iterdir() if file.name.endswith(".safetensors")]
+    if shard.endswith(".index.json"):
         raise errors.CheckpointError(
-            f"{path}: the shard {shard!r} is missing from the folder"
-            f"{errors.nearest(shard, siblings)}. Fetch it, or fetch the checkpoint again."
+            f"{path}: wanted shards that hold tensors, got the index {shard!r}. {FETCH_AGAIN}"
         )

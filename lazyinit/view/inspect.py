@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from lazyinit import paths, sharding, table
-from lazyinit.params import LazyParam, StoredParam, Thunk, describe, label
+from lazyinit.overlap import OverlapParam
+from lazyinit.params import LazyParam, Source, StoredParam, Thunk, describe, label
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -77,7 +78,13 @@ def _kind_and_origin(leaf: Any) -> tuple[str, str]:
         case LazyParam():
             return "lazy", label(leaf.init_fn)
         case StoredParam():
-            return "stored", os.path.basename(leaf.source.origin.rstrip("/")) or leaf.source.origin
+            return "stored", _file(leaf.source)
+        case OverlapParam():
+            return "overlap", f"{_file(leaf.stored)} over {label(leaf.rest.init_fn)}"
         case _:
             on_device = isinstance(leaf, jax.Array)
             return "array", sharding.describe(leaf.sharding) if on_device else "host"
+
+
+def _file(source: Source) -> str:
+    return os.path.basename(source.origin.rstrip("/")) or source.origin

@@ -1,0 +1,225 @@
+"""What a layout change is: a plain value that is read in both directions, over grids of sources.
+
+A change never reads. It maps sources to sources, each of which maps an index back onto what it
+reads, so that a shard of a changed tensor reads only its own part.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.params import Extent, Index, Shape, Source
+
+Wanted: TypeAlias = Shape | None
+"""The shape that is wanted: -1 for a size that is not known, ``None`` where nothing is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Sources on their way through a layout: a row for each pattern, a column for each number.
+
+    Attributes:
+      rows: one for each pattern of a rule; each holds one source, or one for each number.
+      numbered: whether the columns are numbered, be it with one number.
+    """
+
+    rows: tuple[tuple[Source, ...], ...]
+    numbered: bool = False
+
+    def map(self, change: Callable[[Source], Source]) -> "Grid":
+        """Returns the grid with every source changed."""
+        return Grid(tuple(tuple(map(change, row)) for row in self.rows), self.numbered)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How many rows a grid has, and whether its columns are numbered; known before any source.
+
+    Attributes:
+      rows: how many.
+      numbered: whether the columns are numbered.
+    """
+
+    rows: int
+    numbered: bool
+
+    def __str__(self) -> str:
+        return f"{self.rows} pattern{'s' * (self.rows != 1)}{', numbered' * self.numbered}"
+
+
+@runtime_checkable
+class Change(Protocol):
+    """A step between the layout of tensors and that of leaves.
+
+    Laws: ``backward(forward(grid))`` holds the values of ``grid``, and ``forward(backward(grid))``
+    those of ``grid``, wherever the sizes that ``backward`` needs are equal or were said.
+    """
+
+    def after(self, before: Frame, leaves: Frame) -> Frame:
+        """Returns what becomes of a grid, on the way to these leaves.
+
+        Raises:
+          FillError: the change cannot be made of such a grid.
+        """
+        ...
+
+    def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
+        """Returns the shape wanted of each row before the change, from those wanted after it."""
+        ...
+
+    def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
+        """Returns the grid, changed; ``wanted`` are the shapes of its rows after the change.
+
+        Raises:
+          FillError: the shapes do not go together.
+        """
+        ...
+
+    def backward(self, grid: Grid, before: Frame) -> Grid:
+        """Returns the grid as it was before the change.
+
+        Raises:
+          FillError: what it was cannot be told.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Changes in order, between tensors and leaves of which the number is known.
+
+    Attributes:
+      changes: from tensors to leaves.
+      tensors: the frame of the tensors.
+      leaves: the frame of the leaves.
+
+    Raises:
+      FillError: the changes do not lead from the one to the other.
+    """
+
+    changes: tuple[Change, ...]
+    tensors: Frame
+    leaves: Frame
+
+    def __post_init__(self) -> None:
+        last = self._frames()[-1]
+        if last != self.leaves:
+            raise errors.FillError(
+                f"wanted changes that lead to {self.leaves}, got {last}. Several tensors make one "
+                "leaf with Stack or Concat, one tensor several leaves with Unstack or Split."
+            )
+
+    def _frames(self) -> list[Frame]:
+        frames = [self.tensors]
+        for change in self.changes:
+            frames.append(change.after(frames[-1], self.leaves))
+        return frames
+
+    def forward(self, grid: Grid, leaves: tuple[Wanted, ...]) -> Grid:
+        """Returns what tensors become; ``leaves`` are the shapes wanted of its rows.
+
+        Raises:
+          FillError: the shapes do not go together.
+        """
+        wanted = [leaves]
+        for change, frame in zip(self.changes[::-1], self._frames()[-2::-1], strict=True):
+            wanted.append(change.before(wanted[-1], frame))
+        for change, shapes in zip(self.changes, wanted[-2::-1], strict=True):
+            grid = change.forward(grid, shapes)
+        return grid
+
+    def backward(self, grid: Grid) -> Grid:
+        """Returns the tensors that make these leaves.
+
+        Raises:
+          FillError: the shapes do not go together, or what a tensor was cannot be told.
+        """
+        for change, frame in zip(self.changes[::-1], self._frames()[-2::-1], strict=True):
+            grid = change.backward(grid, frame)
+        return grid
+
+
+class OneByOne:
+    """A change of each source alone; a base for those that are."""
+
+    __slots__ = ()
+
+    def wanted_before(self, wanted: Shape) -> Wanted:
+        """Returns the shape wanted before the change."""
+        raise NotImplementedError
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns the source, changed."""
+        raise NotImplementedError
+
+    def restored(self, source: Source) -> Source:
+        """Returns the source as it was before the change."""
+        raise NotImplementedError
+
+    def after(self, before: Frame, leaves: Frame) -> Frame:
+        """Returns the grid's extents, which stay as they are."""
+        return before
+
+    def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
+        """Returns the shape wanted of each row before the change."""
+        return tuple(None if shape is None else self.wanted_before(shape) for shape in wanted)
+
+    def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
+        """Returns the grid with each source changed."""
+        rows = zip(grid.rows, wanted, strict=True)
+        changed = (tuple(self.changed(source, shape) for source in row) for row, shape in rows)
+        return Grid(tuple(changed), grid.numbered)
+
+    def backward(self, grid: Grid, before: Frame) -> Grid:
+        """Returns the grid with each source as it was."""
+        return grid.map(self.restored)
+
+
+class Changed:
+    """What sources share that read other sources: names, places, checks."""
+
+    __slots__ = ()
+
+    @property
+    def reads(self) -> Sequence[Source]:
+        """The sources that it reads."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype as stored."""
+        return self.reads[0].dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tensors that it reads."""
+        return tuple(dict.fromkeys(name for part in self.reads for name in part.names))
+
+    @property
+    def origin(self) -> str:
+        """Where they lie."""
+        return ", ".join(dict.fromkeys(part.origin for part in self.reads))
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where in files they lie."""
+        return tuple(extent for part in self.reads for extent in part.extents)
+
+    def check(self) -> None:
+        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
+        for part in self.reads:
+            part.check()
+
+
+def bounds(index: Index, shape: Shape) -> tuple[tuple[int, int], ...]:
+    """Returns the first place and the one after the last, for each axis of an index."""
+    ends = (part.indices(size) for part, size in zip(index, shape, strict=True))
+    return tuple((start, max(start, stop)) for start, stop, _ in ends)
+
+
+def slices(ends: Sequence[tuple[int, int]]) -> Index:
+    """Returns the index that has these bounds."""
+    return tuple(slice(start, stop) for start, stop in ends)

@@ -1,0 +1,307 @@
+"""Several tensors to one leaf and back: ``Stack`` and ``Concat``, and what undoes them.
+
+``Unstack`` and ``Split`` are the same two changes, read the other way.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lazyinit import errors
+from lazyinit.checkpoint.change import Change, Frame, Grid, Wanted
+from lazyinit.checkpoint.joined import Concatenated, Selected, Sliced, Stacked
+from lazyinit.params import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Stacks tensors along a new axis: those that ``{n}`` numbers, or else those of a tuple.
+
+    The numbers start at 0 and leave none out.
+
+    Attributes:
+      axis: the new axis of the leaf; from the end if it is negative.
+
+    Example:
+      >>> from lazyinit.rules import Rule
+      >>> Rule("layers/up/kernel", "h.{n}.up.weight", [Stack(axis=0)])
+      Rule('layers/up/kernel', 'h.{n}.up.weight', [Stack(axis=0)])
+    """
+
+    axis: int = 0
+
+    def after(self, before: Frame, leaves: Frame) -> Frame:
+        """Returns one column for the numbered ones, or else one row for all."""
+        if before.numbered:
+            return Frame(before.rows, False)
+        if before.rows > 1:
+            return Frame(1, False)
+        raise errors.FillError(
+            f"{self}: wanted several tensors, got one. Number them in the rule, 'h.{{n}}.weight', "
+            "or list their patterns."
+        )
+
+    def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
+        """Returns the shapes without the axis."""
+        less = tuple(_without(shape, self.axis) for shape in wanted)
+        return less if grid.numbered else less * grid.rows
+
+    def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
+        """Returns the grid with its columns, or else its rows, stacked."""
+        return _gathered(grid, lambda sources: _stacked(sources, self.axis, self))
+
+    def backward(self, grid: Grid, before: Frame) -> Grid:
+        """Returns the grid with each place along the axis alone."""
+        return _scattered(grid, before, self.axis, self)
+
+
+@dataclass(frozen=True, slots=True)
+class Unstack:
+    """Takes each place along an axis of a tensor for a leaf: one that ``{n}`` numbers, or a tuple.
+
+    Attributes:
+      axis: the axis of the tensor that is gone in the leaves; from the end if it is negative.
+
+    Example:
+      >>> from lazyinit.rules import Rule
+      >>> Rule("h/{n}/up/kernel", "layers.up.kernel", [Unstack(axis=0)])
+      Rule('h/{n}/up/kernel', 'layers.up.kernel', [Unstack(axis=0)])
+    """
+
+    axis: int = 0
+
+    def after(self, before: Frame, leaves: Frame) -> Frame:
+        """Returns numbered columns if the leaves are numbered, or else a row for each leaf."""
+        if leaves.numbered and not before.numbered:
+            return Frame(before.rows, True)
+        if before.rows == 1 and leaves.rows > 1:
+            return Frame(leaves.rows, before.numbered)
+        raise errors.FillError(
+            f"{self}: wanted several leaves, got one. Number them in the rule, 'h/{{n}}/kernel', "
+            "or list their patterns."
+        )
+
+    def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
+        """Returns the shapes with the axis put in."""
+        if len(wanted) == grid.rows:
+            return tuple(_inserted(shape, self.axis, -1) for shape in wanted)
+        return (_inserted(wanted[0], self.axis, len(wanted)),)
+
+    def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
+        """Returns the grid with each place along the axis alone."""
+        rows = len(wanted)
+        return _scattered(grid, Frame(rows, rows == len(grid.rows)), self.axis, self)
+
+    def backward(self, grid: Grid, before: Frame) -> Grid:
+        """Returns the grid stacked again."""
+        return _gathered(grid, lambda sources: _stacked(sources, self.axis, self))
+
+
+def _gathered(grid: Grid, join: Callable[[Sequence[Source]], Source]) -> Grid:
+    if grid.numbered:
+        return Grid(tuple((join(row),) for row in grid.rows))
+    return Grid(((join([source for (source,) in grid.rows]),),))
+
+
+def _scattered(grid: Grid, target: Frame, axis: int, change: Change) -> Grid:
+    rows = tuple(_unstacked(source, axis, change) for (source,) in grid.rows)
+    if target.numbered:
+        return Grid(rows, True)
+    if len(rows[0]) != target.rows:
+        raise errors.FillError(
+            f"{change}: wanted an axis of size {target.rows}, got {list(grid.rows[0][0].shape)}."
+        )
+    return Grid(tuple((source,) for source in rows[0]))
+
+
+def _stacked(sources: Sequence[Source], axis: int, change: Change) -> Source:
+    first = sources[0]
+    for source in sources[1:]:
+        if source.shape != first.shape:
+            raise errors.FillError(
+                f"{change}: wanted tensors of one shape, got {list(first.shape)} in {first!r} and "
+                f"{list(source.shape)} in {source!r}."
+            )
+    return Stacked(tuple(sources), _checked(axis, len(first.shape) + 1, change))
+
+
+def _unstacked(source: Source, axis: int, change: Change) -> tuple[Source, ...]:
+    axis = _checked(axis, len(source.shape), change)
+    return tuple(Selected(source, axis, place) for place in range(source.shape[axis]))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Concat:
+    """Puts tensors one behind the other: ``Concat(axis=1)`` fuses q, k and v into one kernel.
+
+    Attributes:
+      axis: of the leaf, along which they lie; from the end if it is negative.
+      parts: how the leaf is cut if rules are read backwards: sizes, or what they are in
+        proportion to; equal ones if nothing is said.
+
+    Example:
+      >>> Concat(axis=1, parts=(4, 1, 1))
+      Concat(axis=1, parts=(4, 1, 1))
+    """
+
+    axis: int
+    parts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+
+    def after(self, before: Frame, leaves: Frame) -> Frame:
+        """Returns one row."""
+        _check_parts(self, self.parts, before.rows, "tensors")
+        return Frame(1, before.numbered)
+
+    def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
+        """Returns the shapes, of which all but the size along the axis is known."""
+        return (_resized(wanted[0], self.axis, -1),) * grid.rows
+
+    def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
+        """Returns the grid with its rows concatenated."""
+        return _concatenated(grid, self.axis, self)
+
+    def backward(self, grid: Grid, before: Frame) -> Grid:
+        """Returns the grid, cut into rows."""
+        return _cut(grid, self.axis, (-1,) * before.rows, self.parts, self)
+
+    def __repr__(self) -> str:
+        return f"Concat(axis={self.axis}{_shown(self.parts)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Split:
+    """Cuts a tensor into several leaves: ``Split(axis=1)`` takes a fused kernel apart.
+
+    The sizes are those of the leaves; where there are none to look at, ``parts`` says them.
+
+    Attributes:
+      axis: of the tensor, along which they lie; from the end if it is negative.
+      parts: sizes, or what they are in proportion to; equal ones if nothing is said.
+
+    Example:
+      >>> Split(axis=1)
+      Split(axis=1)
+    """
+
+    axis: int
+    parts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+
+    def after(self, before: Frame, leaves: Frame) -> Frame:
+        """Returns a row for each pattern of leaves."""
+        if before.rows > 1:
+            raise errors.FillError(
+                f"{self}: wanted one tensor to split, got {before.rows}. Write a rule for each."
+            )
+        _check_parts(self, self.parts, leaves.rows, "leaves")
+        return Frame(leaves.rows, before.numbered)
+
+    def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
+        """Returns the one shape."""
+        sizes = [_size(shape, self.axis) for shape in wanted]
+        known = next((shape for shape in wanted if shape is not None), None)
+        return (_resized(known, self.axis, -1 if -1 in sizes else sum(sizes)),)
+
+    def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
+        """Returns the grid, cut into rows."""
+        sizes = tuple(_size(shape, self.axis) for shape in wanted)
+        return _cut(grid, self.axis, sizes, self.parts, self)
+
+    def backward(self, grid: Grid, before: Frame) -> Grid:
+        """Returns the grid with its rows concatenated."""
+        return _concatenated(grid, self.axis, self)
+
+    def __repr__(self) -> str:
+        return f"Split(axis={self.axis}{_shown(self.parts)})"
+
+
+def _shown(parts: tuple[int, ...]) -> str:
+    return f", parts={parts}" if parts else ""
+
+
+def _check_parts(change: Change, parts: tuple[int, ...], count: int, what: str) -> None:
+    if count < 2 or (parts and len(parts) != count) or any(part < 1 for part in parts):
+        raise errors.FillError(
+            f"{change}: wanted several {what}, and a part from 1 on for each if any is said, got "
+            f"{count}. List their patterns in the rule."
+        )
+
+
+def _concatenated(grid: Grid, axis: int, change: Change) -> Grid:
+    return Grid(
+        (tuple(_joined(c, axis, change) for c in zip(*grid.rows, strict=True)),), grid.numbered
+    )
+
+
+def _joined(sources: Sequence[Source], axis: int, change: Change) -> Source:
+    first = sources[0]
+    axis = _checked(axis, len(first.shape), change)
+    for source in sources[1:]:
+        if _resized(source.shape, axis, 0) != _resized(first.shape, axis, 0):
+            raise errors.FillError(
+                f"{change}: wanted shapes that differ along that axis alone, got "
+                f"{list(first.shape)} in {first!r} and {list(source.shape)} in {source!r}."
+            )
+    return Concatenated(tuple(sources), axis)
+
+
+def _cut(
+    grid: Grid, axis: int, sizes: tuple[int, ...], parts: tuple[int, ...], change: Change
+) -> Grid:
+    (row,) = grid.rows
+    columns = [_pieces(source, axis, sizes, parts, change) for source in row]
+    return Grid(tuple(zip(*columns, strict=True)), grid.numbered)
+
+
+def _pieces(
+    source: Source, axis: int, sizes: tuple[int, ...], parts: tuple[int, ...], change: Change
+) -> list[Source]:
+    axis = _checked(axis, len(source.shape), change)
+    total = source.shape[axis]
+    if -1 in sizes:
+        parts = parts or (1,) * len(sizes)
+        sizes = tuple(total * part // sum(parts) for part in parts)
+    if sum(sizes) != total:
+        raise errors.FillError(
+            f"{change}: wanted parts of {' + '.join(map(str, sizes))} along axis {axis}, got a "
+            f"tensor of shape {list(source.shape)}. Say other sizes as parts=."
+        )
+    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+    return [Sliced(source, axis, end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _checked(axis: int, ndim: int, change: Change) -> int:
+    if not -ndim <= axis < ndim:
+        raise errors.FillError(
+            f"{change}: wanted an axis that the leaf or tensor has, which has {ndim} in all."
+        )
+    return axis % ndim
+
+
+def _size(shape: Wanted, axis: int) -> int:
+    return shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else -1
+
+
+def _resized(shape: Wanted, axis: int, size: int) -> Wanted:
+    if shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    axis %= len(shape)
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def _without(shape: Wanted, axis: int) -> Wanted:
+    if shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    axis %= len(shape)
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def _inserted(shape: Wanted, axis: int, size: int) -> Wanted:
+    if shape is None or not -len(shape) - 1 <= axis <= len(shape):
+        return None
+    axis %= len(shape) + 1
+    return (*shape[:axis], size, *shape[axis:])

@@ -1,0 +1,302 @@
+"""Changes of a tensor's axes: split, merged and reordered, as einops writes it.
+
+A reshape is taken apart into groups of axes that hold the same elements before and after. In each
+group a block of the result is some runs of elements, and each run a few blocks of what is read:
+reading a part reads these and no more.
+"""
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.checkpoint.change import Changed, OneByOne, Wanted, bounds, slices
+from lazyinit.checkpoint.layout import transposed
+from lazyinit.params import Index, Shape, Source
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Reshaped(Changed):
+    """A ``Source`` with the same elements, in the same order, under another shape.
+
+    Attributes:
+      source: what is read.
+      shape: the shape after the change.
+    """
+
+    source: Source
+    shape: Shape
+
+    def __post_init__(self) -> None:
+        assert math.prod(self.shape) == math.prod(self.source.shape), (self.shape, self.source)
+
+    @property
+    def reads(self) -> tuple[Source]:
+        """What it reads."""
+        return (self.source,)
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``, counted after the change."""
+        block = bounds(index, self.shape)
+        shape = tuple(stop - start for start, stop in block)
+        if not math.prod(shape):
+            return np.empty(shape, self.dtype)
+        pieces = []
+        for here, there in _groups(self.shape, self.source.shape):
+            wanted = [block[axis] for axis in here]
+            sizes = [self.shape[axis] for axis in here]
+            pieces.append(list(_pieces(wanted, sizes, [self.source.shape[a] for a in there])))
+        return self._gathered(pieces, shape)
+
+    def _gathered(self, pieces: Sequence[Sequence["_Piece"]], shape: Shape) -> np.ndarray:
+        if all(len(group) == 1 for group in pieces):
+            ends = [ends for (piece,) in pieces for ends in piece.block]
+            return self.source.read(slices(ends)).reshape(shape)
+        values = np.empty([group[-1].stop for group in pieces], self.dtype)
+        for chosen in itertools.product(*pieces):
+            read = self.source.read(slices([ends for piece in chosen for ends in piece.block]))
+            there = slices([(piece.start, piece.stop) for piece in chosen])
+            values[there] = read.reshape([piece.stop - piece.start for piece in chosen])
+        return values.reshape(shape)
+
+    def __repr__(self) -> str:
+        return f"{self.source!r}.reshape{self.shape}"
+
+
+def reshaped(source: Source, shape: Shape) -> Source:
+    """Returns the source under another shape: itself, or what it is made of, if that has it."""
+    if isinstance(source, Reshaped):
+        source = source.source
+    return source if shape == source.shape else Reshaped(source, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A block to read, and where its elements go in the wanted block, both counted flat."""
+
+    start: int
+    stop: int
+    block: tuple[tuple[int, int], ...]
+
+
+def _groups(one: Shape, other: Shape) -> Iterator[tuple[range, range]]:
+    """Yields the axes of both shapes that hold the same elements, as few at a time as can be."""
+    i = j = 0
+    while i < len(one) or j < len(other):
+        begin = i, j
+        count, i = (one[i], i + 1) if i < len(one) else (1, i)
+        rest, j = (other[j], j + 1) if j < len(other) else (1, j)
+        while count != rest:
+            if count < rest:
+                count, i = count * one[i], i + 1
+            else:
+                rest, j = rest * other[j], j + 1
+        yield range(begin[0], i), range(begin[1], j)
+
+
+def _pieces(
+    block: Sequence[tuple[int, int]], sizes: Sequence[int], there: Sequence[int]
+) -> Iterator[_Piece]:
+    place = 0
+    for start, stop in _runs(block, sizes):
+        for part in _blocks(start, stop, there):
+            count = math.prod(end - begin for begin, end in part)
+            yield _Piece(place, place + count, tuple(part))
+            place += count
+
+
+def _runs(block: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yields the runs of elements, counted flat, that a block of an array of these sizes is."""
+    inner = len(sizes)
+    while inner and block[inner - 1] == (0, sizes[inner - 1]):
+        inner -= 1
+    width = math.prod(sizes[inner:])
+    if not inner:
+        yield 0, width
+        return
+    begin, end = block[inner - 1]
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(inner - 1)]
+    for outer in itertools.product(*(range(*ends) for ends in block[: inner - 1])):
+        base = sum(place * stride for place, stride in zip(outer, strides, strict=True))
+        yield base + begin * width, base + end * width
+
+
+def _blocks(start: int, stop: int, sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+    """Yields the blocks of an array of these sizes that a run of its elements is, in order."""
+    if start >= stop:
+        return
+    if not sizes:
+        yield []
+        return
+    inner = math.prod(sizes[1:])
+    first, last = start // inner, (stop - 1) // inner
+    if first == last:
+        for rest in _blocks(start - first * inner, stop - first * inner, sizes[1:]):
+            yield [(first, first + 1), *rest]
+        return
+    whole = (-(-start // inner), stop // inner)
+    if start % inner:
+        for rest in _blocks(start - first * inner, inner, sizes[1:]):
+            yield [(first, first + 1), *rest]
+    if whole[0] < whole[1]:
+        yield [whole, *((0, size) for size in sizes[1:])]
+    if stop % inner:
+        for rest in _blocks(0, stop - last * inner, sizes[1:]):
+            yield [(last, last + 1), *rest]
+
+
+@dataclass(frozen=True, slots=True, repr=False, init=False)
+class Rearrange(OneByOne):
+    """Splits, merges and reorders axes by name, as einops does: ``Rearrange("(h k) i -> i h k")``.
+
+    A size that the tensor alone does not tell (``h`` here) is that of the leaf; without a leaf it
+    must be said: ``Rearrange("(h k) i -> i h k", h=12)``. ``1`` is an axis of size 1, and ``...``
+    stands for the axes that are not named.
+
+    Attributes:
+      order: the axes before and after ``->``.
+      sizes: of named axes, as they were given.
+
+    Raises:
+      FillError: the two sides do not name the same axes once each, or a size names no axis.
+
+    Example:
+      >>> Rearrange("(h k) i -> i h k", h=12)
+      Rearrange('(h k) i -> i h k', h=12)
+    """
+
+    order: str
+    sizes: tuple[tuple[str, int], ...]
+
+    def __init__(self, order: str, **sizes: int) -> None:
+        before, after = map(_names, _sides(order) or ((), ()))
+        if not before + after or sorted(before) != sorted(after) or len({*before}) < len(before):
+            raise errors.FillError(
+                f"Rearrange({order!r}): wanted the same axes once each before and after '->', as "
+                "in '(h k) i -> i h k'."
+            )
+        for name, size in sizes.items():
+            if name not in before or not isinstance(size, int) or size < 0:
+                raise errors.FillError(
+                    f"Rearrange({order!r}): {name}={size!r}: wanted sizes of named axes, from 0 "
+                    "on, as in Rearrange('(h k) i -> i h k', h=12)."
+                )
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "sizes", tuple(sorted(sizes.items())))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rearrange, (self.order, self.sizes)
+
+    def having(self, **sizes: int) -> "Rearrange":
+        """Returns the same with sizes said for those of its axes that are so called."""
+        axes = _names(_sides(self.order)[0])
+        return Rearrange(self.order, **dict(self.sizes) | {n: sizes[n] for n in sizes if n in axes})
+
+    def wanted_before(self, wanted: Shape) -> Wanted:
+        """Returns the shape wanted before the change, as far as it can be told."""
+        after, before = _spread(_sides(self.order)[::-1], len(wanted))
+        if len(after) != len(wanted):
+            return None
+        known = dict(self.sizes)
+        _learn(after, wanted, known)
+        return tuple(_product(group, known) for group in before)
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns the source with its axes rearranged."""
+        return self._rearranged(source, _sides(self.order), wanted)
+
+    def restored(self, source: Source) -> Source:
+        """Returns the source with its axes as they were."""
+        return self._rearranged(source, _sides(self.order)[::-1], None)
+
+    def _rearranged(self, source: Source, sides: "_Sides", wanted: Wanted) -> Source:
+        before, after = _spread(sides, len(source.shape))
+        known = dict(self.sizes)
+        # What the tensor tells goes first, so that a leaf of another shape is just a mismatch.
+        _learn(before, source.shape, known)
+        if wanted is not None:
+            _learn(after, wanted, known)
+        fits = _learn(before, source.shape, known)
+        unknown = sorted({name for group in before for name in group if name not in known})
+        if not fits or unknown:
+            advice = f" The size of {unknown[0]} cannot be told: say it." if unknown else ""
+            raise errors.FillError(
+                f"{self}: wanted a tensor of axes {' '.join(map(_text, before))!r}, got one of "
+                f"shape {list(source.shape)}.{advice}"
+            )
+        axes = [name for group in before for name in group]
+        order = [axes.index(name) for group in after for name in group]
+        split = reshaped(source, tuple(known[name] for name in axes))
+        merged = tuple(math.prod(known[name] for name in group) for group in after)
+        return reshaped(transposed(split, tuple(order)), merged)
+
+    def __repr__(self) -> str:
+        return f"Rearrange({', '.join([repr(self.order), *(f'{n}={s}' for n, s in self.sizes)])})"
+
+
+def _rearrange(order: str, sizes: tuple[tuple[str, int], ...]) -> Rearrange:
+    return Rearrange(order, **dict(sizes))
+
+
+_Sides: TypeAlias = Sequence[tuple[tuple[str, ...], ...]]
+
+
+@functools.lru_cache(maxsize=1024)
+def _sides(order: str) -> _Sides:
+    """Returns the groups of axes on both sides of the arrow, or ``()`` if it is written wrongly."""
+    if order.count("->") != 1 or not _SIDE.fullmatch(order.replace("->", " ")):
+        return ()
+    return tuple(
+        # A "1" is a group with no name in it.
+        tuple(tuple(n for n in found.split() if n != "1") for found in _GROUP.findall(side))
+        for side in order.replace("(", " (").replace(")", ") ").split("->")
+    )
+
+
+_GROUP = re.compile(r"(?<=\()[^()]*(?=\))|[\w.]+(?![^(]*\))")
+_SIDE = re.compile(r"(?:\s|\.\.\.|\w+|\((?:\s|\w+)*\))*")
+
+
+def _names(side: Sequence[tuple[str, ...]]) -> list[str]:
+    return [name for group in side for name in group]
+
+
+def _spread(sides: _Sides, ndim: int) -> tuple[list[tuple[str, ...]], ...]:
+    """Returns both sides with ``...`` written out, for a first side of ``ndim`` axes."""
+    unnamed = range(ndim - sum(group != ("...",) for group in sides[0]))
+    rest = [(f"axis {i}",) for i in unnamed]
+    return tuple(
+        [each for group in side for each in (rest if group == ("...",) else [group])]
+        for side in sides
+    )
+
+
+def _learn(groups: Sequence[tuple[str, ...]], shape: Shape, known: dict[str, int]) -> bool:
+    """Learns sizes from those of groups of axes; tells whether they go together."""
+    if len(groups) != len(shape):
+        return False
+    fits = True
+    for group, size in zip(groups, shape, strict=True):
+        unknown = [name for name in group if name not in known]
+        rest = math.prod(known[name] for name in group if name in known)
+        if size < 0 or len(unknown) > 1:
+            continue
+        if unknown and rest and size % rest == 0:
+            known[unknown[0]] = size // rest
+        else:
+            fits = fits and not unknown and rest == size
+    return fits
+
+
+def _product(group: tuple[str, ...], known: Mapping[str, int]) -> int:
+    return math.prod(known[n] for n in group) if all(n in known for n in group) else -1
+
+
+def _text(group: tuple[str, ...]) -> str:
+    return group[0] if len(group) == 1 else f"({' '.join(group)})" if group else "1"

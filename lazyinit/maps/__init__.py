@@ -1,0 +1,38 @@
+"""Ready rules for families of models: from the names of Hugging Face's PyTorch checkpoints.
+
+``BERT``, ``GPT2``, ``LLAMA`` (Mistral too), ``T5``, ``VIT`` and ``CLIP`` lead to the Flax modules
+of ``transformers`` 4; those that end in ``_NNX`` to the trees that the docstring of their module
+shows. ``scanned`` makes rules for stacked layers of any of them.
+
+Example:
+  >>> import numpy as np, lazyinit as li
+  >>> tree = {"params": {"lm_head": {"kernel": np.zeros((2, 3))}}}
+  >>> _, report = li.fill(tree, {"lm_head.weight": np.ones((3, 2))}, li.maps.LLAMA)
+  >>> report.loaded
+  ('params/lm_head/kernel',)
+"""
+
+from lazyinit.maps.bert import BERT, BERT_NNX
+from lazyinit.maps.clip import CLIP, CLIP_NNX
+from lazyinit.maps.gpt2 import GPT2, GPT2_NNX
+from lazyinit.maps.llama import LLAMA, LLAMA_NNX
+from lazyinit.maps.scanned import scanned, sized
+from lazyinit.maps.t5 import T5, T5_NNX
+from lazyinit.maps.vit import VIT, VIT_NNX
+
+__all__ = [
+    "BERT",
+    "BERT_NNX",
+    "CLIP",
+    "CLIP_NNX",
+    "GPT2",
+    "GPT2_NNX",
+    "LLAMA",
+    "LLAMA_NNX",
+    "T5",
+    "T5_NNX",
+    "VIT",
+    "VIT_NNX",
+    "scanned",
+    "sized",
+]

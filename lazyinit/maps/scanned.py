@@ -1,0 +1,96 @@
+"""Maps made of maps: for layers that are scanned, and for sizes that no leaf tells."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from lazyinit import errors
+from lazyinit.checkpoint.joins import Stack
+from lazyinit.checkpoint.reshape import Rearrange
+from lazyinit.patterns import pattern, slashed
+from lazyinit.rule import Patterns, Rule
+from lazyinit.rules import AnyRule
+
+
+def scanned(
+    rules: Iterable[AnyRule], tensor: str, leaf: str, *, axis: int = 0
+) -> tuple[AnyRule, ...]:
+    """Returns rules for a tree in which ``nn.scan`` keeps the layers of a checkpoint stacked.
+
+    Rules about leaves anywhere (``"**/q_proj/kernel"``) and rules about numbered layers
+    (``"layers/{n}/attention/key/kernel"``, with ``tensor`` as the start of the tensor's name) are
+    read below the scanned leaf too, and come before the rules as they were, which the other
+    leaves go by.
+
+    Args:
+      rules: for the tree whose layers are not scanned.
+      tensor: what the checkpoint calls a layer: ``"model.layers.{n}"``.
+      leaf: what the scanned module is called: ``"model/layers"``.
+      axis: the axis of every leaf along which the layers lie.
+
+    Raises:
+      FillError: the name of a layer has no number, or several.
+
+    Example:
+      >>> from lazyinit.maps.llama import LLAMA
+      >>> rules = scanned(LLAMA, "model.layers.{n}", "model/layers")
+      >>> rules[0].leaf, rules[0].tensor
+      ('model/layers/**/embed_tokens/embedding', 'model.layers.{n}.**.embed_tokens.weight')
+    """
+    if len(pattern(tensor).numbers) != 1:
+        raise errors.FillError(
+            f"scanned: wanted the name of a numbered layer, such as 'model.layers.{{n}}', got "
+            f"{tensor!r}."
+        )
+    rules = tuple(rules)
+    moved = (_moved(rule, tensor, leaf, axis) for rule in rules if isinstance(rule, Rule))
+    return (*(rule for rule in moved if rule is not None), *rules)
+
+
+def _moved(rule: Rule, tensor: str, leaf: str, axis: int) -> Rule | None:
+    if not rule.tensors or rule.stacked or rule.unstacked or rule.tied:
+        return None
+    number = f"{{{pattern(tensor).numbers[0]}}}"
+    if all(text.startswith("**") for text in (*rule.leaves, *rule.tensors)):
+        leaves = tuple(f"{leaf}/{text}" for text in rule.leaves)
+        tensors = tuple(f"{tensor}.{text}" for text in rule.tensors)
+    elif all(slashed(text).startswith(slashed(tensor) + "/") for text in rule.tensors):
+        head = {slashed(text).partition(number)[0] + number + "/" for text in rule.leaves}
+        if len(head) > 1 or not all(number in text for text in rule.leaves):
+            return None
+        leaves = tuple(f"{leaf}/{slashed(text).partition(number + '/')[2]}" for text in rule.leaves)
+        tensors = rule.tensors
+    else:
+        return None
+    changes = (*rule.changes().changes, Stack(axis))
+    return replace(rule, leaf=_one(leaves), tensor=_one(tensors), layout=changes)
+
+
+def _one(patterns: tuple[str, ...]) -> Patterns:
+    return patterns[0] if len(patterns) == 1 else patterns
+
+
+def sized(rules: Iterable[AnyRule], **sizes: int) -> tuple[AnyRule, ...]:
+    """Returns rules whose ``Rearrange`` changes say the sizes of axes, where they have them.
+
+    Needed where there is no leaf to tell them: to convert a checkpoint without a tree.
+
+    Args:
+      rules: any.
+      sizes: of named axes: ``h=32`` heads, ``g=8`` groups of keys and values.
+
+    Example:
+      >>> from lazyinit.maps.llama import LLAMA_NNX
+      >>> [rule.layout for rule in sized(LLAMA_NNX, h=32) if "query" in str(rule)][0]
+      (Rearrange('(h k) i -> i h k', h=32),)
+    """
+    return tuple(_sized(rule, sizes) if isinstance(rule, Rule) else rule for rule in rules)
+
+
+def _sized(rule: Rule, sizes: dict[str, int]) -> Rule:
+    changes = rule.changes().changes if rule.tensors else ()
+    if not any(isinstance(change, Rearrange) for change in changes):
+        return rule
+    said = (
+        change.having(**sizes) if isinstance(change, Rearrange) else change for change in changes
+    )
+    return replace(rule, layout=tuple(said))

@@ -1,0 +1,67 @@
+"""An array and a stored corner of it -> the array with that corner, each device its own part."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from lazyinit import compat
+from lazyinit.params import Index, Source
+from lazyinit.sharding import alone
+
+
+def overlaid(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.Array:
+    """Writes a source over the first elements of an array, in each dimension.
+
+    Each device writes its own part over its own shard, in place: the array that was given is gone
+    afterwards. The host holds the stored part of one shard at a time, and nothing of the array.
+
+    Args:
+      array: on any mesh; or a tracer, inside of ``jax.jit``.
+      stored: as many dimensions; cast to the array's dtype.
+      sharding: that was asked for; ``None`` leaves the array where it is, free to be moved.
+
+    Returns:
+      The array, under the same sharding.
+    """
+    dtype = array.dtype
+    everything = tuple(slice(0, n) for n in stored.shape)
+    # Arrays keep their 64 bits, whatever holds where they are made.
+    with compat.enable_x64(True), jax.disable_jit(False):
+        if compat.is_tracer(array):
+            return _write_over(array, _read(stored, everything, dtype))
+        # Whatever trace the caller is in, and whatever mesh is set: each shard is an array alone.
+        with jax.ensure_compile_time_eval(), alone():
+            if sharding is None:
+                return _update(array, jax.device_put(_read(stored, everything, dtype)))
+            sharding, shape = array.sharding, array.shape
+            shards = array.addressable_shards
+            parts = [_overlaid_shard(shard, shape, stored, dtype) for shard in shards]
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def _overlaid_shard(shard: Any, shape: tuple[int, ...], stored: Source, dtype: Any) -> jax.Array:
+    bounds = [part.indices(size)[:2] for part, size in zip(shard.index, shape, strict=True)]
+    # It starts where the shard does, in each dimension, as the corner starts at 0.
+    index = tuple(
+        slice(start, min(stop, size))
+        for (start, stop), size in zip(bounds, stored.shape, strict=True)
+    )
+    if math.prod(max(part.stop - part.start, 0) for part in index) == 0:
+        return shard.data
+    return _update(shard.data, jax.device_put(_read(stored, index, dtype), shard.device))
+
+
+def _read(stored: Source, index: Index, dtype: Any) -> np.ndarray:
+    # A copy: JAX on CPU would take an aligned piece of a memory map as it is.
+    return np.array(stored.read(index), dtype, order="C")
+
+
+def _write_over(array: jax.Array, corner: jax.Array | np.ndarray) -> jax.Array:
+    return jax.lax.dynamic_update_slice(array, corner, tuple(map(jnp.int32, (0,) * array.ndim)))
+
+
+_update = jax.jit(_write_over, donate_argnums=0)

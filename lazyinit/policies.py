@@ -1,0 +1,122 @@
+"""Policies: what is done with a leaf or a tensor that has no counterpart, or one that does not fit.
+
+A policy is a word for all, a callable that decides case by case, or a mapping from globs to
+either, for some paths. What no glob of a mapping matches is an error: nothing is left to chance
+that nobody spoke of.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from lazyinit import errors, paths
+from lazyinit.params import Source
+
+MissingWord: TypeAlias = Literal["init", "error"]
+UnexpectedWord: TypeAlias = Literal["report", "ignore", "error"]
+MismatchWord: TypeAlias = Literal["error", "init"]
+
+# Any: a leaf, and a leaf that takes its place.
+_DecideMissing: TypeAlias = Callable[[str, Any], MissingWord]
+_DecideUnexpected: TypeAlias = Callable[[str, Source], UnexpectedWord]
+_DecideMismatch: TypeAlias = Callable[[str, Any, Source], Any]
+
+OnMissing: TypeAlias = (
+    MissingWord | _DecideMissing | Mapping[str, MissingWord | _DecideMissing]
+)  # fmt: skip
+OnUnexpected: TypeAlias = (
+    UnexpectedWord | _DecideUnexpected | Mapping[str, UnexpectedWord | _DecideUnexpected]
+)
+OnMismatch: TypeAlias = (
+    MismatchWord | _DecideMismatch | Mapping[str, MismatchWord | _DecideMismatch]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy of ``fill``, checked.
+
+    Attributes:
+      argument: what it is called: ``"on_missing"``.
+      words: what it may say.
+      choices: globs, each with a word or a callable; ``("**", choice)`` alone for one for all.
+    """
+
+    argument: str
+    words: tuple[str, ...]
+    choices: tuple[tuple[str, str | Callable[..., Any]], ...]
+
+    @classmethod
+    def of(
+        cls, argument: str, given: object, words: tuple[str, ...], known: Sequence[str]
+    ) -> "Policy":
+        """Returns the policy for an argument of ``fill``.
+
+        Args:
+          argument: its name.
+          given: its value: a word, a callable, or a mapping from globs to either.
+          words: the words that it may be or say.
+          known: the paths, or names of tensors, that globs select from.
+
+        Raises:
+          FillError: it is none of these.
+          PathError: a glob matches nothing that is known.
+        """
+        if not isinstance(given, Mapping):
+            return cls(argument, words, (("**", _checked(argument, given, words)),))
+        choices = []
+        for pattern, choice in given.items():
+            if not isinstance(pattern, str):
+                raise errors.FillError(
+                    f"{argument}: wanted a mapping from globs such as 'params/head/**', got the "
+                    f"glob {pattern!r}. Write it as a string."
+                )
+            choices.append((pattern, _checked(f"{argument}[{pattern!r}]", choice, words)))
+            slashed = pattern.replace(".", "/")
+            if pattern != "**" and not any(paths.matches(slashed, k) for k in map(_slashed, known)):
+                raise errors.PathError(
+                    f"{argument}[{pattern!r}]: {paths.nothing_matches(pattern, known)}"
+                )
+        return cls(argument, words, tuple(choices))
+
+    def decide(self, path: str, *case: Any) -> Any:
+        """Returns what is to be done in one case: a word, or what a callable made instead.
+
+        Args:
+          path: of the leaf, or the name of the tensor.
+          *case: what a callable is told: the leaf, the source. Without, none is asked.
+
+        Raises:
+          FillError: a callable says no, by raising it.
+        """
+        slashed = _slashed(path)
+        for pattern, choice in self.choices:
+            if paths.matches(_slashed(pattern), slashed):
+                if isinstance(choice, str):
+                    return choice
+                return choice(path, *case) if case else "error"
+        return "error"
+
+    def refuse(self, path: str, answer: object, others: str = "") -> str:
+        """Returns the message for an answer that is not one of the words (nor of ``others``)."""
+        return (
+            f"{path}: wanted {self.argument} to return one of "
+            f"{', '.join(map(repr, self.words))}{others}, got {answer!r:.80}."
+        )
+
+    def knows(self, answer: object) -> bool:
+        """Tells whether an answer is one of the words."""
+        return isinstance(answer, str) and answer in self.words
+
+
+def _slashed(path: str) -> str:
+    return path.replace(".", "/")
+
+
+def _checked(argument: str, choice: object, words: Iterable[str]) -> Any:
+    if (isinstance(choice, str) and choice in words) or callable(choice):
+        return choice
+    raise errors.FillError(
+        f"{argument}: wanted one of {', '.join(map(repr, words))}, a callable, or a mapping from "
+        f"globs to these, got {choice!r:.80}."
+    )

@@ -1,0 +1,221 @@
+"""A rule: which tensors make which leaves, where a checkpoint has names and layouts of its own.
+
+A rule is a pair of patterns that share their wildcards, and a layout that says what is done to
+the tensors, so it can be read in both directions: from the leaves that are wanted to the tensors
+that make them, and back. Rules are plain values, and print as they are written.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.checkpoint.change import Change, Frame, Layout, OneByOne, Wanted
+from lazyinit.params import Shape, Source
+from lazyinit.patterns import check_alike, pattern
+
+Patterns: TypeAlias = str | tuple[str, ...]
+
+
+def as_stored(source: Source) -> Source:
+    """Returns the source itself: the layout of the leaf is that of the tensor."""
+    return source
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A value in place of tensors: ``Rule("**/mask", Constant(1.0))``.
+
+    Nothing is written for its leaf if rules are read backwards.
+
+    Attributes:
+      value: a number, or an array of the leaf's shape or one that is broadcast to it.
+
+    Raises:
+      FillError: it is no number or array.
+
+    Example:
+      >>> Constant(0.5)
+      Constant(0.5)
+    """
+
+    value: Any  # Whatever makes a numpy array.
+
+    def __post_init__(self) -> None:
+        if np.asarray(self.value).dtype.kind in "OUS":
+            raise errors.FillError(
+                f"Constant: wanted a number or an array of numbers, got {self.value!r}."
+            )
+
+    def _identity(self) -> tuple[object, ...]:
+        array = np.asarray(self.value)
+        return array.dtype, array.shape, array.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constant) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __repr__(self) -> str:
+        return f"Constant({self.value!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Rule:
+    """Says that leaves of one pattern are made from tensors of another.
+
+    In patterns ``*`` stands for a part of one key, ``**`` for any number of keys and ``{n}`` for
+    a number; ``/`` and ``.`` mean the same. The wildcards of all patterns are the same, in the
+    same order. A number that is only in the tensors' patterns numbers tensors that are stacked,
+    one that is only in the leaves' numbers leaves that are unstacked.
+
+    Attributes:
+      leaf: what the path of the leaf, below ``at``, looks like: ``"**/kernel"``; several patterns
+        if one tensor makes several leaves.
+      tensor: what its tensor is called: ``"**.weight"``; several patterns if several tensors make
+        one leaf; or a ``Constant``.
+      layout: from the layout of the tensors to that of the leaves, never guessed from shapes: one
+        change, or several in order. A function from source to source will do, but it cannot be
+        read backwards.
+      across_collections: whether the name of a Linen collection (the first key of a leaf, in a
+        tree that has ``params`` as a first key) may count as nothing.
+      optional: whether it is in order that the rule has nothing to do; the report then does not
+        list it as unused.
+      tied: whether the tensor makes other leaves in the first place, and this one only where it
+        has no tensor of its own; such a rule is not read without a tree.
+
+    Raises:
+      FillError: the patterns have not the same wildcards, or the layout does not lead from so
+        many tensors to so many leaves.
+
+    Example:
+      >>> from lazyinit.checkpoint.layout import Transpose
+      >>> rule = Rule("**/kernel", "**.weight", Transpose("o i -> i o"))
+      >>> rule.tensor_for("encoder/dense/kernel")
+      'encoder/dense/weight'
+    """
+
+    leaf: Patterns
+    tensor: Patterns | Constant
+    layout: Change | Sequence[Change] | Callable[[Source], Source] = as_stored
+    across_collections: bool = False
+    optional: bool = False
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("leaf", "tensor", "layout"):
+            if isinstance(given := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(given))
+        if self.layout == ():
+            object.__setattr__(self, "layout", as_stored)
+        check_alike(self, self.leaves, self.tensors)
+        try:
+            self.changes()
+        except errors.FillError as error:
+            raise errors.FillError(f"{self}: {error}") from None
+
+    def __repr__(self) -> str:
+        shown = [repr(self.leaf), repr(self.tensor)]
+        if isinstance(self.layout, tuple):
+            shown += [repr(list(self.layout))]
+        elif self.layout is not as_stored:
+            shown += [repr(self.layout)]
+        shown += [f"{flag}=True" for flag in _FLAGS if getattr(self, flag)]
+        return f"Rule({', '.join(shown)})"
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The patterns of its leaves."""
+        return _several(self.leaf)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The patterns of its tensors; none if they are a constant."""
+        return () if isinstance(self.tensor, Constant) else _several(self.tensor)
+
+    @property
+    def stacked(self) -> str:
+        """The number that only its tensors have, or ``""``."""
+        return _extra(self.tensors, self.leaves) if self.tensors else ""
+
+    @property
+    def unstacked(self) -> str:
+        """The number that only its leaves have, or ``""``."""
+        return _extra(self.leaves, self.tensors) if self.tensors else ""
+
+    def changes(self) -> Layout:
+        """Returns the layout between so many tensors and so many leaves.
+
+        Raises:
+          FillError: it does not lead from the ones to the others.
+        """
+        tensors = Frame(len(self.tensors or self.leaves), bool(self.stacked))
+        return _layout(self.layout, tensors, Frame(len(self.leaves), bool(self.unstacked)))
+
+    def tensor_for(self, path: str) -> str:
+        """Returns the ``/``-joined name of the first tensor for a leaf, or ``""`` if it fits not.
+
+        A number that is stacked is written as in the pattern, ``{n}``.
+        """
+        for leaf in self.leaves:
+            if self.tensors and (found := pattern(leaf).match(path)):
+                return pattern(self.tensors[0]).write(found)
+        return ""
+
+
+_FLAGS = ("across_collections", "optional", "tied")
+
+
+def _several(patterns: Patterns) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else patterns
+
+
+def _extra(these: tuple[str, ...], others: tuple[str, ...]) -> str:
+    there = pattern(others[0]).numbers
+    return next((number for number in pattern(these[0]).numbers if number not in there), "")
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(layout: Any, tensors: Frame, leaves: Frame) -> Layout:  # Any: what Rule.layout takes.
+    if layout is as_stored:
+        changes = ()
+    elif isinstance(layout, tuple):
+        changes = layout
+    else:
+        changes = (layout if isinstance(layout, Change) else Applied(layout),)
+    for change in changes:
+        if not isinstance(change, Change):
+            raise errors.FillError(
+                f"wanted changes of layout such as Transpose('o i -> i o'), got {change!r}."
+            )
+    return Layout(changes, tensors, leaves)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(OneByOne):
+    """A change that is any function from source to source.
+
+    Attributes:
+      function: it.
+    """
+
+    function: Callable[[Source], Source]
+
+    def wanted_before(self, wanted: Shape) -> Wanted:
+        """Returns that nothing is known."""
+        return None
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns what the function makes of the source."""
+        return self.function(source)
+
+    def restored(self, source: Source) -> Source:
+        """Raises a ``FillError``: a function cannot be read backwards."""
+        raise errors.FillError(
+            f"wanted a layout that can be read backwards, got the function {self.function!r}. "
+            "Write it as changes, such as Transpose and Rearrange."
+        )

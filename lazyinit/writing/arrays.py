@@ -1,0 +1,152 @@
+"""Arrays on devices as sources: read a piece at a time, from whichever devices hold it.
+
+An array that is spread over several processes is read by all of them together: each lays what its
+own devices hold of the piece into zeros, and the bytes are added up. So no host, and no device,
+holds more of the array than before, but for one piece.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lazyinit import compat
+from lazyinit.params import Extent, Index, Shape
+from lazyinit.sharding import alone
+
+_Ranges = tuple[range, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class DeviceArray:
+    """A ``Source``: an array on devices, under the path of its leaf.
+
+    Attributes:
+      path: of the leaf.
+      array: on any mesh, also one of several processes.
+    """
+
+    path: str
+    array: jax.Array
+
+    @property
+    def shape(self) -> Shape:
+        """The array's shape."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's dtype."""
+        return self.array.dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The path, alone."""
+        return (self.path,)
+
+    @property
+    def origin(self) -> str:
+        """A word for the tree."""
+        return "the tree"
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """None: it lies in no file."""
+        return ()
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether no single process can be sure to hold all of it, so that all must read it."""
+        if self.array.is_fully_addressable:
+            return False
+        indices = self.array.sharding.devices_indices_map(self.shape)
+        first = {_ranges(i, self.shape) for d, i in indices.items() if d.process_index == 0}
+        return sum(math.prod(map(len, r)) for r in first) < self.array.size
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``; every process must ask, if the array is spread."""
+        wanted, is_spread = _ranges(index, self.shape), self.is_spread
+        parts: dict[_Ranges, np.ndarray] = {}
+        for shard in self.array.addressable_shards:
+            held = _ranges(shard.index, self.shape)
+            part = tuple(
+                range(max(w.start, h.start), min(w.stop, h.stop))
+                for w, h in zip(wanted, held, strict=True)
+            )
+            if all(part) and part not in parts and (shard.replica_id == 0 or not is_spread):
+                parts[part] = _on_host(shard.data, part, held)
+        if wanted in parts and not is_spread:
+            return parts[wanted]
+        values = np.zeros([len(r) for r in wanted], self.dtype)
+        for part, data in parts.items():
+            values[_local(part, wanted)] = data
+        return _added_up(values) if is_spread else values
+
+    def check(self) -> None:
+        """Does nothing: what a tree holds cannot be gone."""
+
+    def __eq__(self, other: object) -> bool:  # One array at two places is one.
+        return isinstance(other, DeviceArray) and other.array is self.array
+
+    def __hash__(self) -> int:
+        return id(self.array)
+
+    def __repr__(self) -> str:
+        return f"the tree:{self.path}"
+
+
+def _ranges(index: Sequence[slice], shape: Shape) -> _Ranges:
+    return tuple(range(*part.indices(size)) for part, size in zip(index, shape, strict=True))
+
+
+def _local(part: _Ranges, held: _Ranges) -> Index:
+    """Returns where ``part`` is in an array that holds ``held``; both count from one origin."""
+    return tuple(
+        slice(p.start - h.start, p.stop - h.start) for p, h in zip(part, held, strict=True)
+    )
+
+
+def _on_host(data: jax.Array, part: _Ranges, held: _Ranges) -> np.ndarray:
+    local = _local(part, held)
+    (device,) = data.devices()
+    if device.platform == "cpu":
+        return np.asarray(data)[local]  # A view.
+    # Cut on the device: JAX would keep a host copy of all of it beside the array.
+    starts = [np.int32(cut.start) for cut in local]
+    with alone():
+        return np.asarray(_cut(data, starts, tuple(map(len, part))))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _cut(data: jax.Array, starts: Sequence[Any], sizes: tuple[int, ...]) -> jax.Array:
+    return jax.lax.dynamic_slice(data, starts, sizes)
+
+
+def _added_up(values: np.ndarray) -> np.ndarray:
+    """Returns the sum over all processes, each of which has zeros where another has values."""
+    raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    mesh = _one_device_each()
+    each = NamedSharding(mesh, PartitionSpec("process"))
+    with compat.enable_x64(False), alone():
+        spread = jax.make_array_from_process_local_data(each, raw[None], (mesh.size, raw.size))
+        whole = _total(mesh)(spread)
+    return np.asarray(whole.addressable_data(0)).view(values.dtype).reshape(values.shape)
+
+
+@functools.cache
+def _one_device_each() -> Mesh:
+    first = {d.process_index: d for d in reversed(jax.devices())}
+    return Mesh(np.array([first[n] for n in sorted(first)]), ("process",))
+
+
+@functools.cache
+def _total(mesh: Mesh) -> Any:
+    def lazyinit_total(parts: jax.Array) -> jax.Array:
+        return parts.sum(0, dtype=parts.dtype)
+
+    return jax.jit(lazyinit_total, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,127 @@
+"""Named sources -> a Hugging Face folder, or one file: planned whole, then streamed."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.checkpoint import ties
+from lazyinit.params import Source
+from lazyinit.writing.commit import replacing_checkpoint, replacing_file
+from lazyinit.writing.pieces import as_bytes, pieces
+from lazyinit.writing.safetensors import FilePlan, index_json, plan_files, problems
+
+Read: TypeAlias = Callable[[Source], Iterable[np.ndarray]]
+
+_UNITS = {"": 1} | {
+    f"{unit}{suffix}": base**power
+    for power, unit in enumerate("KMGT", 1)
+    for suffix, base in (("B", 1000), ("IB", 1024))
+}
+
+
+def bytes_of(size: int | str) -> int:
+    """Returns a size in bytes: ``"5GB"`` is five billion, ``"5GiB"`` five times 2**30.
+
+    Raises:
+      SaveError: it is no such size.
+
+    Example:
+      >>> bytes_of("5GB"), bytes_of("1.5 MiB"), bytes_of(7)
+      (5000000000, 1572864, 7)
+    """
+    text = str(size).upper().replace(" ", "")
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(B|[KMGT]I?B)?", text)
+    count = int(float(found[1]) * _UNITS.get(found[2] or "", 1)) if found else 0
+    if found is None or count < 1 or isinstance(size, bool):
+        raise errors.SaveError(
+            f"max_shard_size: wanted a number of bytes, or text such as '5GB' or '512MiB', got "
+            f"{size!r}."
+        )
+    return count
+
+
+def local_path(target: str | os.PathLike[str]) -> Path:
+    """Returns the path of a file or folder to write.
+
+    Raises:
+      SaveError: it is an address.
+    """
+    if "://" in os.fspath(target):
+        raise errors.SaveError(
+            f"{os.fspath(target)}: wanted a path on this machine, got an address. Write it here, "
+            "and upload it."
+        )
+    return Path(target)
+
+
+def planned(
+    tensors: Mapping[str, Source], *, metadata: Mapping[str, str], max_shard_size: int | str
+) -> list[FilePlan]:
+    """Plans the files of a checkpoint; all that can be wrong with its tensors is raised here.
+
+    Raises:
+      SaveError: a name or a dtype that safetensors has not, metadata that is not text, a size that
+        is none. All problems are collected.
+    """
+    limit = bytes_of(max_shard_size)
+    wrong = list(problems(tensors))
+    wrong += [
+        f"metadata: wanted text under text, got {key!r}: {value!r:.80}."
+        for key, value in metadata.items()
+        if not isinstance(key, str) or not isinstance(value, str)
+    ]
+    if wrong:
+        raise errors.SaveError(errors.listing(wrong))
+    kept, tied = ties.without_ties(tensors)
+    return plan_files(kept, {**metadata, **ties.note(tied)}, limit)
+
+
+def write_folder(folder: Path, plans: Sequence[FilePlan], read: Read = pieces) -> None:
+    """Writes planned files into a folder, in place of the checkpoint that is there.
+
+    Args:
+      folder: is made if it is not there.
+      plans: from ``planned``.
+      read: yields the values of a source, in order.
+
+    Raises:
+      WriteError: they cannot be written; the checkpoint that was there still is.
+      CheckpointError: a file that a tensor lies in is gone or has changed.
+    """
+    for plan in plans:
+        for _, source in plan.tensors:
+            source.check()
+    with replacing_checkpoint(folder, len(plans)) as staged:
+        for name, plan in zip(staged.names, plans, strict=True):
+            with staged.create(name) as stream:
+                write_file(stream, plan, read)
+        if len(plans) > 1:
+            with staged.create(staged.index) as stream:
+                stream.write(index_json(list(zip(staged.names, plans, strict=True))))
+
+
+def write_single(path: Path, plan: FilePlan) -> None:
+    """Writes one planned file, in place of the one that is there.
+
+    Raises:
+      WriteError: it cannot be written; the file that was there still is.
+      CheckpointError: a file that a tensor lies in is gone or has changed.
+    """
+    for _, source in plan.tensors:
+        source.check()
+    with replacing_file(path) as stream:
+        write_file(stream, plan)
+
+
+def write_file(stream: BinaryIO, plan: FilePlan, read: Read = pieces) -> None:
+    """Writes one safetensors file: its header, then its values, in order."""
+    stream.write(plan.header)
+    for _, source in plan.tensors:
+        for piece in read(source):
+            stream.write(as_bytes(piece))
+            del piece  # It may be a view of an array that is made on demand: let go of that.

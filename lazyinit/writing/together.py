@@ -1,0 +1,55 @@
+"""Writing by one process what several hold: all read the same tensors in the same order."""
+
+from collections.abc import Callable, Iterable, Sequence, Set
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lazyinit import errors
+from lazyinit.params import Source
+from lazyinit.writing.folder import Read
+from lazyinit.writing.pieces import pieces
+
+
+def write_together(
+    sources: Sequence[Source], spread: Set[str], write: Callable[[Read], None]
+) -> None:
+    """Lets the first process write, while the others read with it what no process holds alone.
+
+    Args:
+      sources: what is written, in the order in which it is; the same in every process.
+      spread: the names of those that every process must read.
+      write: writes; takes how to read a source. Called in the first process.
+
+    Raises:
+      WriteError: the first process could not write. There it is its own error.
+    """
+    streams = {id(source): iter(pieces(source)) for source in sources}
+    problems: list[Exception] = []
+    if jax.process_index() == 0:
+        _collect(problems, lambda: write(lambda source: streams[id(source)]))
+    # What is left of them: nothing in the first process, unless it failed. The others would wait.
+    for source in sources:
+        if not spread.isdisjoint(source.names):
+            _collect(problems, lambda source=source: _exhaust(streams[id(source)]))
+    is_written = multihost_utils.broadcast_one_to_all(np.int32(not problems))
+    if problems:
+        raise problems[0]
+    if not is_written:
+        raise errors.WriteError(
+            "save: the first process could not write the checkpoint; what was there before still "
+            "is. Its own error says why."
+        )
+
+
+def _collect(problems: list[Exception], do: Callable[[], None]) -> None:
+    try:
+        do()
+    except Exception as error:  # Whatever it is, the other processes must not wait for this one.
+        problems.append(error)
+
+
+def _exhaust(stream: Iterable[object]) -> None:
+    for _ in stream:
+        pass

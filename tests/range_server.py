@@ -1,0 +1,122 @@
+"""A file server on the loopback that honors ranges, counts what it sends, and can misbehave."""
+
+import contextlib
+import hashlib
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class RangeServer:
+    """Serves ``files`` (bytes by path). Its fields may be changed between requests.
+
+    ``faults`` are taken one by one by the next requests for a range: ``"drop"`` closes the line
+    halfway, ``"busy"`` answers 503, ``"forbidden"`` 403, ``"whole"`` ignores the range, ``"more"``
+    claims the range and sends far more, ``"other"`` sends another range than was asked for.
+    """
+
+    def __init__(self):
+        self.files, self.faults, self.always = {}, [], ""
+        self.has_tags, self.has_sizes = True, True
+        self.sent, self.ranges = 0, []
+        self.lock = threading.Lock()
+        self.url = ""
+
+    def put(self, folder, prefix=""):
+        """Serves every file below a folder."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.files[f"/{prefix}{path.relative_to(folder)}"] = path.read_bytes()
+
+    def fault(self):
+        with self.lock:
+            return self.faults.pop(0) if self.faults else self.always
+
+    def count(self, size):
+        with self.lock:
+            self.sent += size
+
+
+@contextlib.contextmanager
+def serving():
+    """Yields a ``RangeServer``; its address is ``server.url``."""
+    state = RangeServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args):
+            pass
+
+        def do_HEAD(self):
+            self.answer(with_body=False)
+
+        def do_GET(self):
+            self.answer(with_body=True)
+
+        def answer(self, *, with_body):
+            data = state.files.get(self.path)
+            if data is None:
+                self.plain(404, b"no such file", with_body)
+                return
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            fault = state.fault() if with_body and asked else ""
+            start, stop = (int(asked[1]), int(asked[2]) + 1) if asked else (0, len(data))
+            if with_body:
+                with state.lock:
+                    state.ranges.append((self.path, start, stop))
+            if fault in ("busy", "forbidden"):
+                self.plain(503 if fault == "busy" else 403, b"no", with_body)
+                return
+            if asked and start >= len(data):
+                self.plain(416, b"", with_body)
+                return
+            body, status = data[start:stop], 206 if asked else 200
+            if fault == "whole":
+                body, status = data, 200
+            elif fault == "more":
+                body += bytes(2**22)
+            elif fault == "other":
+                start, body = start + 1, body[1:]
+            self.send_response(status)
+            if state.has_sizes or with_body:
+                self.send_header("Content-Length", str(len(body)))
+            else:
+                self.send_header("Connection", "close")
+                self.close_connection = True
+            if status == 206:
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+            if state.has_tags:
+                self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+            self.end_headers()
+            if not with_body:
+                return
+            if fault == "drop":
+                body = body[: len(body) // 2]
+                self.close_connection = True
+            for at in range(0, len(body), 2**16):
+                try:
+                    self.wfile.write(body[at : at + 2**16])
+                except OSError:  # The other side has had enough.
+                    self.close_connection = True
+                    return
+                state.count(len(body[at : at + 2**16]))
+
+        def plain(self, status, body, with_body):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

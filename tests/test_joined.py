@@ -1,0 +1,56 @@
+"""Sources of several tensors as values; test_change holds the laws of reading."""
+
+import pickle
+
+import numpy as np
+import pytest
+from pipelines import everything
+
+from lazyinit import errors
+from lazyinit.checkpoint.joined import Agreeing, Concatenated, Filled, Selected, Sliced, Stacked
+from lazyinit.checkpoint.memory import HeldTensor
+
+ARRAYS = [np.arange(6, dtype="float32").reshape(2, 3) + n for n in range(5)]
+HELD = tuple(HeldTensor(f"t{n}", x) for n, x in enumerate(ARRAYS))
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (Stacked(HELD[:2], 1), "stack([the mapping:t0, the mapping:t1], axis=1)"),
+        (Stacked(HELD, 0), "stack([the mapping:t0, ..., the mapping:t4], axis=0)"),
+        (Concatenated(HELD[:1], 0), "concat([the mapping:t0], axis=0)"),
+        (Sliced(HELD[0], 1, 1, 3), "the mapping:t0[:, 1:3]"),
+        (Selected(HELD[0], 0, 1), "the mapping:t0[1]"),
+        (Agreeing(HELD[:2], "t"), "the mapping:t0"),
+        (Filled(np.float32(2), (2, 3)), "constant 2.0"),
+    ],
+)
+def test_sources_are_values_that_say_what_they_are(source, text):
+    assert repr(source) == text
+    assert source == type(source)(*(getattr(source, f) for f in source.__dataclass_fields__))
+    assert hash(source) == hash(source)
+    assert pickle.loads(pickle.dumps(source)).shape == source.shape
+    source.check()
+
+
+def test_what_lies_in_one_part_is_read_without_a_copy():
+    for source in (Stacked(HELD, 0), Concatenated(HELD, 0)):
+        index = (slice(0, 1), *everything(source.shape)[1:])
+        assert np.shares_memory(source.read(index), ARRAYS[0])
+    assert np.shares_memory(Sliced(HELD[0], 1, 1, 3).read(everything((2, 2))), ARRAYS[0])
+    assert np.shares_memory(Selected(HELD[0], 0, 1).read(everything((3,))), ARRAYS[0])
+
+
+def test_a_constant_is_one_value_read_anywhere():
+    source = Filled(np.float32([1, 2]), (3, 2))
+    np.testing.assert_array_equal(source.read((slice(1, 3), slice(0, 2))), [[1, 2], [1, 2]])
+    assert (source.names, source.extents, source.origin) == ((), (), "a constant")
+    assert Filled(np.float32(1), (2,)) != Filled(np.float32(1), (3,))
+
+
+def test_parts_agree_bit_by_bit():
+    nan = HeldTensor("a", np.float32([[np.nan, 1]])), HeldTensor("b", np.float32([[np.nan, 1]]))
+    assert np.isnan(Agreeing(nan, "t").read(everything((1, 2)))[0, 0])
+    with pytest.raises(errors.FillError, match="t: wanted leaves that are equal"):
+        Agreeing((HELD[0], HELD[1]), "t").read(everything((2, 3)))
