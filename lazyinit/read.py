@@ -3,14 +3,12 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
 from lazyinit import compat
+from lazyinit.buffers import aligned_empty
 from lazyinit.params import StoredParam
-
-_ALIGNMENT = 64  # Bytes: JAX on CPU takes a host buffer that is aligned so as it is.
 
 
 class Reader:
@@ -36,13 +34,6 @@ class Reader:
         # A buffer of our own: JAX would take an aligned piece of the memory map as it is, and the
         # array would change, or fault, with the file.
         values = self._leaf.source.read(index)
-        buffer = _aligned_empty(values.shape, self._dtype)
+        buffer = aligned_empty(values.shape, self._dtype)
         np.copyto(buffer, values, casting="unsafe")
         return buffer
-
-
-def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    size = int(np.prod(shape)) * jnp.dtype(dtype).itemsize
-    space = np.empty(size + _ALIGNMENT, np.uint8)
-    offset = -space.ctypes.data % _ALIGNMENT
-    return space[offset : offset + size].view(dtype).reshape(shape)

@@ -70,6 +70,21 @@ def _no_debug_info(equation: jex.JaxprEqn) -> Any:
     return jex.DebugInfo(f"lazyinit:{equation.primitive.name}", "", None, None)
 
 
+def counts_by_index(equation: jex.JaxprEqn) -> bool:
+    """Tells whether a ``random_bits`` hashes the flat index of each element by threefry.
+
+    Drop when a jaxpr equation says under which settings it was traced.
+    """
+    key: Any = equation.invars[0].aval
+    is_threefry = key.shape == () and key.dtype._impl.name == "threefry2x32"
+    return is_threefry and equation.ctx.threefry_partitionable
+
+
+def is_anywhere(equation: jex.JaxprEqn) -> bool:
+    """Tells whether an equation was traced under no mesh and for no special kind of memory."""
+    return equation.ctx.cur_abstract_mesh.empty and equation.ctx.compute_type is None
+
+
 def setting(name: str) -> Any:
     """Returns the value of a JAX setting that holds in this thread, contexts included."""
     return getattr(jax.config, name)  # Typed nowhere, so not found by type checkers.
