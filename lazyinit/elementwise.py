@@ -9,6 +9,8 @@ The steps are those of the work, in its order, with a barrier wherever the work 
 in each stretch just what it fuses in eager JAX, so that the bits are the same.
 """
 
+import collections
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,11 +81,13 @@ class Elementwise:
       steps: what to run.
       output: the value that is the leaf. Without steps, an input: all elements are that value.
       dtype: of the leaf.
+      signature: a hashable value that two of these share just if one program serves both.
     """
 
     steps: tuple[Step, ...]
     output: Ref
     dtype: Any
+    signature: Any
 
     @classmethod
     def of(cls, work: Work) -> "Elementwise | None":
@@ -101,7 +105,10 @@ class Elementwise:
         except _NotElementwiseError:
             return None
         output = env[work.outputs[0]]
-        return cls(tuple(builder.steps), output, aval.dtype) if output.is_elements else None
+        if not output.is_elements:
+            return None
+        signature = (tuple(map(_sign, builder.steps)), _sign_ref(output))
+        return cls(tuple(builder.steps), output, aval.dtype, signature)
 
     def single(self, parts: Sequence[tuple[Any, ...]]) -> np.ndarray | None:
         """Returns the value of all elements, if that is one that is handed in.
@@ -115,10 +122,6 @@ class Elementwise:
         return np.asarray(
             parts[output.number][0] if output.constant is None else output.constant, self.dtype
         ).reshape(())
-
-    def signature(self) -> Any:
-        """Returns a hashable value that two of these share just if one program serves both."""
-        return tuple(map(_sign, self.steps)), _sign_ref(self.output)
 
     def run(self, inputs: Sequence[Any], high: Any, low: Any) -> Any:
         """Makes a run of elements, under a trace.
@@ -144,9 +147,21 @@ class Elementwise:
         return _alike([made, low], low.shape)[0]
 
 
+_KEPT = 1024  # Works whose form is remembered: those of equal layers are looked at once.
+_known: collections.OrderedDict[Any, Elementwise | None] = collections.OrderedDict()
+_lock = threading.Lock()
+
+
 def elementwise(work: Work) -> Elementwise | None:
     """Returns a work in elementwise form, ``None`` if it has no such."""
-    return Elementwise.of(work)
+    wanted = work.signature()
+    with _lock:
+        if wanted not in _known:
+            _known[wanted] = Elementwise.of(work)
+            if len(_known) > _KEPT:
+                _known.popitem(last=False)
+        _known.move_to_end(wanted)
+        return _known[wanted]
 
 
 def _alike(args: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:

@@ -142,7 +142,7 @@ class Compiler:
           dtype: what to cast the elements to.
           length: how many elements it makes.
         """
-        wanted = (work.signature(), arguments, _types(parts), dtype, length)
+        wanted = (work.signature, arguments, _types(parts), dtype, length)
         return self._once(
             pool, wanted, "cpu", lambda: _lower_run(work, arguments, parts, dtype, length)
         )

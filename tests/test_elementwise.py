@@ -80,7 +80,7 @@ def test_one_signature_serves_all_shapes_and_scales_but_not_other_dtypes():
     def signature(init, shape):
         form = elementwise(work_of(init, shape))
         assert form is not None
-        return form.signature()
+        return form.signature
 
     normal = signature(initializers.normal(0.02), (8, 4))
     assert signature(initializers.normal(0.5), (3, 5, 7)) == normal
