@@ -9,9 +9,12 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import numpy as np
 from jax._src import core
+from jax._src.random import prng
 from jax.interpreters import partial_eval
 
+from lazyinit.compat.again import call as call
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.steps import EagerSteps as EagerSteps
 from lazyinit.compat.steps import eager_steps as eager_steps
@@ -120,6 +123,27 @@ def flax_fold(names: Sequence[str | int]) -> int:
         size = 0 if isinstance(name, str) else (name.bit_length() + 7) // 8
         digest.update(name.encode() if isinstance(name, str) else name.to_bytes(size, "big"))
     return int.from_bytes(digest.digest()[:4], "big")
+
+
+def flax_make_rng(scope: Any, name: str) -> Any | None:
+    """Does what ``Scope.make_rng`` of Flax does for a stream of its own with a typed key.
+
+    It binds the one primitive that this comes to. Drop when a ``LazyRng`` folds its suffix in
+    without going through ``jax.numpy``.
+
+    Returns:
+      The key; ``None``, with nothing done, for any other stream.
+    """
+    rng = scope.rngs.get(name)
+    if not (rng is not None and isinstance(core.trace_ctx.trace, EagerSteps)):
+        return None
+    if not (hasattr(rng, "suffix") and jax.dtypes.issubdtype(rng.rng.dtype, jax.dtypes.prng_key)):
+        return None
+    scope._check_valid()
+    scope._validate_trace_level()
+    scope.rng_counters[name] += 1
+    number = flax_fold((*rng.suffix, scope.rng_counters[name]))
+    return prng.random_fold_in_p.bind(rng.rng, np.uint32(number))
 
 
 def is_tracer(x: Any) -> bool:
