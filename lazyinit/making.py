@@ -218,7 +218,7 @@ def _drawing(
         def finish() -> Sequence[jax.Array]:
             for task in tasks:
                 task.result()
-            with compat.enable_x64(x64), jax.disable_jit(False):
+            with compat.enable_x64(x64), jax.ensure_compile_time_eval():
                 return [drawing.array()]
 
         return finish

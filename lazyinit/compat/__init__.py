@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 from jax._src import core
 from jax._src.random import prng
@@ -137,7 +138,7 @@ def flax_make_rng(scope: Any, name: str) -> Any | None:
     rng = scope.rngs.get(name)
     if not (rng is not None and isinstance(core.trace_ctx.trace, EagerSteps)):
         return None
-    if not (hasattr(rng, "suffix") and jax.dtypes.issubdtype(rng.rng.dtype, jax.dtypes.prng_key)):
+    if not (hasattr(rng, "suffix") and jnp.issubdtype(rng.rng.dtype, jax.dtypes.prng_key)):
         return None
     scope._check_valid()
     scope._validate_trace_level()

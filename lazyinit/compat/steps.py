@@ -227,20 +227,18 @@ class EagerSteps(core.Trace):
         """Traces one operation, and notes how its results are made."""
         if params.get("inline"):
             params = {**params, "inline": False}
-        inner, origins = [], None
+        inner, origins = [], _CONSTANTS
         several: set[Origins] = set()
         for x in args:
             is_mine = type(x) is _Value and x._trace is self
             inner.append(x.inner if is_mine else x)
-            its = x.origins if is_mine else self._origins(x)
-            if its is not origins:
-                several.add(its)
-                origins = its
+            origins = x.origins if is_mine else self._origins(x)
+            several.add(origins)
         with core.set_current_trace(self._around):
             out = self._around.process_primitive(primitive, inner, params)
         call = _Call(primitive, args, params)
-        if len(several) != 1:
-            origins = Origins.union(several) if several else _CONSTANTS
+        if len(several) > 1:
+            origins = Origins.union(several)
         results = [
             _Value(self, x, (call, n), origins) if isinstance(x, core.Tracer) else x
             for n, x in enumerate(out if primitive.multiple_results else (out,))
