@@ -7,19 +7,16 @@ is how arrays on CPU devices are made. Elsewhere a transfer would cost more than
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Sharding
 
-from lazyinit.buffers import aligned_empty, aligned_zeros
 from lazyinit.executable import Executable
-from lazyinit.params import Shape, describe
-
-Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a shard: start and stop in each dimension.
+from lazyinit.params import Shape
+from lazyinit.shards import Bounds, Shards
 
 RUN = 2**16  # Elements that one call of a program makes: their temporaries fit into a core's cache.
 SHORT_RUN = 2**11  # The same for small shards, where it would make too many.
@@ -33,22 +30,17 @@ def run_length(shape: Shape, sharding: Sharding | None) -> int:
 
 
 class Drawing:
-    """One leaf while it is made: its shards, in buffers that threads fill."""
+    """One leaf while it is made: threads fill its shards."""
 
     def __init__(self, path: str, shape: Shape, dtype: Any, sharding: Sharding | None) -> None:
         """Takes what the leaf will be; ``path`` is for messages."""
-        self._path, self._shape, self._dtype, self._sharding = path, shape, dtype, sharding
-        self._places: dict[Any, Bounds] = {None: tuple((0, n) for n in shape)}
-        if sharding is not None:
-            indices = sharding.addressable_devices_indices_map(shape)
-            self._places = {device: _bounds(at, shape) for device, at in indices.items()}
-        self._buffers: dict[Bounds, np.ndarray] = {}
+        self._shape = shape
+        self._shards = Shards(path, shape, dtype, sharding)
 
     def fill(self, value: np.ndarray) -> None:
         """Makes every element one value (no dimensions, of the leaf's dtype)."""
         is_zero = not any(value.tobytes())
-        for at in dict.fromkeys(self._places.values()):
-            buffer = self._buffer(at, aligned_zeros if is_zero else aligned_empty)
+        for buffer in self._shards.allocate(zeros=is_zero).values():
             if not is_zero:
                 buffer[...] = value
 
@@ -64,8 +56,8 @@ class Drawing:
           pool: the threads.
         """
         tasks = []
-        for at in dict.fromkeys(self._places.values()):
-            flat = self._buffer(at, aligned_empty).reshape(-1)
+        for at, buffer in self._shards.allocate().items():
+            flat = buffer.reshape(-1)
             indices = _Indices(self._shape, at)
             step = run * _RUNS_AT_A_TIME
 
@@ -82,42 +74,9 @@ class Drawing:
             tasks += [pool.submit(work, first) for first in range(0, flat.size, step)]
         return tasks
 
-    def _buffer(self, at: Bounds, make: Callable[[Shape, Any], np.ndarray]) -> np.ndarray:
-        shape = tuple(stop - start for start, stop in at)
-        try:
-            buffer = self._buffers[at] = make(shape, self._dtype)
-        except MemoryError as error:
-            raise MemoryError(
-                f"{self._path}: wanted memory for {describe(shape, self._dtype)}, got none: "
-                f"{error}. Cut the leaf over more processes, or give it a smaller dtype."
-            ) from error
-        return buffer
-
     def array(self) -> jax.Array:
         """Returns the leaf, once its buffers are full. On the thread whose settings hold."""
-        if self._sharding is None:
-            return jax.device_put(self._buffers.popitem()[1])
-        memory = self._sharding.memory_kind
-        pieces = []
-        given: set[Bounds] = set()
-        for device, at in self._places.items():
-            buffer = _copied(self._buffers[at]) if at in given else self._buffers[at]
-            given.add(at)  # Each device has memory of its own.
-            pieces.append(jax.device_put(buffer, SingleDeviceSharding(device, memory_kind=memory)))
-        return jax.make_array_from_single_device_arrays(
-            self._shape, self._sharding, pieces, dtype=self._dtype
-        )
-
-
-def _copied(buffer: np.ndarray) -> np.ndarray:
-    copy = aligned_empty(buffer.shape, buffer.dtype)
-    copy[...] = buffer
-    return copy
-
-
-def _bounds(index: Any, shape: Shape) -> Bounds:
-    bounds = (s.indices(n) for s, n in zip(index, shape, strict=True))
-    return tuple((start, stop) for start, stop, _ in bounds)
+        return self._shards.array()
 
 
 class _Indices:

@@ -118,7 +118,10 @@ class Compiler:
         """
         device = compat.setting("jax_default_device")
         wanted = (work.signature(), arguments, dtypes, placements, device)
-        platform = next((platform_of(p) for p in placements if p is not None), platform_of(None))
+        platform = next(
+            (shardings.platform_of(p) for p in placements if p is not None),
+            shardings.platform_of(None),
+        )
         return self._once(
             pool, wanted, platform, lambda: _lower(work, arguments, parts, dtypes, placements)
         )
@@ -165,14 +168,6 @@ class Compiler:
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
             return compiled
-
-
-def platform_of(placement: Sharding | None) -> str:
-    """Returns the platform (``"cpu"``) of a sharding; ``None`` is the default device."""
-    if placement is not None:
-        return next(iter(placement.device_set)).platform
-    device = compat.setting("jax_default_device")
-    return getattr(device, "platform", None) or device or jax.default_backend()
 
 
 def _types(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:

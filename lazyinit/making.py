@@ -18,7 +18,7 @@ from lazyinit import compat, errors, program
 from lazyinit import sharding as shardings
 from lazyinit.draw import Drawing, run_length
 from lazyinit.elementwise import Elementwise, elementwise
-from lazyinit.executable import Executable, compiler, computed_on, encode, platform_of
+from lazyinit.executable import Executable, compiler, computed_on, encode
 from lazyinit.params import Key, LazyParam, RngPath, TracedKey, describe, label
 from lazyinit.slices import Slice, SmallValues, Work, gather
 from lazyinit.tracing import trace
@@ -169,7 +169,7 @@ def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start:
     if _is_traced(unit):
         return _staging(unit, small)
     wanted = [job.sharding for job in unit.jobs]
-    work = elementwise(unit.work) if platform_of(wanted[0]) == "cpu" else None
+    work = elementwise(unit.work) if shardings.platform_of(wanted[0]) == "cpu" else None
     with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
         # What needs no traced value is made at once, whatever trace the caller is in. (Around
         # the compiler, too, this would make JAX compute what it is to compile.)

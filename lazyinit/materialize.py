@@ -84,7 +84,7 @@ def materialize(
     with (
         ThreadPoolExecutor(os.cpu_count()) as compiling,
         ThreadPoolExecutor(os.cpu_count()) as drawing,
-        ThreadPoolExecutor(_IN_FLIGHT) as reading,
+        ThreadPoolExecutor(os.cpu_count()) as reading,
         _progress_bar(total, progress) as advance,
     ):
         for job, array in _run(_steps(list(jobs.values()), Pools(compiling, drawing, reading))):

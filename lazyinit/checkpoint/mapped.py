@@ -7,8 +7,10 @@ with those at opening; what happens between that look and the copy is beyond rea
 
 import functools
 import math
+import mmap
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +64,23 @@ class File:
 def _mapped(file: File) -> np.ndarray:
     # A view that outlives its place in the cache keeps its map alive by itself.
     return np.memmap(file.path, dtype=np.uint8, mode="r")
+
+
+def give_back(values: np.ndarray) -> None:
+    """Lets go of the resident pages under a view of a map; reading them again maps them anew.
+
+    Pages that it shares with what lies before and behind it stay. Other arrays are left alone.
+    """
+    base: Any = values
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    pages = getattr(base, "_mmap", None)
+    if not isinstance(pages, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not values.size:
+        return
+    low, high = (int(a) - base.ctypes.data for a in np.lib.array_utils.byte_bounds(values))
+    start, stop = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
+    if stop > start:
+        pages.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
