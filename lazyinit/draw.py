@@ -32,10 +32,9 @@ def run_length(shape: Shape, sharding: Sharding | None) -> int:
 class Drawing:
     """One leaf while it is made: threads fill its shards."""
 
-    def __init__(self, path: str, shape: Shape, dtype: Any, sharding: Sharding | None) -> None:
-        """Takes what the leaf will be; ``path`` is for messages."""
-        self._shape = shape
-        self._shards = Shards(path, shape, dtype, sharding)
+    def __init__(self, shape: Shape, shards: Shards) -> None:
+        """Takes the shape of the leaf, and what will be its shards."""
+        self._shape, self._shards = shape, shards
 
     def fill(self, value: np.ndarray) -> None:
         """Makes every element one value (no dimensions, of the leaf's dtype)."""

@@ -16,10 +16,12 @@ from jax.sharding import Sharding
 
 from lazyinit import compat, errors, program
 from lazyinit import sharding as shardings
+from lazyinit.buffers import Blocks
 from lazyinit.draw import Drawing, run_length
 from lazyinit.elementwise import Elementwise, elementwise
 from lazyinit.executable import Executable, compiler, computed_on, encode
 from lazyinit.params import Key, LazyParam, RngPath, TracedKey, describe, label
+from lazyinit.shards import Shards
 from lazyinit.slices import Slice, SmallValues, Work, gather
 from lazyinit.tracing import trace
 
@@ -144,17 +146,19 @@ def check_inputs(units: Iterable[Unit]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """Threads.
+    """Threads, and memory for them.
 
     Attributes:
       compiling: compile programs.
       drawing: make runs of elements.
       reading: read files.
+      blocks: the memory that they fill.
     """
 
     compiling: ThreadPoolExecutor
     drawing: ThreadPoolExecutor
     reading: ThreadPoolExecutor
+    blocks: Blocks
 
 
 def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start:
@@ -210,7 +214,9 @@ def _drawing(
             return compiled.result()(*args)
 
     def start() -> Finish:
-        drawing = Drawing(job.path, job.leaf.shape, job.dtype, job.sharding)
+        shape = job.leaf.shape
+        shards = Shards(job.path, shape, job.dtype, job.sharding, pools.blocks)
+        drawing = Drawing(shape, shards)
         tasks = [] if one is not None else drawing.draw(run, parts, length, pools.drawing)
         if one is not None:
             drawing.fill(one)

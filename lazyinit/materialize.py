@@ -20,6 +20,7 @@ import numpy as np
 
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
+from lazyinit.buffers import Blocks
 from lazyinit.making import Finish, Job, Pools, Start, check_inputs, start_of, units_of
 from lazyinit.params import LazyParam, StoredParam, Thunk, cast_dtype
 from lazyinit.read import Reader
@@ -87,7 +88,9 @@ def materialize(
         ThreadPoolExecutor(os.cpu_count()) as reading,
         _progress_bar(total, progress) as advance,
     ):
-        for job, array in _run(_steps(list(jobs.values()), Pools(compiling, drawing, reading))):
+        for job, array in _run(
+            _steps(list(jobs.values()), Pools(compiling, drawing, reading, Blocks()))
+        ):
             advance(job.leaf.nbytes)
             for n in job.places:
                 made[n] = array
@@ -111,16 +114,16 @@ def _steps(jobs: Sequence[Job], pools: Pools) -> list[_Step]:
         job.leaf.source.check()
     small: dict[Any, SmallValues] = {}
     steps = [_Step(u.jobs, start_of(u, small, pools)) for u in units]
-    steps += [_Step([j], _reading(j, pools.reading)) for j in stored]
+    steps += [_Step([j], _reading(j, pools)) for j in stored]
     steps += [_Step([j], _moving(j)) for j in jobs if not isinstance(j.leaf, Thunk)]
     return sorted(steps, key=lambda step: step.jobs[0].places[0])
 
 
-def _reading(job: Job, pool: ThreadPoolExecutor) -> Start:
-    read = Reader(job.leaf, job.sharding, job.dtype)
+def _reading(job: Job, pools: Pools) -> Start:
+    read = Reader(job.leaf, job.sharding, job.dtype, pools.blocks)
 
     def start() -> Finish:
-        future = pool.submit(read)
+        future = pools.reading.submit(read)
         return lambda: [future.result()]
 
     return start

@@ -14,7 +14,7 @@ from jax.sharding import Sharding
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
-from lazyinit.buffers import aligned_empty
+from lazyinit.buffers import Blocks
 from lazyinit.checkpoint.mapped import give_back
 from lazyinit.params import StoredParam
 from lazyinit.shards import Bounds, Shards
@@ -26,8 +26,11 @@ _TILE = 256  # Elements along each side of what is copied at once where the orde
 class Reader:
     """Reads one leaf, on whatever thread; made on the thread whose JAX settings hold."""
 
-    def __init__(self, leaf: StoredParam, sharding: Sharding | None, dtype: Any) -> None:
-        """Takes the leaf, where it goes (``None``: the default device), and its dtype there."""
+    def __init__(
+        self, leaf: StoredParam, sharding: Sharding | None, dtype: Any, blocks: Blocks
+    ) -> None:
+        """Takes the leaf, where it goes (``None``: the default device), its dtype there, memory."""
+        self._blocks = blocks
         self._leaf, self._sharding, self._dtype = leaf, sharding, dtype
         self._x64 = compat.setting("jax_enable_x64")
         self._device = compat.setting("jax_default_device")
@@ -46,7 +49,7 @@ class Reader:
         # Buffers of our own: JAX would take an aligned piece of the memory map as it is, and the
         # array would change, or fault, with the file.
         leaf = self._leaf
-        shards = Shards(leaf.path, leaf.shape, self._dtype, self._sharding)
+        shards = Shards(leaf.path, leaf.shape, self._dtype, self._sharding, self._blocks)
         buffers = shards.allocate()
         axis = _slowest(leaf.source)
         length = leaf.shape[axis] if leaf.shape else 1
@@ -81,7 +84,7 @@ class Reader:
 
     def _read(self, index: Any) -> np.ndarray:
         values = self._leaf.source.read(index)
-        buffer = aligned_empty(values.shape, self._dtype)
+        buffer = self._blocks.empty(values.shape, self._dtype)
         _copy_tiles(buffer, values)
         give_back(values)
         return buffer

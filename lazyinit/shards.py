@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from lazyinit.buffers import aligned_empty, aligned_zeros
+from lazyinit.buffers import Blocks
 from lazyinit.params import Shape, describe
 
 Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a shard: start and stop in each dimension.
@@ -15,8 +15,11 @@ Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a shard: start and stop in
 class Shards:
     """The shards of one array that this process's devices hold."""
 
-    def __init__(self, path: str, shape: Shape, dtype: Any, sharding: Sharding | None) -> None:
-        """Takes what the array will be; ``path`` is for messages."""
+    def __init__(
+        self, path: str, shape: Shape, dtype: Any, sharding: Sharding | None, blocks: Blocks
+    ) -> None:
+        """Takes what the array will be, and memory for it; ``path`` is for messages."""
+        self._blocks = blocks
         self._path, self._shape, self._dtype, self._sharding = path, shape, dtype, sharding
         self._places: dict[Any, Bounds] = {None: tuple((0, n) for n in shape)}
         if sharding is not None:
@@ -33,7 +36,7 @@ class Shards:
         Raises:
           MemoryError: there is too little of it.
         """
-        make = aligned_zeros if zeros else aligned_empty
+        make = self._blocks.zeros if zeros else self._blocks.empty
         for at in dict.fromkeys(self._places.values()):
             shape = tuple(stop - start for start, stop in at)
             try:
@@ -49,22 +52,29 @@ class Shards:
         """Returns the array, once its buffers are full. On the thread whose settings hold."""
         if self._sharding is None:
             return jax.device_put(self._buffers.popitem()[1])
-        memory = self._sharding.memory_kind
+        if len(self._buffers) == len(self._places):
+            return jax.make_array_from_callback(
+                self._shape, self._sharding, self._at, dtype=self._dtype
+            )
+        # Each device has memory of its own, and JAX would give two of them one buffer.
         pieces = []
         given: set[Bounds] = set()
         for device, at in self._places.items():
-            buffer = _copied(self._buffers[at]) if at in given else self._buffers[at]
-            given.add(at)  # Each device has memory of its own.
-            pieces.append(jax.device_put(buffer, SingleDeviceSharding(device, memory_kind=memory)))
+            buffer = self._copied(at) if at in given else self._buffers[at]
+            given.add(at)
+            place = SingleDeviceSharding(device, memory_kind=self._sharding.memory_kind)
+            pieces.append(jax.device_put(buffer, place))
         return jax.make_array_from_single_device_arrays(
             self._shape, self._sharding, pieces, dtype=self._dtype
         )
 
+    def _at(self, index: Any) -> np.ndarray:
+        return self._buffers[_bounds(index, self._shape)]
 
-def _copied(buffer: np.ndarray) -> np.ndarray:
-    copy = aligned_empty(buffer.shape, buffer.dtype)
-    copy[...] = buffer
-    return copy
+    def _copied(self, at: Bounds) -> np.ndarray:
+        copy = self._blocks.empty(self._buffers[at].shape, self._dtype)
+        copy[...] = self._buffers[at]
+        return copy
 
 
 def _bounds(index: Any, shape: Shape) -> Bounds:

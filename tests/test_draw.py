@@ -16,7 +16,9 @@ from oracles import assert_same
 
 import lazyinit as li
 from lazyinit import draw
+from lazyinit.buffers import Blocks
 from lazyinit.draw import Drawing
+from lazyinit.shards import Shards
 
 KEY = models.KEY
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
@@ -93,7 +95,8 @@ def test_each_device_has_memory_of_its_own():
 
 
 def test_a_leaf_that_no_memory_holds_says_which():
-    drawing = Drawing("params/huge", (1 << 24, 1 << 24), np.dtype("float32"), None)
+    shape = (1 << 24, 1 << 24)
+    drawing = Drawing(shape, Shards("params/huge", shape, np.dtype("float32"), None, Blocks()))
     with (
         ThreadPoolExecutor(1) as pool,
         pytest.raises(
