@@ -15,11 +15,10 @@ import numpy as np
 from jax.sharding import Sharding
 
 from lazyinit.executable import Executable
+from lazyinit.limits import RUN, SHORT_RUN
 from lazyinit.params import Shape
 from lazyinit.shards import Bounds, Shards
 
-RUN = 2**16  # Elements that one call of a program makes: their temporaries fit into a core's cache.
-SHORT_RUN = 2**11  # The same for small shards, where it would make too many.
 _RUNS_AT_A_TIME = 8  # By one thread, before another leaf gets its turn.
 
 

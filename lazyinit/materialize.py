@@ -3,8 +3,8 @@
 Leaves whose works have the same signature, dtype and sharding share one compiled program, so a
 deep model compiles as many programs as one of its layers has kinds of parameters. Everything
 that can be wrong is found before the first array is made. Programs are dispatched in tree order,
-the same on every host, and only a few leaves are in flight at a time, since random generation
-needs temporaries beside each of them.
+the same on every host, and only a few leaves are in flight at a time (``limits``), since making
+one needs temporaries beside it.
 """
 
 import collections
@@ -21,12 +21,11 @@ import numpy as np
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.buffers import Blocks
+from lazyinit.limits import IN_FLIGHT
 from lazyinit.making import Finish, Job, Pools, Start, check_inputs, start_of, units_of
 from lazyinit.params import LazyParam, StoredParam, Thunk, cast_dtype
 from lazyinit.read import Reader
 from lazyinit.slices import SmallValues
-
-_IN_FLIGHT = 4  # Leaves being made at a time.
 
 
 def materialize(
@@ -142,7 +141,7 @@ def _run(steps: Iterable[_Step]) -> Iterator[tuple[Job, Any]]:
     in_flight: collections.deque[tuple[Sequence[Job], Finish]] = collections.deque()
     for step in steps:
         in_flight.append((step.jobs, step.start()))
-        if len(in_flight) == _IN_FLIGHT:
+        if len(in_flight) == IN_FLIGHT:
             yield from _finished(*in_flight.popleft())
     while in_flight:
         yield from _finished(*in_flight.popleft())

@@ -16,10 +16,10 @@ from lazyinit import compat
 from lazyinit import sharding as shardings
 from lazyinit.buffers import Blocks
 from lazyinit.checkpoint.mapped import give_back
+from lazyinit.limits import PIECE
 from lazyinit.params import StoredParam
 from lazyinit.shards import Bounds, Shards
 
-PIECE = 2**24  # Bytes that are read before their pages are given back.
 _TILE = 256  # Elements along each side of what is copied at once where the order changes.
 
 
