@@ -39,6 +39,13 @@ def eager(measured: Measured, size: Size, _: Path) -> Any:
         return jax.block_until_ready(model.init(key, ids))
 
 
+def lazy_init(measured: Measured, size: Size, _: Path) -> Any:
+    model, key, ids = decoder(size)
+    with measured:  # Flax's own: no activations, but every parameter, op by op.
+        shape = jax.ShapeDtypeStruct(ids.shape, ids.dtype)
+        return jax.block_until_ready(model.lazy_init(key, shape))
+
+
 def lazyinit_head(measured: Measured, size: Size, _: Path) -> Any:
     model, key, ids = decoder(size)
     li.lazy(model)
@@ -57,6 +64,27 @@ def jit_head(measured: Measured, size: Size, _: Path) -> Any:
         # XLA drops whatever the head does not need.
         head = jax.jit(lambda k, x: model.init(k, x)["params"]["head"])(key, ids)
         return jax.block_until_ready(head)
+
+
+def recipe_head(measured: Measured, size: Size, _: Path) -> Any:
+    """As Levanter's ``load_checkpoint_or_initialize``: shapes first, then what is missing."""
+    model, key, ids = decoder(size)
+    with measured:
+        with measured.part("eval_shape"):
+            shapes = jax.eval_shape(model.init, key, ids)
+            missing = {"params/head/kernel"}
+        with measured.part("jit"):
+            place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+            def make(key: Any, ids: Any) -> Any:
+                flat, _ = jax.tree_util.tree_flatten_with_path(model.init(key, ids))
+                named = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
+                return {name: x for name, x in named.items() if name in missing}
+
+            made = jax.jit(make, out_shardings=place)(key, ids)
+            jax.block_until_ready(made)
+    assert made["params/head/kernel"].shape == shapes["params"]["head"]["kernel"].shape
+    return {"kernel": made["params/head/kernel"]}
 
 
 def eager_head(measured: Measured, size: Size, folder: Path) -> Any:
@@ -90,6 +118,44 @@ def jit_sharded(measured: Measured, size: Size, _: Path) -> Any:
     return tree
 
 
+def lazyinit_warm(measured: Measured, size: Size, _: Path) -> Any:
+    model, key, ids = decoder(size)
+    tree = li.lazy(model).init(key, ids)
+    jax.block_until_ready(li.materialize(tree))
+    with measured:
+        return jax.block_until_ready(li.materialize(tree))
+
+
+def jit_warm(measured: Measured, size: Size, _: Path) -> Any:
+    model, key, ids = decoder(size)
+    compiled = jax.jit(model.init).lower(key, ids).compile()
+    jax.block_until_ready(compiled(key, ids))
+    with measured:
+        return jax.block_until_ready(compiled(key, ids))
+
+
+def fill_cache(measured: Measured, size: Size, folder: Path) -> Any:
+    """Fills the persistent compilation cache, and makes the reference."""
+    lazyinit_cached(measured, size, folder)
+    jax.config.update("jax_enable_compilation_cache", False)
+    return eager(measured, size, folder)
+
+
+def lazyinit_cached(measured: Measured, size: Size, folder: Path) -> Any:
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return lazyinit_recorded(measured, size, folder)
+
+
+def lazyinit_recorded(measured: Measured, size: Size, _: Path) -> Any:
+    model, key, ids = decoder(size)
+    tree = li.lazy(model).init(key, ids)
+    with measured:
+        return jax.block_until_ready(li.materialize(tree))
+
+
 def _full(layers: int) -> Case:
     return Case(
         name=f"init-{layers}",
@@ -99,6 +165,7 @@ def _full(layers: int) -> Case:
             "lazyinit": "lazyinit",
             "jit": "`jax.jit(model.init)`",
             "eager": "eager `model.init`",
+            "lazy_init": "`model.lazy_init` of Flax",
         },
         reference="eager",
         exact=("lazyinit",),
@@ -116,6 +183,7 @@ CASES = (
         contenders={
             "lazyinit_head": "lazyinit",
             "jit_head": '`jax.jit(lambda k, x: model.init(k, x)["params"]["head"])`',
+            "recipe_head": "`jax.eval_shape`, then one `jax.jit` of what is missing",
         },
         reference="eager_head",
         exact=("lazyinit_head",),
@@ -133,5 +201,30 @@ CASES = (
         exact=("lazyinit_sharded",),
         size=Size(layers=32, devices=8),
         quick=Size(layers=8, devices=8),
+    ),
+    Case(
+        name="cache",
+        title="materialize, 32 layers, recorded before",
+        module="initialize",
+        contenders={
+            "lazyinit_cached": "lazyinit, second process with a compilation cache",
+            "lazyinit_recorded": "lazyinit, no compilation cache",
+        },
+        reference="fill_cache",
+        exact=("lazyinit_cached", "lazyinit_recorded"),
+        size=Size(layers=32),
+    ),
+    Case(
+        name="warm",
+        title="{bytes} of parameters, 4 layers, everything compiled before",
+        module="initialize",
+        contenders={
+            "lazyinit_warm": "lazyinit",
+            "jit_warm": "compiled `jax.jit(model.init)`",
+        },
+        reference="eager",
+        exact=("lazyinit_warm",),
+        size=Size(layers=4, width=2048, vocab=16384),
+        quick=Size(layers=2, width=1024, vocab=8192),
     ),
 )

@@ -59,6 +59,20 @@ def load_file(measured: Measured, size: Size, folder: Path) -> Any:
         return jax.block_until_ready(tensors)
 
 
+def orbax(measured: Measured, size: Size, folder: Path) -> Any:
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    model, key, ids = decoder(size)
+    rule = li.shard_fsdp(jax.make_mesh((size.devices,), ("data",)), "data")
+    target = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rule(name, leaf))
+        for name, leaf in _flat(jax.eval_shape(model.init, key, ids)).items()
+    }
+    _warm(folder)
+    with measured, ocp.Context(checkpoint_layout=ocp.options.CheckpointLayout.SAFETENSORS):
+        return jax.block_until_ready(ocp.load(_file(folder), target))
+
+
 def copy(measured: Measured, _: Size, folder: Path) -> Any:
     _warm(folder)
     with measured:
@@ -100,11 +114,13 @@ CASES = (
         contenders={
             "lazyinit": "lazyinit",
             "load_file": "`safetensors.flax.load_file` + `jax.device_put`",
+            "orbax": "Orbax v1's safetensors layout, with target shardings",
             "copy": "floor: one numpy copy out of a memory map",
         },
         reference="write",
         exact=("lazyinit", "load_file", "copy"),
         owned=True,
+        needs=("orbax.checkpoint",),
         size=Size(layers=32, width=896, vocab=22016, devices=8),
         quick=Size(layers=32, width=384, vocab=13312, devices=8),
     ),

@@ -2,20 +2,22 @@
 
 import collections
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
+from lazyinit.elementwise import Elementwise
 from lazyinit.params import Key, RngPath
 from lazyinit.program import Value, is_key
 from lazyinit.slices import SmallValues, Work, is_order_free
+from lazyinit.threefry import fold_in
 
 Executable: TypeAlias = Any  # What jax.stages.Compiled is: called with the arguments, gives arrays.
 
@@ -64,9 +66,11 @@ def encode(
             path = own_keys[value]
             (root,) = path.roots.values()
             assert isinstance(root, Key), "a traced key is never handed to a compiled program"
-            folded = path.fold >= 0
-            arguments.append(Argument("folded" if folded else "key", root.impl, root.typed))
             words = np.frombuffer(root.data, np.uint32).reshape(root.shape)
+            folded = path.fold >= 0
+            if folded and root.impl == "threefry2x32" and words.shape == (2,):
+                words, folded = fold_in(words, path.fold), False
+            arguments.append(Argument("folded" if folded else "key", root.impl, root.typed))
             parts.append((words, np.uint32(path.fold)) if folded else (words,))
             continue
         array = small[value]
@@ -114,25 +118,79 @@ class Compiler:
         """
         device = compat.setting("jax_default_device")
         wanted = (work.signature(), arguments, dtypes, placements, device)
+        platform = next(
+            (shardings.platform_of(p) for p in placements if p is not None),
+            shardings.platform_of(None),
+        )
+        return self._once(
+            pool, wanted, platform, lambda: _lower(work, arguments, parts, dtypes, placements)
+        )
+
+    def request_run(
+        self,
+        pool: ThreadPoolExecutor,
+        work: Elementwise,
+        arguments: tuple[Argument, ...],
+        parts: Sequence[tuple[Any, ...]],
+        dtype: Any,
+        length: int,
+    ) -> Future[Executable]:
+        """Returns the compiled program that makes any run of elements of a work, or the promise.
+
+        Args:
+          pool: where to compile.
+          work: what to compile.
+          arguments: how its inputs are handed in.
+          parts: host values of the right shapes and dtypes.
+          dtype: what to cast the elements to.
+          length: how many elements it makes.
+        """
+        wanted = (work.signature, arguments, _types(parts), dtype, length)
+        return self._once(
+            pool, wanted, "cpu", lambda: _lower_run(work, arguments, parts, dtype, length)
+        )
+
+    def _once(
+        self,
+        pool: ThreadPoolExecutor,
+        wanted: Any,
+        platform: str,
+        lower: Callable[[], jax.stages.Lowered],
+    ) -> Future[Executable]:
+        wanted = (wanted, bool(compat.setting("jax_enable_x64")))
         with self._lock:
             known = self._kept.get(wanted)
             if known is not None and not (known.done() and known.exception()):
                 self._kept.move_to_end(wanted)
                 return known
-            lowered = _lower(work, arguments, parts, dtypes, placements)
-            options = compat.keeping_barriers(_platform(placements))
-            compiled = self._kept[wanted] = pool.submit(lowered.compile, options)
+            options = compat.keeping_barriers(platform)
+            compiled = self._kept[wanted] = pool.submit(lower().compile, options)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
             return compiled
 
 
-def _platform(placements: Sequence[Sharding | None]) -> str:
-    for placement in placements:
-        if placement is not None:
-            return next(iter(placement.device_set)).platform
-    device = compat.setting("jax_default_device")
-    return getattr(device, "platform", None) or device or jax.default_backend()
+def _types(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple((type(x), np.shape(x), getattr(x, "dtype", None)) for part in parts for x in part)
+
+
+def _lower_run(
+    work: Elementwise,
+    arguments: tuple[Argument, ...],
+    parts: Sequence[tuple[Any, ...]],
+    dtype: Any,
+    length: int,
+) -> jax.stages.Lowered:
+    def lazyinit_run(parts: Sequence[tuple[Any, ...]], base: Any, offsets: Any) -> Any:
+        inputs = [a.decode(*p) for a, p in zip(arguments, parts, strict=True)]
+        low = base[1] + offsets
+        high = base[0] + (low < offsets).astype(np.uint32)  # With the carry.
+        made = work.run(inputs, high, low)
+        return made if made.dtype == dtype else jax.lax.convert_element_type(made, dtype)
+
+    words = [np.zeros(n, np.uint32) for n in (2, length)]
+    here = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    return jax.jit(lazyinit_run, out_shardings=here).lower(parts, *words)
 
 
 def _lower(

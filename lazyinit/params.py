@@ -126,7 +126,8 @@ class Key:
         if not self.typed:
             return words
         with jax.ensure_compile_time_eval():  # A value, whatever trace the caller is in.
-            return jax.random.wrap_key_data(jnp.asarray(words), impl=self.impl)
+            # Not jnp.asarray: that compiles a program, to copy what it is given (jax 0.10.2).
+            return jax.random.wrap_key_data(jax.device_put(words), impl=self.impl)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

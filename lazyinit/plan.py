@@ -10,11 +10,13 @@ from typing import Any, TypeAlias
 import jax
 from jax.sharding import Sharding
 
-from lazyinit import compat, table
+from lazyinit import compat, limits, table
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
+from lazyinit.elementwise import elementwise
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk, cast_dtype, describe, label
+from lazyinit.slices import Slice, gather, is_order_free
 
 Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable.
 
@@ -57,11 +59,15 @@ class Plan:
     Attributes:
       leaves: one entry for each array or thunk of the tree, in its order.
       bytes_per_device: bytes that arrive on each device, by device.
+      peak_bytes_per_device: these, and what is needed beside them while they are made: a bound for
+        leaves that are drawn or read, an estimate for leaves with a program of their own
+        (``docs/performance.md``).
       unused_rules: patterns of ``shard_by_rules`` that match no leaf.
     """
 
     leaves: tuple[LeafPlan, ...]
     bytes_per_device: Mapping[Device, int]
+    peak_bytes_per_device: Mapping[Device, int]
     unused_rules: tuple[str, ...] = ()
 
     def bytes_of(self, action: str) -> int:
@@ -150,6 +156,7 @@ def plan(
     seen: set[Any] = set()
     planned = []
     arriving: Counter[Device] = Counter()
+    beside: dict[Device, list[int]] = {}
     for (path, leaf), chosen, placement in zip(leaves, selected, placements, strict=True):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             continue
@@ -166,6 +173,7 @@ def plan(
             devices = {_default_device()} if placement is None else placement.device_set
             for device in sorted(devices, key=lambda d: d.id):
                 arriving[device] += shard
+                beside.setdefault(device, []).append(_beside(leaf, placement, shard, device))
         item = nbytes // max(leaf.size, 1)
         loaded = {"load": nbytes, "overlap": item * _stored_size(leaf)}.get(action, 0)
         origin = _origin(leaf)
@@ -177,7 +185,27 @@ def plan(
         if isinstance(sharding, shardings.ShardByRules)
         else []
     )
-    return Plan(tuple(planned), dict(arriving), tuple(unused))
+    peak = {d: n + sum(sorted(beside[d])[-limits.IN_FLIGHT :]) for d, n in arriving.items()}
+    return Plan(tuple(planned), dict(arriving), peak, tuple(unused))
+
+
+def _beside(leaf: Any, placement: Sharding | None, shard: int, device: Device) -> int:
+    """Returns the bytes that a device needs, beside its shard, while a leaf is made."""
+    match leaf:
+        case StoredParam():
+            return limits.PIECE
+        case OverlapParam():
+            return max(limits.PIECE, _beside(leaf.rest, placement, shard, device))
+        case LazyParam(init_fn=Slice() as init_fn):
+            work = gather([init_fn])
+            if device.platform == "cpu" and elementwise(work) is not None:
+                return limits.RUN_BYTES
+            is_whole = placement is not None and not is_order_free(work)
+            return limits.TEMPORARIES * (leaf.nbytes if is_whole else shard)
+        case LazyParam():
+            return limits.TEMPORARIES * leaf.nbytes
+        case _:
+            return 0
 
 
 def _action(leaf: Any, chosen: bool, placement: Sharding | None, target: Any) -> str:

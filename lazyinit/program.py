@@ -66,6 +66,7 @@ class Program:
     _on_keys: dict[Value, bool] = field(default_factory=dict)
     _narrowed: dict[tuple[int, frozenset[Value]], Equation] = field(default_factory=dict)
     _pickled: list[tuple[bytes, bool]] = field(default_factory=list)  # At most one.
+    _traced: list[bool] = field(default_factory=list)  # At most one.
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (jax.__version__, self.pickled()[0])
@@ -92,7 +93,9 @@ class Program:
     @property
     def is_traced(self) -> bool:
         """Whether it was traced within another trace, and uses values of that."""
-        return any(map(compat.is_tracer, self.constants.values()))
+        if not self._traced:  # A long walk, and asked for each leaf.
+            self._traced.append(any(map(compat.is_tracer, self.constants.values())))
+        return self._traced[0]
 
     def is_small(self, value: Value) -> bool:
         """Tells whether a value is a key or a scalar, and so is all that it is made of."""

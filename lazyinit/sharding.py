@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from lazyinit import errors, paths
+from lazyinit import compat, errors, paths
 
 # Any: a prefix pytree of shardings has whatever containers the tree has.
 ShardingLike: TypeAlias = "Sharding | Callable[[str, Any], Sharding | None] | TreeSharding | Any"
@@ -158,6 +158,14 @@ def devices_in_order(sharding: Sharding) -> Sequence[Any]:
         devices: Any = sharding.mesh.devices
         return tuple(devices.flat)
     return tuple(sorted(sharding.device_set, key=lambda device: device.id))
+
+
+def platform_of(placement: Sharding | None) -> str:
+    """Returns the platform (``"cpu"``) of a sharding; ``None`` is the default device."""
+    if placement is not None:
+        return next(iter(placement.device_set)).platform
+    device = compat.setting("jax_default_device")
+    return getattr(device, "platform", None) or device or jax.default_backend()
 
 
 def replicated(sharding: Sharding) -> Sharding | None:

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 
 from lazyinit import compat
 from lazyinit.fingerprint import fingerprint, fingerprint_constant
@@ -179,18 +180,19 @@ class SmallValues:
     ) -> None:
         """Takes the root keys by stream, and values that are known already."""
         self._program = program
-        self._number: dict[Value, Any] = {}  # Equal numbers, equal values.
-        self._arrays: dict[Any, Any] = {}
-        self._done: dict[Any, list[Any]] = {}
+        self._number: dict[Value, int] = {}  # Equal numbers, equal values.
+        self._arrays: list[Any] = []  # By number.
+        self._constants: dict[Any, int] = {}
+        self._done: dict[Any, list[int]] = {}
         for value, stream in program.streams.items():
             if stream in roots:
-                self._set(value, ("root", value), roots[stream])
+                self._number[value] = self._add(roots[stream])
         for value, array in given.items():
-            self._set(value, ("given", value), array)
+            self._number[value] = self._add(array)
 
-    def _set(self, value: Value, number: Any, array: Any) -> None:
-        self._number[value] = number
-        self._arrays.setdefault(number, array)
+    def _add(self, array: Any) -> int:
+        self._arrays.append(array)
+        return len(self._arrays) - 1
 
     def __getitem__(self, value: Value) -> Any:
         """Returns the array of one value, computing what it needs."""
@@ -202,7 +204,10 @@ class SmallValues:
                 stack.pop()
             elif v in program.constants:
                 constant = program.constants[v]
-                self._set(v, fingerprint_constant(constant, program.avals[v]), constant)
+                same = fingerprint_constant(constant, program.avals[v])
+                if same not in self._constants:
+                    self._constants[same] = self._add(constant)
+                self._number[v] = self._constants[same]
             else:
                 equation = program.producers[v]
                 missing = [i for i in equation.inputs if i not in self._number]
@@ -217,10 +222,26 @@ class SmallValues:
         call = (equation.origin.primitive, fingerprint(equation.origin.params), numbers)
         if call not in self._done:
             arrays = [self._arrays[n] for n in numbers]
-            results = compat.bind(equation.origin, *arrays)
-            self._done[call] = [(call, n) for n in range(len(results))]
-            self._arrays.update(zip(self._done[call], results, strict=True))
+            results = _on_host(equation.origin, arrays)
+            if results is None:
+                results = compat.bind(equation.origin, *arrays)
+            self._done[call] = [self._add(array) for array in results]
         self._number.update(zip(equation.outputs, self._done[call], strict=True))
+
+
+def _on_host(equation: jex.JaxprEqn, arrays: Sequence[Any]) -> Sequence[Any] | None:
+    """Takes keys out of an array of keys without a program for each place, if that is all."""
+    name, params = equation.primitive.name, equation.params
+    if name not in ("slice", "squeeze") or not is_key(arrays[0]):
+        return None
+    words = np.asarray(jax.random.key_data(arrays[0]))
+    if name == "slice":
+        strides = params["strides"] or (1,) * len(params["start_indices"])
+        bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+        words = words[tuple(slice(*bound) for bound in bounds)]
+    else:
+        words = np.squeeze(words, tuple(params["dimensions"]))
+    return [jax.random.wrap_key_data(jax.device_put(words), impl=jax.random.key_impl(arrays[0]))]
 
 
 def _aval_key(aval: Any) -> tuple[Any, ...]:

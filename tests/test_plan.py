@@ -1,13 +1,15 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from models import Decoder
+from models import Decoder, Wrap
 from oracles import large_arrays_since, live
 
 import lazyinit as li
+from lazyinit import limits
 
 IDS = jax.ShapeDtypeStruct((1, 4), "int32")
 
@@ -103,3 +105,21 @@ def test_a_plan_refuses_what_materialize_would_refuse():
         li.plan(recorded(), lambda path, leaf: NamedSharding(jax.make_mesh((3,), ("z",)), P("z")))
     with pytest.raises(li.errors.PathError, match=r"^params/nowhere: this pattern matches none"):
         li.plan(recorded(), paths="params/nowhere")
+
+
+def test_the_peak_counts_what_is_needed_beside_the_leaves():
+    def body(self, x):
+        self.param("drawn", nn.initializers.normal(), (512, 512))
+        self.param("decomposed", nn.initializers.orthogonal(), (64, 64))
+
+    tree = li.lazy(Wrap(body)).init(jax.random.key(0), 0)
+    (device,) = li.plan(tree).bytes_per_device
+    arriving, peak = (
+        getattr(li.plan(tree), name)[device]
+        for name in ("bytes_per_device", "peak_bytes_per_device")
+    )
+    assert peak == arriving + limits.RUN_BYTES + limits.TEMPORARIES * 64 * 64 * 4
+    assert li.plan(tree, paths="params/drawn").peak_bytes_per_device[device] < 2**22 + 2**20
+    leaf = li.LazyParam((8,), "float32", jax.nn.initializers.zeros)
+    stored, _ = li.fill({"w": leaf}, {"w": np.zeros(8, np.float32)})
+    assert li.plan(stored).peak_bytes_per_device[device] == 32 + limits.PIECE

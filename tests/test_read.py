@@ -1,4 +1,5 @@
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 import lazyinit as li
+from lazyinit import read
+from lazyinit.checkpoint.layout import Transposed
 
 
 def stored(tmp_path, values):
@@ -76,3 +79,30 @@ def test_the_default_device_is_that_of_the_caller(tmp_path):
     with jax.default_device(jax.devices()[3]):
         array = li.materialize(tree)["w"]
     assert array.device == jax.devices()[3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_the_file_are_given_back(tmp_path):
+    def mapped():
+        with open("/proc/self/status") as status:
+            return next(int(x.split()[1]) * 1024 for x in status if x.startswith("RssFile"))
+
+    values = np.random.default_rng(0).random((2048, 4096), np.float32)
+    tree, _ = stored(tmp_path, values)
+    li.materialize(tree)  # Maps the code that reads, too.
+    before = mapped()
+    made = li.materialize(tree)
+    assert mapped() - before < 2**21
+    np.testing.assert_array_equal(made["w"], values)
+
+
+@pytest.mark.parametrize("shape", [(1000, 700), (4, 520, 300), (2, 4, 260, 300)])
+@pytest.mark.parametrize("spec", [P(), P("y"), P(None, "y"), P("x", "y")])
+def test_a_transposed_tensor_is_read_in_pieces_and_tiles(tmp_path, monkeypatch, shape, spec):
+    monkeypatch.setattr(read, "PIECE", 100_000)
+    values = np.random.default_rng(0).random(shape, np.float32)
+    tree, _ = stored(tmp_path, values)
+    source = Transposed(tree["w"].source, tuple(reversed(range(len(shape)))))
+    leaf = li.StoredParam(source.shape, np.dtype("bfloat16"), source)
+    made = li.materialize({"w": leaf}, sharding=NamedSharding(mesh(), spec))["w"]
+    np.testing.assert_array_equal(made, values.astype("bfloat16").transpose())

@@ -13,6 +13,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,23 @@ def release(extents: Iterable[Extent]) -> None:
         if held is not None and isinstance(held.base, mmap.mmap) and extent.stop > extent.start:
             start = extent.start - extent.start % mmap.PAGESIZE
             held.base.madvise(mmap.MADV_DONTNEED, start, extent.stop - start)
+
+
+def give_back(values: np.ndarray) -> None:
+    """Lets go of the resident pages under a view of a map; reading them again maps them anew.
+
+    Pages that it shares with what lies before and behind it stay. Other arrays are left alone.
+    """
+    base: Any = values
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    pages = getattr(base, "_mmap", None)
+    if not isinstance(pages, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not values.size:
+        return
+    low, high = (int(a) - base.ctypes.data for a in np.lib.array_utils.byte_bounds(values))
+    start, stop = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
+    if stop > start:
+        pages.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

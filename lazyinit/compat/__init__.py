@@ -9,9 +9,13 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
 from jax._src import core
+from jax._src.random import prng
 from jax.interpreters import partial_eval
 
+from lazyinit.compat.again import call as call
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.steps import EagerSteps as EagerSteps
 from lazyinit.compat.steps import TracedValue as TracedValue
@@ -71,6 +75,21 @@ def _no_debug_info(equation: jex.JaxprEqn) -> Any:
     return jex.DebugInfo(f"lazyinit:{equation.primitive.name}", "", None, None)
 
 
+def counts_by_index(equation: jex.JaxprEqn) -> bool:
+    """Tells whether a ``random_bits`` hashes the flat index of each element by threefry.
+
+    Drop when a jaxpr equation says under which settings it was traced.
+    """
+    key: Any = equation.invars[0].aval
+    is_threefry = key.shape == () and key.dtype._impl.name == "threefry2x32"
+    return is_threefry and equation.ctx.threefry_partitionable
+
+
+def is_anywhere(equation: jex.JaxprEqn) -> bool:
+    """Tells whether an equation was traced under no mesh and for no special kind of memory."""
+    return equation.ctx.cur_abstract_mesh.empty and equation.ctx.compute_type is None
+
+
 def setting(name: str) -> Any:
     """Returns the value of a JAX setting that holds in this thread, contexts included."""
     return getattr(jax.config, name)  # Typed nowhere, so not found by type checkers.
@@ -106,6 +125,27 @@ def flax_fold(names: Sequence[str | int]) -> int:
         size = 0 if isinstance(name, str) else (name.bit_length() + 7) // 8
         digest.update(name.encode() if isinstance(name, str) else name.to_bytes(size, "big"))
     return int.from_bytes(digest.digest()[:4], "big")
+
+
+def flax_make_rng(scope: Any, name: str) -> Any | None:
+    """Does what ``Scope.make_rng`` of Flax does for a stream of its own with a typed key.
+
+    It binds the one primitive that this comes to. Drop when a ``LazyRng`` folds its suffix in
+    without going through ``jax.numpy``.
+
+    Returns:
+      The key; ``None``, with nothing done, for any other stream.
+    """
+    rng = scope.rngs.get(name)
+    if not (rng is not None and isinstance(core.trace_ctx.trace, EagerSteps)):
+        return None
+    if not (hasattr(rng, "suffix") and jnp.issubdtype(rng.rng.dtype, jax.dtypes.prng_key)):
+        return None
+    scope._check_valid()
+    scope._validate_trace_level()
+    scope.rng_counters[name] += 1
+    number = flax_fold((*rng.suffix, scope.rng_counters[name]))
+    return prng.random_fold_in_p.bind(rng.rng, np.uint32(number))
 
 
 def is_tracer(x: Any) -> bool:

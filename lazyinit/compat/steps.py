@@ -12,8 +12,9 @@ This rests on names of JAX that are not public. Drop it when ``jax.make_jaxpr`` 
 to inline, and gives values on demand.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
@@ -41,6 +42,9 @@ class Origins:
     def union(several: Iterable["Origins"]) -> "Origins":
         """Returns the origins of what is computed from several values."""
         distinct = set(several)
+        if len(distinct) == 1:
+            return distinct.pop()
+        distinct = {o for o in distinct if o.known or o.unknown} or {_CONSTANTS}
         if len(distinct) == 1:
             return distinct.pop()
         known = frozenset[str]().union(*(o.known for o in distinct))
@@ -138,6 +142,7 @@ class EagerSteps(core.Trace):
     Attributes:
       looked_at: the root keys that values which Python code looked at were computed from.
       answers_all: whether JAX's own questions for a concrete value are answered for any value.
+      tapes: what calls of initializers did (see ``again``).
     """
 
     def __init__(self, around: Any, *, answers_all: bool) -> None:
@@ -146,6 +151,17 @@ class EagerSteps(core.Trace):
         self.requires_low = around.requires_low
         self.answers_all = answers_all
         self.looked_at: set[str] = set()
+        self.tapes: dict[Any, Any] = {}
+        self._heard: list[tuple[_Call, Sequence[Any]]] | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[list[tuple[Any, Sequence[Any]]]]:
+        """Yields a list that gets every call that is traced within, and what it gives."""
+        before, self._heard = self._heard, []
+        try:
+            yield self._heard
+        finally:
+            self._heard = before
 
     def current(self) -> AbstractContextManager[Any]:
         """Returns the context in which what is traced goes through this trace."""
@@ -214,16 +230,25 @@ class EagerSteps(core.Trace):
         """Traces one operation, and notes how its results are made."""
         if params.get("inline"):
             params = {**params, "inline": False}
+        inner, origins = [], _CONSTANTS
+        several: set[Origins] = set()
+        for x in args:
+            is_mine = type(x) is TracedValue and x._trace is self
+            inner.append(x.inner if is_mine else x)
+            origins = x.origins if is_mine else self._origins(x)
+            several.add(origins)
         with core.set_current_trace(self._around):
-            out = self._around.process_primitive(primitive, [*map(self.unwrap, args)], params)
+            out = self._around.process_primitive(primitive, inner, params)
         call = _Call(primitive, args, params)
-        origins = Origins.union(map(self._origins, args)) if args else _CONSTANTS
-        if primitive.multiple_results:
-            return [
-                TracedValue(self, x, (call, n), origins) if isinstance(x, core.Tracer) else x
-                for n, x in enumerate(out)
-            ]
-        return TracedValue(self, out, (call, 0), origins) if isinstance(out, core.Tracer) else out
+        if len(several) > 1:
+            origins = Origins.union(several)
+        results = [
+            TracedValue(self, x, (call, n), origins) if isinstance(x, core.Tracer) else x
+            for n, x in enumerate(out if primitive.multiple_results else (out,))
+        ]
+        if self._heard is not None:
+            self._heard.append((call, results))
+        return results if primitive.multiple_results else results[0]
 
     def process_custom_jvp_call(
         self, primitive: Any, fun: Any, jvp: Any, args: Any, /, **_: Any

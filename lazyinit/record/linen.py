@@ -108,9 +108,13 @@ class _NotingScope(Scope):
     def rewound(self, rewind_rngs: bool = False) -> Scope:
         return _note_into(super().rewound(rewind_rngs), self.notes, self.keys)
 
+    def make_rng(self, name: str = "params") -> Any:
+        key = compat.flax_make_rng(self, name)
+        return super().make_rng(name) if key is None else key
+
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **kwargs: Any) -> Any:
         def noting(key: Any, *args: Any, **kwargs: Any) -> Any:
-            value = init_fn(key, *args, **kwargs)
+            value = compat.call(init_fn, key, *args, **kwargs)
             rng = self.rngs["params"]
             if isinstance(rng, LazyRng) and rng.rng is self.keys["params"]:
                 folded = (*rng.suffix, self.rng_counters["params"])

@@ -1,0 +1,91 @@
+"""Calls of JAX's own initializers, done again without their Python code.
+
+A deep model calls the same initializer with the same shape once per layer, and most of the time
+goes into Python code above the primitives. What an initializer of ``jax.nn.initializers`` does
+depends on its closure, its arguments and JAX's settings alone, so that an equal call under the
+same trace can bind the same primitives to another key. Functions that anybody else wrote are
+called each time: they may count, or look at the world.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax._src import config, core
+from jax._src.nn import initializers
+
+from lazyinit.compat.steps import EagerSteps
+
+_PLAIN = (int, float, complex, str, bool, type(None), type)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tape:
+    """What one call did: primitives, and which values each took (the key is value 0)."""
+
+    calls: Sequence[tuple[Any, Mapping[str, Any], Sequence[tuple[int, Any]]]]
+    result: int
+
+
+def call(init_fn: Callable[..., Any], key: Any, *args: Any, **kwargs: Any) -> Any:
+    """Returns what ``init_fn(key, *args, **kwargs)`` does, sooner where it did so before."""
+    trace = core.trace_ctx.trace
+    token = _token(init_fn, args, kwargs) if isinstance(trace, EagerSteps) else None
+    if token is None:
+        return init_fn(key, *args, **kwargs)
+    token = (token, key.aval, config.trace_context())
+    if token not in trace.tapes:
+        with trace.listening() as heard:
+            made = init_fn(key, *args, **kwargs)
+        trace.tapes[token] = _tape(key, heard, made)
+        return made
+    tape = trace.tapes[token]
+    return init_fn(key, *args, **kwargs) if tape is None else _again(trace, tape, key)
+
+
+def _token(init_fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Returns a hashable value that equal calls share, ``None`` if there is none."""
+    if getattr(init_fn, "__globals__", None) is not vars(initializers):
+        return None
+    cells = [cell.cell_contents for cell in init_fn.__closure__ or ()]
+    parts = (init_fn.__code__, *map(_plain, (cells, init_fn.__defaults__, args, kwargs)))
+    return None if any(part is None for part in parts) else parts
+
+
+def _plain(x: Any) -> Any:
+    """Returns a hashable stand-in for values that never change, ``None`` for any other."""
+    if isinstance(x, list | tuple):
+        parts = tuple(map(_plain, x))
+        return None if None in parts else (type(x), parts)
+    if isinstance(x, dict):
+        return _plain(sorted(x.items()))
+    is_plain = type(x) in _PLAIN or isinstance(x, type) or type(x).__module__ == "numpy.dtypes"
+    return (type(x), x) if is_plain else None
+
+
+def _tape(key: Any, heard: Sequence[tuple[Any, Any]], made: Any) -> _Tape | None:
+    number = {id(key): 0}
+    shared = set()  # Scalars made of constants alone are the same each time.
+    calls = []
+    for done, results in heard:
+        if any(not isinstance(x, core.Tracer) or (x is made and x.size <= 1) for x in results):
+            return None
+        own = [x for x in done.args if isinstance(x, core.Tracer) and id(x) not in shared]
+        if not own and all(x.size <= 1 for x in results):
+            shared.update(map(id, results))
+            continue
+        if any(id(x) not in number for x in own):
+            return None
+        taken = [(number.get(id(x), -1), None if id(x) in number else x) for x in done.args]
+        calls.append((done.primitive, done.params, taken))
+        number.update({id(x): len(number) + n for n, x in enumerate(results)})
+    return _Tape(calls, number[id(made)]) if id(made) in number else None
+
+
+def _again(trace: EagerSteps, tape: _Tape, key: Any) -> Any:
+    values = [key]
+    for primitive, params, taken in tape.calls:
+        args = [constant if n < 0 else values[n] for n, constant in taken]
+        out = trace.process_primitive(primitive, args, params)
+        values += out if primitive.multiple_results else [out]
+    return values[tape.result]

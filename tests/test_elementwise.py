@@ -1,0 +1,105 @@
+"""Works that give each element from its index."""
+
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import pytest
+from jax.nn import initializers
+from oracles import assert_same
+
+import lazyinit as li
+from lazyinit.elementwise import elementwise
+from lazyinit.slices import gather
+
+
+def work_of(init, shape=(8, 4), key=models.KEY):
+    tree = li.lazy(models.Wrap(lambda self, x: self.param("w", init, shape))).init(key, 0)
+    return gather([tree["params"]["w"].init_fn])
+
+
+FORMS = {
+    "zeros": initializers.zeros,
+    "constant": initializers.constant(3.0),
+    "normal": initializers.normal(0.02),
+    "truncated normal": initializers.truncated_normal(0.02),
+    "variance scaling": initializers.variance_scaling(2.0, "fan_in", "uniform"),
+    "bits": lambda key, shape: jax.random.bits(key, shape),
+    "bernoulli": lambda key, shape: jax.random.bernoulli(key, 0.3, shape),
+    "exponential": lambda key, shape: jax.random.exponential(key, shape),
+    "gumbel": lambda key, shape: jax.random.gumbel(key, shape),
+    "two draws": lambda key, shape: (
+        jax.random.normal(key, shape) + jax.random.uniform(jax.random.split(key)[1], shape)
+    ),
+    "reshaped": lambda key, shape: jax.random.normal(key, (32,)).reshape(shape) ** 2,
+    "under jit": jax.jit(lambda key, shape: jax.random.normal(key, shape) * 3, static_argnums=1),
+    "chosen": lambda key, shape: jnp.where(jax.random.normal(key, shape) > 0, np.float32(1), -2.0),
+    "clipped": lambda key, shape: jnp.clip(jax.random.normal(key, shape), -0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_leaf_made_by_its_indices_has_the_bits_of_eager_init(name):
+    assert elementwise(work_of(FORMS[name])) is not None
+    module = models.Wrap(lambda self, x: self.param("w", FORMS[name], (8, 4)))
+    assert_same(li.materialize(li.lazy(module).init(models.KEY, 0)), module.init(models.KEY, 0))
+
+
+OTHERS = {
+    "orthogonal": initializers.orthogonal(),
+    "a sum": lambda key, shape: jax.random.normal(key, shape) - jax.random.normal(key, shape).sum(),
+    "a flip": lambda key, shape: jax.random.normal(key, shape)[::-1],
+    "a transpose": lambda key, shape: jax.random.normal(key, shape[::-1]).T,
+    "two parts": lambda key, shape: jnp.concatenate(
+        [jax.random.normal(key, (4, 4)), jnp.ones((4, 4))]
+    ),
+    "an array": lambda key, shape: jax.random.normal(key, shape) * np.arange(4, dtype=np.float32),
+    "a scan": lambda key, shape: jnp.cumsum(jax.random.normal(key, shape)),
+    "weakly typed": lambda key, shape: jnp.broadcast_to(jnp.asarray(1.0), shape) * 1.0,
+    "nothing": lambda key, shape: jnp.zeros((0, 3)),
+    "keys": lambda key, shape: jax.random.split(key, 3),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_leaves_are_made_by_a_program_of_their_own(name):
+    assert elementwise(work_of(OTHERS[name])) is None
+    module = models.Wrap(lambda self, x: self.param("w", OTHERS[name], (8, 4)))
+    assert_same(li.materialize(li.lazy(module).init(models.KEY, 0)), module.init(models.KEY, 0))
+
+
+def test_other_generators_count_in_other_ways():
+    normal = initializers.normal(0.02)
+    assert elementwise(work_of(normal, key=jax.random.key(0, impl="rbg"))) is None
+    with jax.threefry_partitionable(False):
+        assert elementwise(work_of(normal)) is None
+    assert elementwise(work_of(normal, key=jax.random.PRNGKey(0))) is not None
+
+
+def test_one_signature_serves_all_shapes_and_scales_but_not_other_dtypes():
+    def signature(init, shape):
+        form = elementwise(work_of(init, shape))
+        assert form is not None
+        return form.signature
+
+    normal = signature(initializers.normal(0.02), (8, 4))
+    assert signature(initializers.normal(0.5), (3, 5, 7)) == normal
+    assert signature(initializers.normal(0.02, "bfloat16"), (8, 4)) != normal
+    assert signature(initializers.uniform(0.02), (8, 4)) != normal
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (1, 1), (2, 1)])
+def test_tiny_leaves_are_no_exception(shape):
+    for name in ("normal", "two draws", "constant", "clipped", "chosen"):
+        module = models.Wrap(lambda self, x, name=name: self.param("w", FORMS[name], shape))
+        assert_same(li.materialize(li.lazy(module).init(models.KEY, 0)), module.init(models.KEY, 0))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_64_bit_types_keep_their_bits(dtype):
+    with jax.enable_x64(True):
+        init = initializers.normal(0.02, dtype)
+        module = models.Wrap(lambda self, x: self.param("w", init, (65, 3)))
+        tree = li.lazy(module).init(models.KEY, 0)
+        wanted = module.init(models.KEY, 0)
+    assert_same(li.materialize(tree), wanted)
