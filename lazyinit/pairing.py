@@ -183,7 +183,7 @@ def shape_after(changes: tuple[Change, ...], shape: Shape, wanted: Shape) -> Sha
         made = Layout(changes, one, one).forward(Grid(((nothing,),)), (wanted,)).rows[0][0]
     except errors.FillError:
         return None
-    if changes and made is nothing and len(shape) > 1:
+    if changes and made is nothing:
         return None  # A transposition that does not apply to so few or many axes.
     return made.shape
 
