@@ -133,7 +133,7 @@ def _convert(options: argparse.Namespace) -> int:
     total = table.format_bytes(sum(map(nbytes, written.values())))
     print(f"{options.target}: {len(written)} tensors, {total}")
     read = {name for source in written.values() for name in source.names}
-    if left := [name for name in opened if name not in read]:
+    if left := [name for name, source in opened.items() if not read.issuperset(source.names)]:
         print(f"left out: {', '.join(left[:10])}{', ...' * (len(left) > 10)}")
     return 0
 

@@ -80,6 +80,14 @@ def test_convert_takes_rules_by_name_and_reads_them_backwards(tmp_path, monkeypa
         assert f"lazyinit: --rules {wrong}: wanted rules called" in capsys.readouterr().err
 
 
+def test_a_tied_tensor_is_not_left_out(tmp_path, capsys):
+    shared = np.ones(3, np.float32)
+    li.save({"a": shared, "b": shared}, tmp_path / "x")
+    assert main(["convert", str(tmp_path / "x"), str(tmp_path / "y.npz")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'y.npz'}: 2 tensors, 24 B\n"
+    assert main(["diff", "--values", str(tmp_path / "x"), str(tmp_path / "y.npz")]) == 0
+
+
 def test_families_have_their_rules_by_name(tmp_path, capsys):
     wte = np.arange(6, dtype=np.float32).reshape(2, 3)
     tensors = {"transformer.wte.weight": wte, "transformer.h.0.attn.bias": wte}

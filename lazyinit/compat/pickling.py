@@ -77,7 +77,8 @@ def _places() -> dict[int, tuple[str, str]]:
         id(value): (module_name, name)
         for module_name, module in sorted(sys.modules.items(), reverse=True)
         for name, value in list(getattr(module, "__dict__", {}).items())
-        if isinstance(value, core.Primitive)
+        # Not isinstance, which asks the value: some of other libraries warn when they are asked.
+        if issubclass(type(value), core.Primitive)
     }
 
 
