@@ -127,11 +127,11 @@ def run_case(case: Case, *, quick: bool, repeats: int, say: Callable[[str], None
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in case.contenders}
     with tempfile.TemporaryDirectory(prefix="lazyinit-benchmark-") as folder:
         if case.reference not in case.contenders:
-            wanted = _run(case, case.reference, size, folder)["facts"]
+            wanted = run_once(case, case.reference, size, folder)["facts"]
             say(f"{case.name}: {case.reference} (reference)")
         for repeat in range(repeats):
             for name in case.contenders:
-                runs[name].append(run := _run(case, name, size, folder))
+                runs[name].append(run := run_once(case, name, size, folder))
                 say(f"{case.name}: {name} {repeat + 1}/{repeats}: {run['seconds']:.3f} s")
     if case.reference in case.contenders:
         wanted = runs[case.reference][0]["facts"]
@@ -143,7 +143,8 @@ def run_case(case: Case, *, quick: bool, repeats: int, say: Callable[[str], None
     return Outcome(case.title.format(bytes=_binary(wanted.get("bytes", 0))), scores)
 
 
-def _run(case: Case, function: str, size: Size, folder: str) -> dict[str, Any]:
+def run_once(case: Case, function: str, size: Size, folder: str) -> dict[str, Any]:
+    """Runs one contender in a fresh process, and returns what it measured."""
     command = [sys.executable, str(_CONTENDER), case.module, function]
     command += [json.dumps(dataclasses.asdict(size)), folder]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)

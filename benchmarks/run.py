@@ -1,6 +1,7 @@
 """Measures lazyinit against what its users would write otherwise, and prints one table.
 
-    python benchmarks/run.py [--quick] [--only NAME ...] [--repeats N] [--markdown FILE]
+    python benchmarks/run.py [--quick] [--only NAME ...] [--repeats N]
+                             [--markdown FILE] [--plots FOLDER]
 
 Every number is measured in this one run. Each contender has a fresh process of its own, and
 contenders take turns. Not timed: process start, imports, the start of JAX's backend, the making
@@ -23,6 +24,7 @@ import initialize
 import load
 import record
 from harness import Case, ContenderError, Outcome, Spread, run_case
+from scaling import plot_all
 
 CASES: Sequence[Case] = (*initialize.CASES, *record.CASES, *load.CASES)
 
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     print(text)
     if options.markdown:
         options.markdown.write_text(text)
+    if options.plots:
+        plot_all(options.plots, quick=options.quick, repeats=min(repeats, 2), say=_say)
     return int(failed)
 
 
@@ -75,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="5, with --quick 2")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write scaling plots there")
     return parser
 
 

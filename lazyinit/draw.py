@@ -7,6 +7,7 @@ is how arrays on CPU devices are made. Elsewhere a transfer would cost more than
 """
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -22,10 +23,16 @@ from lazyinit.shards import Bounds, Shards
 _RUNS_AT_A_TIME = 8  # By one thread, before another leaf gets its turn.
 
 
-def run_length(shape: Shape, sharding: Sharding | None) -> int:
-    """Returns how many elements a program should make at a time for shards of this size."""
+def run_length(shape: Shape, sharding: Sharding | None, first: int = 0) -> int:
+    """Returns how many elements a program should make at a time for shards of this size.
+
+    Args:
+      shape: of the leaf.
+      sharding: where it goes.
+      first: the first axis that counts: 1 for leaves that are made by rows.
+    """
     shard = shape if sharding is None else sharding.shard_shape(shape)
-    return SHORT_RUN if math.prod(shard) <= 4 * SHORT_RUN else RUN
+    return SHORT_RUN if math.prod(shard[first:]) <= 4 * SHORT_RUN else RUN
 
 
 class Drawing:
@@ -55,26 +62,45 @@ class Drawing:
         """
         tasks = []
         for at, buffer in self._shards.allocate().items():
-            flat = buffer.reshape(-1)
-            indices = _Indices(self._shape, at)
-            step = run * _RUNS_AT_A_TIME
+            tasks += _draw(program, parts, run, pool, buffer, _Indices(self._shape, at))
+        return tasks
 
-            def work(
-                first: int, flat: Any = flat, indices: Any = indices, step: int = step
-            ) -> None:
-                made, end = first, min(first + step, flat.size)
-                while made < end:
-                    base, offsets, count = indices.run(made, min(run, end - made), run)
-                    elements = program(parts, base, offsets)
-                    flat[made : made + count] = np.asarray(elements)[:count]
-                    made += count
-
-            tasks += [pool.submit(work, first) for first in range(0, flat.size, step)]
+    def draw_rows(
+        self, program: Executable, parts: Sequence[Any], run: int, pool: ThreadPoolExecutor
+    ) -> list[Future[None]]:
+        """As ``draw``, but each row along the first axis has its own parts, and its own indices."""
+        tasks = []
+        for at, buffer in self._shards.allocate().items():
+            indices = _Indices(self._shape[1:], at[1:])
+            for row, to in zip(range(*at[0]), buffer, strict=True):
+                tasks += _draw(program, parts[row], run, pool, to, indices)
         return tasks
 
     def array(self) -> jax.Array:
         """Returns the leaf, once its buffers are full. On the thread whose settings hold."""
         return self._shards.array()
+
+
+def _draw(
+    program: Executable,
+    parts: Any,
+    run: int,
+    pool: ThreadPoolExecutor,
+    buffer: np.ndarray,
+    indices: "_Indices",
+) -> list[Future[None]]:
+    flat = buffer.reshape(-1)
+    step = run * _RUNS_AT_A_TIME
+
+    def work(first: int) -> None:
+        made, end = first, min(first + step, flat.size)
+        while made < end:
+            base, offsets, count = indices.run(made, min(run, end - made), run)
+            elements = program(parts, base, offsets)
+            flat[made : made + count] = np.asarray(elements)[:count]
+            made += count
+
+    return [pool.submit(work, first) for first in range(0, flat.size, step)]
 
 
 class _Indices:

@@ -93,8 +93,7 @@ class Elementwise:
     def of(cls, work: Work) -> "Elementwise | None":
         """Returns a work in this form, ``None`` if it has no such."""
         aval = work.program.avals[work.outputs[0]]
-        is_plain = hasattr(aval, "shape") and aval.size and not aval.weak_type and not is_key(aval)
-        if len(work.outputs) != 1 or not is_plain:
+        if len(work.outputs) != 1 or not _is_plain(aval):
             return None
         builder = _Builder(aval.size, len(work.inputs))
         env = {v: Ref(n) for n, v in enumerate(work.inputs)}
@@ -107,8 +106,12 @@ class Elementwise:
         output = env[work.outputs[0]]
         if not output.is_elements:
             return None
-        signature = (tuple(map(_sign, builder.steps)), _sign_ref(output))
-        return cls(tuple(builder.steps), output, aval.dtype, signature)
+        return cls.with_signature(tuple(builder.steps), output, aval.dtype)
+
+    @classmethod
+    def with_signature(cls, steps: tuple[Step, ...], output: Ref, dtype: Any) -> "Elementwise":
+        """Returns the form with these steps."""
+        return cls(steps, output, dtype, (tuple(map(_sign, steps)), _sign_ref(output)))
 
     def single(self, parts: Sequence[tuple[Any, ...]]) -> np.ndarray | None:
         """Returns the value of all elements, if that is one that is handed in.
@@ -162,6 +165,25 @@ def elementwise(work: Work) -> Elementwise | None:
                 _known.popitem(last=False)
         _known.move_to_end(wanted)
         return _known[wanted]
+
+
+def form_of_body(body: jex.ClosedJaxpr, inputs: int) -> Elementwise | None:
+    """Returns the body of an equation, which XLA compiles as one, in this form, if it has it."""
+    (aval,) = body.out_avals
+    if not _is_plain(aval):
+        return None
+    builder = _Builder(aval.size, inputs)
+    try:
+        (output,) = builder.body(body.jaxpr, body.consts, [Ref(n) for n in range(inputs)])
+    except _NotElementwiseError:
+        return None
+    if not output.is_elements:
+        return None
+    return Elementwise.with_signature(tuple(builder.steps), output, aval.dtype)
+
+
+def _is_plain(aval: Any) -> bool:
+    return bool(hasattr(aval, "shape") and aval.size and not aval.weak_type and not is_key(aval))
 
 
 def _alike(args: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
@@ -241,9 +263,9 @@ class _Builder:
             raise _NotElementwiseError
         if name == "jit":
             body = equation.params["jaxpr"]
-            return self._body(body.jaxpr, body.consts, inputs)
+            return self.body(body.jaxpr, body.consts, inputs)
         if (inner := compat.transparent_body(equation)) is not None:
-            return self._body(*inner, inputs)
+            return self.body(*inner, inputs)
         if any(r.is_elements for r in inputs):
             return self._on_elements(equation, inputs)
         if name == "random_bits" and self._covers(equation):
@@ -281,7 +303,8 @@ class _Builder:
     def _covers(self, equation: jex.JaxprEqn) -> bool:
         return len(equation.outvars) == 1 and _size(equation.outvars[0].aval) == self._size
 
-    def _body(self, jaxpr: jex.Jaxpr, consts: Sequence[Any], inputs: Sequence[Ref]) -> list[Ref]:
+    def body(self, jaxpr: jex.Jaxpr, consts: Sequence[Any], inputs: Sequence[Ref]) -> list[Ref]:
+        """Adds the equations of a body, with no barrier."""
         env: dict[Any, Ref] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             env[var] = _constant(const, var.aval)

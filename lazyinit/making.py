@@ -19,11 +19,12 @@ from lazyinit import sharding as shardings
 from lazyinit.buffers import Blocks
 from lazyinit.draw import Drawing, run_length
 from lazyinit.elementwise import Elementwise, elementwise
-from lazyinit.executable import Executable, compiler, computed_on, encode
+from lazyinit.executable import Argument, Executable, compiler, computed_on, encode
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import Key, LazyParam, RngPath, TracedKey, describe, label
 from lazyinit.shards import Shards
 from lazyinit.slices import Slice, SmallValues, Work, gather
+from lazyinit.stacked import Stacked
 from lazyinit.tracing import trace
 
 Finish: TypeAlias = Callable[[], Sequence[jax.Array]]  # Waits for what was dispatched.
@@ -184,7 +185,10 @@ def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start:
         with jax.ensure_compile_time_eval():
             arguments, parts = encode(unit.work, _own_keys(unit), small)
         if work is not None:
-            return _drawing(unit, work, arguments, parts, pools)
+            return _drawing(unit, work, arguments, [parts], pools)
+        rows = Stacked.of(unit.work) if shardings.platform_of(wanted[0]) == "cpu" else None
+        if rows is not None:
+            return _drawing_rows(unit, rows, small, pools)
         computed = tuple(computed_on(unit.work, s) for s in wanted)
         dtypes = tuple(job.dtype for job in unit.jobs)
         compiled = compiler.request(pools.compiling, unit.work, arguments, parts, dtypes, computed)
@@ -202,11 +206,14 @@ def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start:
 
 
 def _drawing(
-    unit: Unit, work: Elementwise, arguments: Any, parts: Sequence[tuple[Any, ...]], pools: Pools
+    unit: Unit, work: Elementwise, arguments: Any, rows: Sequence[Any], pools: Pools
 ) -> Start:
+    """Draws a leaf: ``rows`` has what to hand in for each of its rows, or once for all of it."""
     (job,) = unit.jobs
     x64 = unit.work.program.x64
-    length = run_length(job.leaf.shape, job.sharding)
+    by_rows = len(rows) > 1
+    length = run_length(job.leaf.shape, job.sharding, int(by_rows))
+    parts = rows[0]
     one = work.single(parts) if job.dtype == job.leaf.dtype else None
     compiled: Future[Executable] | None = None
     if one is None:
@@ -221,9 +228,13 @@ def _drawing(
         shape = job.leaf.shape
         shards = Shards(job.path, shape, job.dtype, job.sharding, pools.blocks)
         drawing = Drawing(shape, shards)
-        tasks = [] if one is not None else drawing.draw(run, parts, length, pools.drawing)
+        tasks = []
         if one is not None:
             drawing.fill(one)
+        elif by_rows:
+            tasks = drawing.draw_rows(run, rows, length, pools.drawing)
+        else:
+            tasks = drawing.draw(run, parts, length, pools.drawing)
 
         def finish() -> Sequence[jax.Array]:
             for task in tasks:
@@ -234,6 +245,16 @@ def _drawing(
         return finish
 
     return start
+
+
+def _drawing_rows(unit: Unit, rows: Stacked, small: SmallValues, pools: Pools) -> Start:
+    if not unit.work.inputs:  # One value throughout.
+        return _drawing(unit, rows.row, (), [[]], pools)
+    with jax.ensure_compile_time_eval():
+        keys = rows.keys(small[unit.work.inputs[0]])
+    return _drawing(
+        unit, rows.row, (Argument("key", "threefry2x32"),), [[(k,)] for k in keys], pools
+    )
 
 
 def _is_traced(unit: Unit) -> bool:

@@ -17,6 +17,7 @@ from lazyinit.elementwise import elementwise
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk, cast_dtype, describe, label
 from lazyinit.slices import Slice, gather, is_order_free
+from lazyinit.stacked import Stacked
 
 Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable.
 
@@ -198,7 +199,7 @@ def _beside(leaf: Any, placement: Sharding | None, shard: int, device: Device) -
             return max(limits.PIECE, _beside(leaf.rest, placement, shard, device))
         case LazyParam(init_fn=Slice() as init_fn):
             work = gather([init_fn])
-            if device.platform == "cpu" and elementwise(work) is not None:
+            if device.platform == "cpu" and (elementwise(work) or Stacked.of(work)):
                 return limits.RUN_BYTES
             is_whole = placement is not None and not is_order_free(work)
             return limits.TEMPORARIES * (leaf.nbytes if is_whole else shard)

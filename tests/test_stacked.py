@@ -1,0 +1,124 @@
+"""Leaves made under a scan, a row at a time."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from oracles import assert_same
+
+import lazyinit as li
+from lazyinit import making, shards
+from lazyinit.slices import gather
+from lazyinit.stacked import Stacked
+
+KEY = models.KEY
+MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+
+
+def stack(*inits, length=8, **kwargs):
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            for n, init in enumerate(inits):
+                x = nn.Dense(12, kernel_init=init, name=f"dense_{n}", **kwargs)(x)
+            return x, None
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layers = nn.scan(
+                Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=length
+            )
+            return layers(name="layers")(x, None)
+
+    return Stack()
+
+
+X = jnp.zeros((1, 12))
+normal, uniform = nn.initializers.normal(0.02), nn.initializers.he_uniform()
+
+
+@pytest.mark.parametrize("spec", [P(), P("a"), P(("a", "b")), P(None, "b"), P("b", None, "a")])
+def test_rows_have_the_bits_of_eager_init_on_any_mesh(spec):
+    module = stack(normal, uniform, nn.initializers.lecun_normal(), use_bias=False)
+    tree = li.lazy(module).init(KEY, X)
+    for leaf in jax.tree.leaves(tree):
+        assert Stacked.of(gather([leaf.init_fn])) is not None
+    assert_same(li.materialize(tree, sharding=NamedSharding(MESH, spec)), module.init(KEY, X))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("length", [1, 5])
+def test_other_types_and_lengths_keep_their_bits(dtype, length):
+    module = stack(normal, uniform, length=length, param_dtype=jnp.dtype(dtype))
+    assert_same(li.materialize(li.lazy(module).init(KEY, X)), module.init(KEY, X))
+
+
+def test_leaves_of_another_name_share_a_program(monkeypatch):
+    requested = []
+    real = making.compiler.request_run
+    monkeypatch.setattr(
+        making.compiler, "request_run", lambda *a: requested.append(a[1].signature) or real(*a)
+    )
+    li.materialize(li.lazy(stack(normal, normal, normal)).init(KEY, X))
+    assert len(requested) == 3
+    assert len(set(requested)) == 1
+
+
+def test_a_device_draws_no_more_rows_than_it_holds(monkeypatch):
+    """With one device of the eight here: as on a host of eight, each with one device."""
+    real = shards.Shards.__init__
+    drawn = []
+
+    def holds_one(self, path, shape, dtype, sharding, blocks):
+        real(self, path, shape, dtype, sharding, blocks)
+        device, at = next(iter(self._places.items()))
+        self._places = {device: at}
+
+    monkeypatch.setattr(shards.Shards, "__init__", holds_one)
+    monkeypatch.setattr(shards.Shards, "array", lambda self: drawn.append(self._buffers) or 0)
+    tree = li.lazy(stack(normal, use_bias=False)).init(KEY, X)
+    leaf = tree["params"]["layers"]["dense_0"]["kernel"]
+    calls = []
+    real_run = making.compiler.request_run
+
+    class Counted:
+        def __init__(self, future):
+            self.future = future
+
+        def result(self):
+            return lambda *a: calls.append(a) or self.future.result()(*a)
+
+    monkeypatch.setattr(making.compiler, "request_run", lambda *a: Counted(real_run(*a)))
+    (unit,) = making.units_of(
+        [making.Job("w", leaf, NamedSharding(MESH, P(("a", "b"))), leaf.dtype)]
+    )
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lazyinit.buffers import Blocks
+
+    with ThreadPoolExecutor(2) as pool:
+        making.start_of(unit, {}, making.Pools(pool, pool, pool, Blocks()))()()
+    assert len(calls) == 1
+    (buffers,) = drawn
+    wanted = stack(normal, use_bias=False).init(KEY, X)["params"]["layers"]["dense_0"]["kernel"]
+    np.testing.assert_array_equal(next(iter(buffers.values())), wanted[:1])
+
+
+def test_what_carries_or_does_more_has_a_program_of_its_own():
+    def body(self, x):
+        keys = lambda key: jax.random.split(key, 3)  # noqa: E731
+        self.param("carried", lambda key: jax.lax.scan(
+            lambda c, k: (c + jax.random.normal(k, (4,)), c), jnp.zeros(4), keys(key))[1])  # fmt: skip
+        self.param("summed", lambda key: jax.lax.scan(
+            lambda _, k: (None, jax.random.normal(k, (4, 4)) @ jnp.ones((4, 4))), None, keys(key))[1])  # fmt: skip
+
+    module = models.Wrap(body)
+    tree = li.lazy(module).init(KEY, 0)
+    for leaf in jax.tree.leaves(tree):
+        assert Stacked.of(gather([leaf.init_fn])) is None
+    assert_same(li.materialize(tree), module.init(KEY, 0))
