@@ -15,7 +15,7 @@ CLASSES = [x for _, x in inspect.getmembers(errors, inspect.isclass) if issubcla
 def test_every_error_is_of_the_package_and_of_a_built_in(error):
     assert issubclass(error, errors.LazyinitError)
     if error is not errors.LazyinitError:
-        assert issubclass(error, ValueError | TypeError | LookupError)
+        assert issubclass(error, ValueError | TypeError | LookupError | OSError)
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda e: e.__name__)

@@ -171,7 +171,10 @@ def test_an_array_that_no_memory_holds_is_the_error_of_jax_each_time():
 
 
 def test_a_program_that_failed_to_compile_is_compiled_anew(monkeypatch):
-    module = models.Wrap(lambda self, x: self.param("w", jax.nn.initializers.normal(0.123), (3, 7)))
+    def init(key):  # Steps that no other test takes, so that its program is not there already.
+        return jnp.sinh(jnp.tan(jax.random.uniform(key, (3, 7))))
+
+    module = models.Wrap(lambda self, x: self.param("w", init))
     tree = li.lazy(module).init(KEY, 0)
     compile_once = jax.stages.Lowered.compile
     failures = iter([RuntimeError("out of luck")])
