@@ -18,7 +18,8 @@ from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.compare import compare
 from lazyinit.convert import convert
 from lazyinit.params import describe
-from lazyinit.rules import TORCH, AnyRule
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.torch import TORCH
 from lazyinit.writing.pieces import nbytes
 
 _PATH = (

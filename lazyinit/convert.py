@@ -9,12 +9,12 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.layout import AsDtype
-from lazyinit.match import Place, slashed
+from lazyinit.matching.match import Place, slashed
+from lazyinit.matching.translate import translate
+from lazyinit.matching.unmatch import unmatch
 from lazyinit.params import Source, cast_dtype
-from lazyinit.rules import AnyRule, check_rules
-from lazyinit.translate import translate
-from lazyinit.unmatch import unmatch
+from lazyinit.rules.check import AnyRule, check_rules
+from lazyinit.sources.single import AsDtype
 from lazyinit.writing.flax_msgpack import write_msgpack
 from lazyinit.writing.folder import local_path, planned, write_folder, write_single
 from lazyinit.writing.npz import write_npz

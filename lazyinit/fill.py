@@ -12,7 +12,7 @@ import numpy as np
 from lazyinit import errors, paths, refusals
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.dtypes import same_kind
-from lazyinit.match import Match, Matching, Place, View, match, places, slashed
+from lazyinit.matching.match import Match, Matching, Place, View, match, places, slashed
 from lazyinit.params import LazyParam, StoredParam, Thunk
 from lazyinit.policies import (
     MismatchWord,
@@ -25,7 +25,7 @@ from lazyinit.policies import (
 )
 from lazyinit.provenance import provenance
 from lazyinit.report import Entry, Report
-from lazyinit.rules import AnyRule, check_rules
+from lazyinit.rules.check import AnyRule, check_rules
 
 Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
 
@@ -76,7 +76,7 @@ def fill(
     Example:
       >>> import jax, numpy as np
       >>> from lazyinit.params import LazyParam
-      >>> from lazyinit.rules import TORCH
+      >>> from lazyinit.rules.torch import TORCH
       >>> zeros = jax.nn.initializers.zeros
       >>> tree = {"params": {"fc": {"kernel": LazyParam((2, 3), "float32", zeros)}}}
       >>> tree, report = fill(tree, {"fc.weight": np.ones((3, 2), "float32")}, TORCH)

@@ -20,12 +20,12 @@ import numpy as np
 
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
-from lazyinit.buffers import Blocks
-from lazyinit.limits import IN_FLIGHT
-from lazyinit.making import Finish, Job, Pools, Start, check_inputs, start_of, units_of
-from lazyinit.overlay import overlaid
+from lazyinit.making.buffers import Blocks
+from lazyinit.making.limits import IN_FLIGHT
+from lazyinit.making.overlay import overlaid
+from lazyinit.making.read import Reader
+from lazyinit.making.units import Finish, Job, Pools, Start, check_inputs, start_of, units_of
 from lazyinit.params import LazyParam, StoredParam, Thunk, cast_dtype
-from lazyinit.read import Reader
 from lazyinit.slices import SmallValues
 
 

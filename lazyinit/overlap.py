@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.change import Changed, bounds, slices
 from lazyinit.dtypes import same_kind
 from lazyinit.params import (
     Index,
@@ -22,6 +21,7 @@ from lazyinit.params import (
     describe,
     label,
 )
+from lazyinit.sources.changed import Changed, bounds, slices
 
 
 @dataclass(frozen=True, slots=True, repr=False)

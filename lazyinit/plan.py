@@ -10,14 +10,15 @@ from typing import Any, TypeAlias
 import jax
 from jax.sharding import Sharding
 
-from lazyinit import compat, limits, table
+from lazyinit import compat, table
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
-from lazyinit.elementwise import elementwise
+from lazyinit.making import limits
+from lazyinit.making.elementwise import elementwise
+from lazyinit.making.stacked import Stacked
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk, cast_dtype, describe, label
 from lazyinit.slices import Slice, gather, is_order_free
-from lazyinit.stacked import Stacked
 
 Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable.
 

@@ -10,7 +10,7 @@ from lazyinit.lazy import lazy
 from lazyinit.materialize import materialize
 from lazyinit.policies import OnMismatch, OnMissing, OnUnexpected
 from lazyinit.report import Report
-from lazyinit.rules import AnyRule
+from lazyinit.rules.check import AnyRule
 from lazyinit.sharding import ShardingLike
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors, paths, table
-from lazyinit.checkpoint.change import Changed
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import AnyKey, Extent, Key, LazyParam, Source, StoredParam, label
+from lazyinit.sources.changed import Changed
 
 _FORMAT = 1  # Of the JSON.
 

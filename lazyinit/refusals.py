@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lazyinit.advise import advise
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.match import Place, View
+from lazyinit.matching.advise import advise
+from lazyinit.matching.match import Place, View
 from lazyinit.params import describe
 from lazyinit.report import Entry
-from lazyinit.rules import TORCH, AnyRule, Rule
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.rule import Rule
+from lazyinit.rules.torch import TORCH
 
 
 def called(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from lazyinit import table
 from lazyinit.params import Shape, describe
 from lazyinit.provenance import NOTHING_KNOWN, Provenance
-from lazyinit.rules import AnyRule
+from lazyinit.rules.check import AnyRule
 
 Status: TypeAlias = Literal["loaded", "missing", "mismatched", "adapted", "kept", "unexpected"]
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors
-from lazyinit.checkpoint.layout import AsDtype
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.match import Place, places
+from lazyinit.matching.match import Place, places
+from lazyinit.matching.unmatch import unmatch
 from lazyinit.ondemand import Maker, OnDemand
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk, describe
-from lazyinit.rules import AnyRule, check_rules
-from lazyinit.unmatch import unmatch
+from lazyinit.rules.check import AnyRule, check_rules
+from lazyinit.sources.single import AsDtype
 from lazyinit.writing.arrays import DeviceArray
 from lazyinit.writing.folder import local_path, planned, write_folder
 

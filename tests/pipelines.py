@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 import lazyinit as li
 from lazyinit import errors
-from lazyinit.checkpoint.change import Frame, Grid, Layout
-from lazyinit.checkpoint.joins import Concat, Split, Stack, Unstack
-from lazyinit.checkpoint.layout import Cast, Transpose
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.checkpoint.reshape import Rearrange
-from lazyinit.match import places
-from lazyinit.rules import check_rules
-from lazyinit.unmatch import unmatch
+from lazyinit.matching.match import places
+from lazyinit.matching.unmatch import unmatch
+from lazyinit.rules.change import Frame, Grid, Layout
+from lazyinit.rules.check import check_rules
+from lazyinit.rules.joins import Concat, Split, Stack, Unstack
+from lazyinit.rules.layout import Cast, Transpose
+from lazyinit.rules.reshape import Rearrange
 
 zeros = jax.nn.initializers.zeros
 

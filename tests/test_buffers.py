@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lazyinit.buffers import BLOCK, Blocks
+from lazyinit.making.buffers import BLOCK, Blocks
 
 
 @pytest.mark.parametrize("make", [Blocks().empty, Blocks().zeros])

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from pipelines import Counting, everything, held, indices, layouts
 
 from lazyinit import errors
-from lazyinit.checkpoint.change import Change, Frame, Grid, Layout
-from lazyinit.checkpoint.joins import Concat, Split, Stack, Unstack
-from lazyinit.checkpoint.layout import Cast, Transpose
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.checkpoint.reshape import Rearrange
+from lazyinit.rules.change import Change, Frame, Grid, Layout
+from lazyinit.rules.joins import Concat, Split, Stack, Unstack
+from lazyinit.rules.layout import Cast, Transpose
+from lazyinit.rules.reshape import Rearrange
 
 
 def read(source):

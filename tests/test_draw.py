@@ -15,10 +15,10 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit import draw
-from lazyinit.buffers import Blocks
-from lazyinit.draw import Drawing
-from lazyinit.shards import Shards
+from lazyinit.making import draw
+from lazyinit.making.buffers import Blocks
+from lazyinit.making.draw import Drawing
+from lazyinit.making.shards import Shards
 
 KEY = models.KEY
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)

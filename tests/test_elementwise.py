@@ -9,7 +9,7 @@ from jax.nn import initializers
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.elementwise import elementwise
+from lazyinit.making.elementwise import elementwise
 from lazyinit.slices import gather
 
 

@@ -13,8 +13,9 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit import executable, making
-from lazyinit.executable import Argument, Compiler, computed_on, encode
+from lazyinit.making import executable
+from lazyinit.making import units as making
+from lazyinit.making.executable import Argument, Compiler, computed_on, encode
 from lazyinit.slices import SmallValues, gather
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)

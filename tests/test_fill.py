@@ -13,7 +13,9 @@ from lazyinit import errors
 from lazyinit.checkpoint import open_checkpoint
 from lazyinit.fill import fill
 from lazyinit.params import LazyParam, StoredParam
-from lazyinit.rules import TORCH, Rename, Rule, strip_prefix
+from lazyinit.rules.renames import Rename, strip_prefix
+from lazyinit.rules.rule import Rule
+from lazyinit.rules.torch import TORCH
 
 zeros = jax.nn.initializers.zeros
 

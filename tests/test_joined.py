@@ -7,8 +7,8 @@ import pytest
 from pipelines import everything
 
 from lazyinit import errors
-from lazyinit.checkpoint.joined import Agreeing, Concatenated, Filled, Selected, Sliced, Stacked
 from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.sources.joined import Agreeing, Concatenated, Filled, Selected, Sliced, Stacked
 
 ARRAYS = [np.arange(6, dtype="float32").reshape(2, 3) + n for n in range(5)]
 HELD = tuple(HeldTensor(f"t{n}", x) for n, x in enumerate(ARRAYS))

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyinit import errors
-from lazyinit.checkpoint.layout import Cast, Transpose, Transposed
 from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.rules.layout import Cast, Transpose
+from lazyinit.sources.single import Transposed
 
 
 @st.composite

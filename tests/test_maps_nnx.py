@@ -16,8 +16,8 @@ from pipelines import assert_equal, filled, values, written
 import lazyinit as li
 from lazyinit import maps
 from lazyinit.checkpoint.memory import open_tree
-from lazyinit.rules import check_rules
-from lazyinit.translate import translate
+from lazyinit.matching.translate import translate
+from lazyinit.rules.check import check_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Theirs, about the end of Flax models.
 

@@ -13,8 +13,8 @@ import lazyinit as li
 from lazyinit import maps
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.memory import open_tree
-from lazyinit.rules import check_rules
-from lazyinit.translate import translate
+from lazyinit.matching.translate import translate
+from lazyinit.rules.check import check_rules
 
 LAYERS, D, F, V = 4, 32, 64, 128
 RULES = maps.scanned(maps.LLAMA, "model.layers.{n}", "model/layers")

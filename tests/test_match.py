@@ -9,7 +9,8 @@ import pytest
 from lazyinit import errors
 from lazyinit.fill import fill
 from lazyinit.params import LazyParam
-from lazyinit.rules import TORCH, Rule
+from lazyinit.rules.rule import Rule
+from lazyinit.rules.torch import TORCH
 
 
 def lazy(*shape):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lazyinit.checkpoint.joins import Stack
-from lazyinit.checkpoint.layout import Transpose
-from lazyinit.pairing import families, feasible, pair_up, pairs
+from lazyinit.matching.pairing import families, feasible, pair_up, pairs
+from lazyinit.rules.joins import Stack
+from lazyinit.rules.layout import Transpose
 
 
 def test_names_that_differ_in_numbers_are_one_family():

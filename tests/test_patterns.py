@@ -3,7 +3,7 @@ import re
 import pytest
 
 from lazyinit import errors
-from lazyinit.patterns import Captures, check_alike, pattern
+from lazyinit.rules.patterns import Captures, check_alike, pattern
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from oracles import assert_same
 
 import lazyinit as li
 from lazyinit import program
-from lazyinit.executable import compiler
+from lazyinit.making.executable import compiler
 
 KEY = jax.random.key(7)
 X = models.X

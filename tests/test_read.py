@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 import lazyinit as li
-from lazyinit import read
-from lazyinit.checkpoint.layout import Transposed
+from lazyinit.making import read
+from lazyinit.sources.single import Transposed
 
 
 def stored(tmp_path, values):

@@ -13,7 +13,7 @@ from oracles import assert_same, kernel_sharding, large_arrays_since, live
 
 import lazyinit as li
 from lazyinit import paths
-from lazyinit.executable import compiler
+from lazyinit.making.executable import compiler
 
 
 @functools.cache

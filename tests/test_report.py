@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from lazyinit.fill import fill
 from lazyinit.params import LazyParam
-from lazyinit.rules import TORCH
+from lazyinit.rules.torch import TORCH
 
 
 def lazy(*shape):

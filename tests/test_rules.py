@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyinit import errors
-from lazyinit.checkpoint.layout import Transpose
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.rules import TORCH, Rename, Rule, check_rules, strip_prefix
+from lazyinit.rules.check import check_rules
+from lazyinit.rules.layout import Transpose
+from lazyinit.rules.renames import Rename, strip_prefix
+from lazyinit.rules.rule import Rule
+from lazyinit.rules.torch import TORCH
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lazyinit.buffers import Blocks
-from lazyinit.shards import Shards
+from lazyinit.making.buffers import Blocks
+from lazyinit.making.shards import Shards
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 

@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit import making, shards
+from lazyinit.making import shards
+from lazyinit.making import units as making
+from lazyinit.making.stacked import Stacked
 from lazyinit.slices import gather
-from lazyinit.stacked import Stacked
 
 KEY = models.KEY
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
@@ -99,7 +100,7 @@ def test_a_device_draws_no_more_rows_than_it_holds(monkeypatch):
     )
     from concurrent.futures import ThreadPoolExecutor
 
-    from lazyinit.buffers import Blocks
+    from lazyinit.making.buffers import Blocks
 
     with ThreadPoolExecutor(2) as pool:
         making.start_of(unit, {}, making.Pools(pool, pool, pool, Blocks()))()()

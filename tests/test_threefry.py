@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lazyinit.threefry import fold_in, threefry2x32
+from lazyinit.making.threefry import fold_in, threefry2x32
 
 WORDS = st.integers(0, 2**32 - 1)
 

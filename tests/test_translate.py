@@ -5,8 +5,8 @@ from pipelines import assert_equal, count, refused, values
 
 import lazyinit as li
 from lazyinit.checkpoint.memory import open_tree
-from lazyinit.rules import check_rules
-from lazyinit.translate import translate
+from lazyinit.matching.translate import translate
+from lazyinit.rules.check import check_rules
 
 
 def translated(tensors, rules):

@@ -12,8 +12,8 @@ from pipelines import assert_equal, count, filled, layouts, nested, refused, val
 import lazyinit as li
 from lazyinit import errors
 from lazyinit.checkpoint.memory import HeldTensor, open_tree
-from lazyinit.match import match, places
-from lazyinit.unmatch import unmatch
+from lazyinit.matching.match import match, places
+from lazyinit.matching.unmatch import unmatch
 
 # What is written.
 

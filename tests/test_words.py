@@ -1,6 +1,6 @@
 import pytest
 
-from lazyinit.words import Dictionary, meaning, words
+from lazyinit.matching.words import Dictionary, meaning, words
 
 
 def test_names_are_taken_apart_at_marks_and_capitals():

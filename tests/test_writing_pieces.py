@@ -13,8 +13,8 @@ from hypothesis import given
 from safetensors.numpy import save_file
 
 import lazyinit as li
-from lazyinit.checkpoint.layout import AsDtype, Transposed
 from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.sources.single import AsDtype, Transposed
 from lazyinit.writing.pieces import indices, nbytes, pieces
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
@@ -79,7 +79,7 @@ def test_a_file_cut_short_is_an_error(tmp_path):
 
 PEAK = """
 import sys, numpy as np, lazyinit as li
-from lazyinit.checkpoint.layout import Transpose
+from lazyinit.rules.layout import Transpose
 from lazyinit.writing.pieces import pieces
 def peak():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import lazyinit as li
-from lazyinit.checkpoint.layout import AsDtype
 from lazyinit.checkpoint.memory import open_tree
+from lazyinit.sources.single import AsDtype
 from lazyinit.writing.folder import bytes_of, planned, write_folder
 
 TENSORS = {

@@ -17,11 +17,11 @@ import numpy as np
 from lazyinit import errors
 from lazyinit.checkpoint.deflated import DeflatedTensor, Stream
 from lazyinit.checkpoint.headers import DTYPES, FETCH_AGAIN, check_shape, damaged
-from lazyinit.checkpoint.layout import Transposed
 from lazyinit.checkpoint.mapped import File, MappedTensor
 from lazyinit.checkpoint.protocol import Checkpoint
 from lazyinit.checkpoint.zipped import Member
 from lazyinit.params import Shape, Source
+from lazyinit.sources.single import Transposed
 
 _PREFIX = 10  # Bytes up to and with the length of a version 1 header; two more in version 2.
 _HEADER_LIMIT = 10_000  # Bytes; NumPy's own limit.

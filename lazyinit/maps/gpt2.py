@@ -12,11 +12,11 @@ with the kernels of ``nnx.MultiHeadAttention``, ``nnx.Linear`` and ``nnx.LayerNo
 Names: ``transformers/models/gpt2/modeling_gpt2.py``, 4.57.
 """
 
-from lazyinit.checkpoint.layout import Transpose
-from lazyinit.checkpoint.reshape import Rearrange
 from lazyinit.maps.parts import AXES, embed, fused_heads, linear, norm, rule
-from lazyinit.renames import Ignore
-from lazyinit.rules import AnyRule
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.layout import Transpose
+from lazyinit.rules.renames import Ignore
+from lazyinit.rules.reshape import Rearrange
 
 _BUFFERS = (Ignore("**.attn.bias"), Ignore("**.attn.masked_bias"))
 

@@ -11,10 +11,10 @@ and ``nnx.RMSNorm``.
 Names: ``transformers/models/llama/modeling_llama.py``, 4.57.
 """
 
-from lazyinit.checkpoint.reshape import Rearrange
 from lazyinit.maps.parts import AXES, HEADS_IN, HEADS_OUT, embed, linear, norm, rule, same
-from lazyinit.renames import Ignore
-from lazyinit.rules import AnyRule
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.renames import Ignore
+from lazyinit.rules.reshape import Rearrange
 
 _BUFFERS = (Ignore("**.rotary_emb.inv_freq"),)
 

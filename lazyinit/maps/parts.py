@@ -1,10 +1,10 @@
 """What maps are made of: the rules of one module of a kind, as Flax and PyTorch each store it."""
 
-from lazyinit.checkpoint.change import Change
-from lazyinit.checkpoint.joins import Split
-from lazyinit.checkpoint.layout import Transpose
-from lazyinit.checkpoint.reshape import Rearrange
-from lazyinit.rule import Constant, Patterns, Rule
+from lazyinit.rules.change import Change
+from lazyinit.rules.joins import Split
+from lazyinit.rules.layout import Transpose
+from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.rule import Constant, Patterns, Rule
 
 AXES = Transpose("o i -> i o")
 CONV = Transpose("o i h w -> h w i o")

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lazyinit import errors
-from lazyinit.checkpoint.joins import Stack
-from lazyinit.checkpoint.reshape import Rearrange
-from lazyinit.patterns import pattern, slashed
-from lazyinit.rule import Patterns, Rule
-from lazyinit.rules import AnyRule
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.joins import Stack
+from lazyinit.rules.patterns import pattern, slashed
+from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.rule import Patterns, Rule
 
 
 def scanned(

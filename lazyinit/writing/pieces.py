@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from lazyinit.checkpoint.layout import AsDtype, cast
 from lazyinit.checkpoint.mapped import release
 from lazyinit.checkpoint.protocol import Streamed
 from lazyinit.params import Index, Shape, Source
+from lazyinit.sources.single import AsDtype, cast
 
 PIECE = 16 * 2**20  # Bytes in one piece.
 _TOUCHED = 2 * PIECE  # Bytes of a file that one reading may touch, and so make resident.

@@ -13,11 +13,11 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
-from lazyinit.elementwise import Elementwise
+from lazyinit.making.elementwise import Elementwise
+from lazyinit.making.threefry import fold_in
 from lazyinit.params import Key, RngPath
 from lazyinit.program import Value, is_key
 from lazyinit.slices import SmallValues, Work, is_order_free
-from lazyinit.threefry import fold_in
 
 Executable: TypeAlias = Any  # What jax.stages.Compiled is: called with the arguments, gives arrays.
 

@@ -5,15 +5,16 @@ from typing import NamedTuple
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.joined import Agreeing
-from lazyinit.gather import Group, Groups
-from lazyinit.match import match
+from lazyinit.matching.gather import Group, Groups
+from lazyinit.matching.match import match
+from lazyinit.matching.places import Form, Place, View
+from lazyinit.matching.search import Rules
 from lazyinit.params import Source
-from lazyinit.patterns import Captures, slashed
-from lazyinit.places import Form, Place, View
-from lazyinit.rule import Constant, Rule
-from lazyinit.rules import AnyRule, Rename
-from lazyinit.search import Rules
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.patterns import Captures, slashed
+from lazyinit.rules.renames import Rename
+from lazyinit.rules.rule import Constant, Rule
+from lazyinit.sources.joined import Agreeing
 
 
 def unmatch(

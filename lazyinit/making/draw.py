@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from lazyinit.executable import Executable
-from lazyinit.limits import RUN, SHORT_RUN
+from lazyinit.making.executable import Executable
+from lazyinit.making.limits import RUN, SHORT_RUN
+from lazyinit.making.shards import Bounds, Shards
 from lazyinit.params import Shape
-from lazyinit.shards import Bounds, Shards
 
 _RUNS_AT_A_TIME = 8  # By one thread, before another leaf gets its turn.
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lazyinit import errors
-from lazyinit.checkpoint.change import Change, Frame, Grid, Layout
-from lazyinit.checkpoint.joins import Concat, Split
-from lazyinit.checkpoint.layout import Transpose
-from lazyinit.checkpoint.reshape import Rearrange
-from lazyinit.pairing import Family, Pair, Pairing, families, feasible, nothing_of, pair_up
+from lazyinit.matching.pairing import Family, Pair, Pairing, families, feasible, nothing_of, pair_up
+from lazyinit.matching.words import meaning, words
 from lazyinit.params import Shape
-from lazyinit.patterns import joined_like
-from lazyinit.rule import Rule
-from lazyinit.words import meaning, words
+from lazyinit.rules.change import Change, Frame, Grid, Layout
+from lazyinit.rules.joins import Concat, Split
+from lazyinit.rules.layout import Transpose
+from lazyinit.rules.patterns import joined_like
+from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.rule import Rule
 
 
 @dataclass(frozen=True, slots=True)

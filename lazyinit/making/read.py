@@ -14,11 +14,11 @@ from jax.sharding import Sharding
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
-from lazyinit.buffers import Blocks
 from lazyinit.checkpoint.mapped import give_back
-from lazyinit.limits import PIECE
+from lazyinit.making.buffers import Blocks
+from lazyinit.making.limits import PIECE
+from lazyinit.making.shards import Bounds, Shards
 from lazyinit.params import StoredParam
-from lazyinit.shards import Bounds, Shards
 
 _TILE = 256  # Elements along each side of what is copied at once where the order changes.
 

@@ -16,9 +16,10 @@ from typing import TypeAlias
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.change import Changed, OneByOne, Wanted, bounds, slices
-from lazyinit.checkpoint.layout import transposed
 from lazyinit.params import Index, Shape, Source
+from lazyinit.rules.change import OneByOne, Wanted
+from lazyinit.sources.changed import Changed, bounds, slices
+from lazyinit.sources.single import transposed
 
 
 @dataclass(frozen=True, slots=True, repr=False)

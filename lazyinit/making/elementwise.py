@@ -22,9 +22,9 @@ import numpy as np
 
 from lazyinit import compat
 from lazyinit.fingerprint import fingerprint
+from lazyinit.making.threefry import threefry2x32
 from lazyinit.program import is_key
 from lazyinit.slices import Work
-from lazyinit.threefry import threefry2x32
 
 _SMALL = 1024  # Elements of a value that is made whole beside the elements: keys, scalars.
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lazyinit import errors
-from lazyinit.checkpoint.change import Change, Frame, Grid, Wanted
-from lazyinit.checkpoint.joined import Concatenated, Selected, Sliced, Stacked
 from lazyinit.params import Source
+from lazyinit.rules.change import Change, Frame, Grid, Wanted
+from lazyinit.sources.joined import Concatenated, Selected, Sliced, Stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Stack:
       axis: the new axis of the leaf; from the end if it is negative.
 
     Example:
-      >>> from lazyinit.rules import Rule
+      >>> from lazyinit.rules.torch import Rule
       >>> Rule("layers/up/kernel", "h.{n}.up.weight", [Stack(axis=0)])
       Rule('layers/up/kernel', 'h.{n}.up.weight', [Stack(axis=0)])
     """
@@ -62,7 +62,7 @@ class Unstack:
       axis: the axis of the tensor that is gone in the leaves; from the end if it is negative.
 
     Example:
-      >>> from lazyinit.rules import Rule
+      >>> from lazyinit.rules.torch import Rule
       >>> Rule("h/{n}/up/kernel", "layers.up.kernel", [Unstack(axis=0)])
       Rule('h/{n}/up/kernel', 'layers.up.kernel', [Unstack(axis=0)])
     """

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.change import Changed, bounds, slices
 from lazyinit.params import Extent, Index, Shape, Source
+from lazyinit.sources.changed import Changed, bounds, slices
 
 
 def _common_dtype(parts: Sequence[Source]) -> np.dtype:

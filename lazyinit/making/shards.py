@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from lazyinit.buffers import Blocks
+from lazyinit.making.buffers import Blocks
 from lazyinit.params import Shape, describe
 
 Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a shard: start and stop in each dimension.

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.change import Change, Frame, Layout, OneByOne, Wanted
 from lazyinit.params import Shape, Source
-from lazyinit.patterns import check_alike, pattern
+from lazyinit.rules.change import Change, Frame, Layout, OneByOne, Wanted
+from lazyinit.rules.patterns import check_alike, pattern
 
 Patterns: TypeAlias = str | tuple[str, ...]
 
@@ -93,7 +93,7 @@ class Rule:
         many tensors to so many leaves.
 
     Example:
-      >>> from lazyinit.checkpoint.layout import Transpose
+      >>> from lazyinit.rules.layout import Transpose
       >>> rule = Rule("**/kernel", "**.weight", Transpose("o i -> i o"))
       >>> rule.tensor_for("encoder/dense/kernel")
       'encoder/dense/weight'

@@ -16,15 +16,15 @@ from jax.sharding import Sharding
 
 from lazyinit import compat, errors, program
 from lazyinit import sharding as shardings
-from lazyinit.buffers import Blocks
-from lazyinit.draw import Drawing, run_length
-from lazyinit.elementwise import Elementwise, elementwise
-from lazyinit.executable import Argument, Executable, compiler, computed_on, encode
+from lazyinit.making.buffers import Blocks
+from lazyinit.making.draw import Drawing, run_length
+from lazyinit.making.elementwise import Elementwise, elementwise
+from lazyinit.making.executable import Argument, Executable, compiler, computed_on, encode
+from lazyinit.making.shards import Shards
+from lazyinit.making.stacked import Stacked
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import Key, LazyParam, RngPath, TracedKey, describe, label
-from lazyinit.shards import Shards
 from lazyinit.slices import Slice, SmallValues, Work, gather
-from lazyinit.stacked import Stacked
 from lazyinit.tracing import trace
 
 Finish: TypeAlias = Callable[[], Sequence[jax.Array]]  # Waits for what was dispatched.

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.change import Change, Frame, Grid, Layout
-from lazyinit.checkpoint.joins import Stack
-from lazyinit.checkpoint.layout import Transpose
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.checkpoint.reshape import Rearrange
+from lazyinit.matching.words import Dictionary
 from lazyinit.params import Shape
-from lazyinit.words import Dictionary
+from lazyinit.rules.change import Change, Frame, Grid, Layout
+from lazyinit.rules.joins import Stack
+from lazyinit.rules.layout import Transpose
+from lazyinit.rules.reshape import Rearrange
 
 Numbers = tuple[int, ...]
 

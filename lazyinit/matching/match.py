@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.patterns import slashed as slashed
-from lazyinit.places import Place as Place
-from lazyinit.places import View as View
-from lazyinit.places import places as places
-from lazyinit.rules import AnyRule, Ignore, Rename, Rule
-from lazyinit.search import Match as Match
-from lazyinit.search import Search, named
+from lazyinit.matching.places import Place as Place
+from lazyinit.matching.places import View as View
+from lazyinit.matching.places import places as places
+from lazyinit.matching.search import Match as Match
+from lazyinit.matching.search import Search, named
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.patterns import slashed as slashed
+from lazyinit.rules.renames import Ignore, Rename
+from lazyinit.rules.rule import Rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,33 +1,12 @@
-"""Sequences of rules: what may be in one, and the one for PyTorch."""
+"""``TORCH``: PyTorch's names and layouts, whatever the model."""
 
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable
 
-from lazyinit import errors
-from lazyinit.checkpoint.change import Change
-from lazyinit.checkpoint.layout import Transpose
 from lazyinit.params import Source
-from lazyinit.renames import Ignore, Rename
-from lazyinit.renames import strip_prefix as strip_prefix
-from lazyinit.rule import Rule, as_stored
-
-AnyRule: TypeAlias = Rule | Rename | Ignore
-
-
-def check_rules(rules: Iterable[AnyRule]) -> tuple[AnyRule, ...]:
-    """Returns the rules as a tuple.
-
-    Raises:
-      FillError: something in it is not a rule.
-    """
-    listed = tuple(rules) if isinstance(rules, Iterable) else (rules,)
-    for place, rule in enumerate(listed):
-        if not isinstance(rules, Iterable) or not isinstance(rule, AnyRule):
-            raise errors.FillError(
-                f"rules[{place}]: wanted a sequence of Rule or Rename values, got "
-                f"{type(rule).__name__}. Write rules=[rule] or rules=[rule, *lazyinit.TORCH]."
-            )
-    return listed
+from lazyinit.rules.change import Change
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.layout import Transpose
+from lazyinit.rules.rule import Rule, as_stored
 
 
 def _torch(leaf: str, tensor: str, layout: Change | Callable[[Source], Source] = as_stored) -> Rule:

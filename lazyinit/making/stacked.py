@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lazyinit.elementwise import Elementwise, Step, form_of_body
+from lazyinit.making.elementwise import Elementwise, Step, form_of_body
+from lazyinit.making.threefry import fold_in
 from lazyinit.program import is_key
 from lazyinit.slices import Work
-from lazyinit.threefry import fold_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import errors, maps
-from lazyinit.advise import guesses
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
-from lazyinit.match import Matching, match
-from lazyinit.pairing import families
+from lazyinit.matching.advise import guesses
+from lazyinit.matching.match import Matching, match
+from lazyinit.matching.pairing import families
+from lazyinit.matching.places import Place, View, places
+from lazyinit.matching.propose import propose
+from lazyinit.matching.search import named
 from lazyinit.params import Shape, Thunk
-from lazyinit.patterns import slashed
-from lazyinit.places import Place, View, places
-from lazyinit.propose import propose
-from lazyinit.renames import Rename, strip_prefix
-from lazyinit.rules import TORCH, AnyRule, check_rules
-from lazyinit.search import named
+from lazyinit.rules.check import AnyRule, check_rules
+from lazyinit.rules.patterns import slashed
+from lazyinit.rules.renames import Rename, strip_prefix
+from lazyinit.rules.torch import TORCH
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.gather import Groups
+from lazyinit.matching.gather import Groups
+from lazyinit.matching.search import named
 from lazyinit.params import Source
-from lazyinit.patterns import Captures, joined_like, pattern, slashed
-from lazyinit.rule import Rule
-from lazyinit.rules import AnyRule, Ignore, Rename
-from lazyinit.search import named
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.patterns import Captures, joined_like, pattern, slashed
+from lazyinit.rules.renames import Ignore, Rename
+from lazyinit.rules.rule import Rule
 
 
 def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, Source]:

@@ -4,14 +4,12 @@ A change never reads. It maps sources to sources, each of which maps an index ba
 reads, so that a shard of a changed tensor reads only its own part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-
 from lazyinit import errors
-from lazyinit.params import Extent, Index, Shape, Source
+from lazyinit.params import Shape, Source
 
 Wanted: TypeAlias = Shape | None
 """The shape that is wanted: -1 for a size that is not known, ``None`` where nothing is."""
@@ -176,50 +174,3 @@ class OneByOne:
     def backward(self, grid: Grid, before: Frame) -> Grid:
         """Returns the grid with each source as it was."""
         return grid.map(self.restored)
-
-
-class Changed:
-    """What sources share that read other sources: names, places, checks."""
-
-    __slots__ = ()
-
-    @property
-    def reads(self) -> Sequence[Source]:
-        """The sources that it reads."""
-        raise NotImplementedError
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype as stored."""
-        return self.reads[0].dtype
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the tensors that it reads."""
-        return tuple(dict.fromkeys(name for part in self.reads for name in part.names))
-
-    @property
-    def origin(self) -> str:
-        """Where they lie."""
-        return ", ".join(dict.fromkeys(part.origin for part in self.reads))
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """Where in files they lie."""
-        return tuple(extent for part in self.reads for extent in part.extents)
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
-        for part in self.reads:
-            part.check()
-
-
-def bounds(index: Index, shape: Shape) -> tuple[tuple[int, int], ...]:
-    """Returns the first place and the one after the last, for each axis of an index."""
-    ends = (part.indices(size) for part, size in zip(index, shape, strict=True))
-    return tuple((start, max(start, stop)) for start, stop, _ in ends)
-
-
-def slices(ends: Sequence[tuple[int, int]]) -> Index:
-    """Returns the index that has these bounds."""
-    return tuple(slice(start, stop) for start, stop in ends)

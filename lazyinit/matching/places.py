@@ -8,8 +8,8 @@ import jax
 
 from lazyinit import paths
 from lazyinit.params import Shape
-from lazyinit.patterns import slashed
-from lazyinit.rule import Rule
+from lazyinit.rules.patterns import slashed
+from lazyinit.rules.rule import Rule
 
 
 @dataclass(frozen=True, slots=True)

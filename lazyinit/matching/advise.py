@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.match import match
-from lazyinit.places import Place, View
-from lazyinit.rules import AnyRule, Rename, Rule
-from lazyinit.search import named
+from lazyinit.matching.match import match
+from lazyinit.matching.places import Place, View
+from lazyinit.matching.search import named
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.renames import Rename
+from lazyinit.rules.rule import Rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Which tensors make which leaves: rules read forwards, backwards, without a tree, and proposed."""

@@ -1,0 +1,1 @@
+"""Sources made of other sources: each maps an index back onto what it reads."""
