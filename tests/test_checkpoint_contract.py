@@ -115,7 +115,10 @@ def test_reading_a_part_is_reading_all_and_taking_the_part(case, data):
     )
     got = source.read(index)
     assert same_bits(got, values[name][(*index, ...)])
-    open_ended = tuple(slice(None) if s == slice(0, n) else s for s, n in zip(index, source.shape))
+    open_ended = tuple(
+        slice(None) if part == slice(0, n) else part
+        for part, n in zip(index, source.shape, strict=True)
+    )
     assert same_bits(source.read(open_ended), got)
 
 
@@ -227,8 +230,8 @@ def test_two_threads_read_at_once(case):
     checkpoint = li.open_checkpoint(path)
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
-            for name, got in zip(values, pool.map(lambda n: everything(checkpoint[n]), values)):
-                assert same_bits(got, values[name]), name
+            read = pool.map(lambda name: (name, everything(checkpoint[name])), values)
+            assert all(same_bits(got, values[name]) for name, got in read)
 
 
 def copy_of(path, tmp_path):

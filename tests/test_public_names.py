@@ -73,7 +73,8 @@ def loaded(*modules):
 
 def test_importing_the_package_is_light():
     heavy = ("flax", "optax", "torch", "transformers", "treescope", "safetensors", "IPython")
-    assert loaded(*heavy) == []
+    formats = ("tensorstore", "orbax", "msgpack", "fsspec", "aiohttp")
+    assert loaded(*heavy, *formats) == []
 
 
 @pytest.mark.parametrize("name", ["params", "program", "plan", "materialize"])

@@ -17,7 +17,16 @@ _PAUSE = 0.2  # Seconds before the second try; twice as long before each one aft
 _PATIENCE = 30.0  # Seconds without a byte.
 _CHUNK = 2**20  # Bytes taken from a connection at a time.
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
-_VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated")
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "Last-Modified",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "created",
+)
 
 
 class _Refused(Exception):
@@ -56,6 +65,11 @@ class RemoteFile:
             )
         return cls(url, size, _version(info))
 
+    @property
+    def tells_version(self) -> bool:
+        """Whether each answer says which version it is of (HTTP), or ``check`` has to ask."""
+        return self.url.startswith(("http://", "https://"))
+
     def check(self) -> None:
         """Raises a ``CheckpointError`` if the file is no longer the one that was opened."""
         try:
@@ -85,7 +99,7 @@ class RemoteFile:
         if start == stop:
             return b""
         filesystem, path = _filesystem(self.url)
-        fetch = _fetch_http if self.url.startswith(("http://", "https://")) else _fetch_any
+        fetch = _fetch_http if self.tells_version else _fetch_any
         try:
             return _patiently(self.url, what, lambda: fetch(self, filesystem, path, start, stop))
         except FileNotFoundError as error:
@@ -215,7 +229,6 @@ def _check_response(
 
 def _fetch_any(file: RemoteFile, filesystem: Any, path: str, start: int, stop: int) -> bytes:
     data = filesystem.cat_file(path, start=start, end=stop)
-    file.check()
     if len(data) > stop - start:
         raise _Refused(f"wanted {stop - start} bytes, got {len(data)}. Download the file first.")
     if len(data) < stop - start:

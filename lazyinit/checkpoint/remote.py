@@ -121,13 +121,19 @@ class RemoteTensor:
           CheckpointError: the file has changed, or the server does not give what was asked for.
         """
         values = np.empty(sizes(self.shape, index), self.dtype)
+        self._fetch_all(values, index)
+        if not self.file.tells_version:
+            self.file.check()
+        return values
+
+    def _fetch_all(self, values: np.ndarray, index: Index) -> None:
         itemsize = self.dtype.itemsize
         wanted = spans(self.shape, itemsize, index, gap=GAP, limit=_BLOCK)
         first = list(itertools.islice(wanted, 2))
         if len(first) < 2:
             for span in first:
                 self._fetch(values, span)
-            return values
+            return
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             # Each worker puts its bytes in place and lets go of them: _AT_ONCE runs at most are
             # held, and the first that fails ends it.
@@ -140,7 +146,6 @@ class RemoteTensor:
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
-        return values
 
     def _fetch(self, values: np.ndarray, span: Span) -> None:
         start, stop = self.offset + span.start, self.offset + span.stop
