@@ -76,7 +76,11 @@ def test_an_array_in_pieces_is_read_across_them(tmp_path, monkeypatch):
     source = open_checkpoint(saved(tmp_path / "c", {"w": values}))["w"]
     assert len(source.extents) == 4
     assert repr(source) == "c:w"
-    for index in [(slice(1, 6), slice(2, 4)), (slice(3, 3), slice(0, 5)), (slice(0, 7), slice(0, 5))]:
+    for index in [
+        (slice(1, 6), slice(2, 4)),
+        (slice(3, 3), slice(0, 5)),
+        (slice(0, 7), slice(0, 5)),
+    ]:
         np.testing.assert_array_equal(source.read(index), values[index])
 
 
@@ -103,7 +107,7 @@ PIECE = {"0": np.ones(2)}
         (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01", "wanted 4294967295 bytes of an extension at byte 9"),
         (b"\x81\xa1a" + ext(1, b"\x93\x91"), "wanted 1 bytes of msgpack at byte 7, got 0"),
         (b"\x81\xa1a" + ext(1, b"\xc0\xc0"), "wanted an extension of Flax's at byte 6, got a noth"),
-        (b"\x81\xa1a" + ext(2, ONE), "wanted an extension of Flax's at byte 7, got a list of 1"),
+        (b"\x81\xa1a" + ext(2, ONE), "wanted an extension of Flax's at byte 6, got a list of 1"),
         (b"\x81\xa1a" + ext(2, b"\x92\xc0\x01"), "wanted two numbers before byte 9, got nothing"),
         (b"\x81\xa1a" + ext(2, b"\x92\x01\x01\x01"), "wanted an extension that ends at byte 9"),
         (b"\x81\xa1a" + array(3, "f", b""), "wanted an array's shape of at most 64 numbers before"),

@@ -8,7 +8,13 @@ from lazyinit.checkpoint import nested
 
 def test_leaves_go_by_the_keys_above_them():
     tree = {"a": {"b": 1, 3: 2}, "c": [3, (4, None)], "d": {}}
-    assert dict(nested.leaves("f", tree)) == {"a/b": 1, "a/3": 2, "c/0": 3, "c/1/0": 4, "c/1/1": None}
+    assert dict(nested.leaves("f", tree)) == {
+        "a/b": 1,
+        "a/3": 2,
+        "c/0": 3,
+        "c/1/0": 4,
+        "c/1/1": None,
+    }
     assert dict(nested.leaves("f", 5)) == {"": 5}
 
 
@@ -19,7 +25,9 @@ def test_two_leaves_of_one_name_are_refused():
 
 @pytest.mark.parametrize("key", [b"x", (1, 2), None, 1.5, "\ud800"])
 def test_a_key_that_is_no_name_is_refused(key):
-    message = f"^f: wanted keys that are text or whole numbers, got {re.escape(repr(key))} below 'a'"
+    message = (
+        f"^f: wanted keys that are text or whole numbers, got {re.escape(repr(key))} below 'a'"
+    )
     with pytest.raises(errors.CheckpointError, match=message):
         list(nested.leaves("f", {"a": {key: 1}}))
 

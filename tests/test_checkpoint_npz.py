@@ -27,7 +27,10 @@ def header(text, version=1, length=None):
     text = text.encode()
     length = len(text) if length is None else length
     return (
-        b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", length) + text
+        b"\x93NUMPY"
+        + bytes([version, 0])
+        + struct.pack("<H" if version == 1 else "<I", length)
+        + text
     )
 
 
@@ -88,9 +91,7 @@ def test_reading_the_first_rows_decompresses_little_more(tmp_path, monkeypatch):
     source = open_checkpoint(tmp_path / "a.npz")["w"]
     seen = []
     real = deflated.Stream.read
-    monkeypatch.setattr(
-        deflated.Stream, "read", lambda self, n: seen.append(n) or real(self, n)
-    )
+    monkeypatch.setattr(deflated.Stream, "read", lambda self, n: seen.append(n) or real(self, n))
     source.read((slice(0, 2), slice(None)))
     assert sum(seen) == 2 * 256 * 8 + source.start
 
@@ -99,9 +100,9 @@ def test_reading_the_first_rows_decompresses_little_more(tmp_path, monkeypatch):
     ("member", "message"),
     [
         (npy(np.array([{}], object), allow_pickle=True), "array of numbers, got one of Python obj"),
-        (npy(np.array(["a"])), "wanted a dtype among bool, .*, got <U1. Save it as one of these"),
-        (npy(np.ones(2, ">f4")), "wanted a dtype among .*, little-endian, got >f4"),
-        (npy(np.ones(2, ml_dtypes.float8_e5m2).view("V1")), r"wanted a dtype among .*, got \|V1"),
+        (npy(np.array(["a"])), "wanted a dtype among bool, .*, got '<U1'. Save it as one "),
+        (npy(np.ones(2, ">f4")), "wanted a dtype among .*, little-endian, got '>f4'"),
+        (npy(np.ones(2, ml_dtypes.float8_e5m2).view("V1")), r"wanted a dtype among .*, got '\|V1'"),
         (npy(np.zeros(2, [("a", "f4")])), "wanted a dtype among"),
         (b"", "wanted a member that starts as NumPy's arrays do, got b''"),
         (b"\x93NUMPX" + b"0" * 100, "wanted a member that starts as NumPy's arrays do"),
@@ -193,7 +194,7 @@ def overlap(content, directory, second):
         (rename, "the name 'a.npy' stands twice"),
         (rename_locally, "member 'a.npy': its own header calls it b'x.npy'"),
         (overlap, "member 'b.npy': its bytes overlap 'a.npy'"),
-        (put(6, "<H", 999), "wanted a zip archive, got a damaged one: zip file version 99.9"),
+        (put(6, "<H", 999), "wanted a zip archive, got a damaged one: zip file version"),
         (put(0, "<I", 0), "wanted a zip archive, got a damaged one: Bad magic"),
     ],
 )
@@ -232,7 +233,9 @@ def test_a_promise_that_no_compression_can_keep_is_refused(tmp_path):
         struct.pack_into("<I", content, second + 24, 2**31)
 
     path = broken(tmp_path / "a.npz", bomb, DEFLATED)
-    with pytest.raises(errors.CheckpointError, match="cannot become the 2147483648 that it promises"):
+    with pytest.raises(
+        errors.CheckpointError, match="cannot become the 2147483648 that it promises"
+    ):
         open_checkpoint(path)
 
 
@@ -262,7 +265,7 @@ def test_values_that_were_changed_fail_their_checksum_or_do_not_decompress(tmp_p
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff" * 100, "its values cannot be decompressed"),
+        (b"\xff" * 40_000, "its values (cannot be decompressed|fail the archive's checksum)"),
         (b"", "its values end too soon"),
     ],
 )

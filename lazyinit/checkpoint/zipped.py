@@ -7,6 +7,7 @@ Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, sections 4.
 """
 
 import io
+import os
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -47,8 +48,9 @@ class _Bounded(io.FileIO):
     """A file that hands out no more than a limit at once: ``zipfile`` believes any length."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        wanted = _DIRECTORY_LIMIT + 1 if size is None or size < 0 else size
-        data = super().read(min(wanted, _DIRECTORY_LIMIT + 1))
+        left = os.fstat(self.fileno()).st_size - self.tell()  # A read takes memory for all it asks.
+        wanted = left if size is None or size < 0 else size
+        data = super().read(max(0, min(wanted, left, _DIRECTORY_LIMIT + 1)))
         if data is None or len(data) > _DIRECTORY_LIMIT:
             raise zipfile.BadZipFile(f"more than {_DIRECTORY_LIMIT} bytes of contents")
         return data
