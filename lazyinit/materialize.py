@@ -40,7 +40,7 @@ def materialize(
     """Makes or reads the selected leaves of a tree, each device its own shard alone.
 
     A leaf made from a key has the bits of eager ``module.init``, for any subset of leaves, in any
-    order, on any mesh (``docs/architecture.md`` says how).
+    order, on any mesh (``docs/bits.md`` says how).
 
     Args:
       tree: any pytree with thunks among its leaves.

@@ -143,8 +143,6 @@ def test_an_interrupt_says_that_nothing_is_lost(checkpoint, capsys, monkeypatch)
 
 
 def test_a_file_elsewhere_is_inspected_by_ranges(checkpoint, capsys):
-    pytest.importorskip("fsspec")
-    pytest.importorskip("aiohttp")
     with serving() as server:
         server.files["/x.safetensors"] = checkpoint.read_bytes()
         assert main(["inspect", f"{server.url}/x.safetensors"]) == 0

@@ -104,8 +104,9 @@ def test_any_tensors_survive_any_format(tmp_path_factory, tensors):
 
 
 def test_pytorch_and_orbax_are_sources_too(tmp_path):
-    torch = pytest.importorskip("torch")
-    checkpointers = pytest.importorskip("orbax.checkpoint")
+    import orbax.checkpoint as checkpointers
+    import torch
+
     tensors = {k: v for k, v in TENSORS.items() if k != "half" and v.size}
     torch.save({k: torch.tensor(v) for k, v in tensors.items()}, tmp_path / "x.bin")
     with checkpointers.StandardCheckpointer() as checkpointer:
@@ -215,7 +216,8 @@ def peak(*arguments):
 @pytest.fixture
 def gigabyte(tmp_path):
     """Yields a folder with a checkpoint of 1 GiB in three formats, one tensor a quarter of it."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     rng = np.random.default_rng(0)
     shapes = [(2**13, 2**13)] + [(2**12, 2**12)] * 12
     tensors = {

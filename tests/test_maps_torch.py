@@ -22,7 +22,6 @@ from lazyinit import maps
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # Theirs, about the end of Flax models.
-    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch"),
 ]
 
 SAVE = """
