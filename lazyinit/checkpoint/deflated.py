@@ -5,7 +5,6 @@ A slice costs the decompression of all that lies before its end, and memory for 
 
 import contextlib
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint.headers import FETCH_AGAIN
-from lazyinit.checkpoint.mapped import File
+from lazyinit.checkpoint.mapped import File, InFile
 from lazyinit.checkpoint.spans import put, sizes, spans
 from lazyinit.checkpoint.zipped import Member
-from lazyinit.params import Extent, Index, Shape
+from lazyinit.params import Index, Shape
 
 _BLOCK = 2**20  # Bytes held at a time, compressed or not.
 
@@ -100,7 +99,7 @@ def _blocks(opened: BinaryIO, path: str, tensor: str, member: Member) -> Iterato
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class DeflatedTensor:
+class DeflatedTensor(InFile):
     """A ``Source``: a tensor under compression.
 
     Attributes:
@@ -118,21 +117,6 @@ class DeflatedTensor:
     dtype: np.dtype
     member: Member
     start: int
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tensor's name, alone."""
-        return (self.name,)
-
-    @property
-    def origin(self) -> str:
-        """The path of the archive."""
-        return self.file.path
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """None: its values do not lie there plainly."""
-        return ()
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``, a copy.
@@ -188,10 +172,3 @@ class DeflatedTensor:
                 f"{self.file.path}: tensor {self.name!r}: its values end too soon. {FETCH_AGAIN}"
             )
         return data
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if the archive is gone or has changed since it was opened."""
-        self.file.check()
-
-    def __repr__(self) -> str:
-        return f"{os.path.basename(self.file.path)}:{self.name}"

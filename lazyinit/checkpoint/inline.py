@@ -1,17 +1,16 @@
 """Numbers that a file holds among its headers, as values and not as an array's bytes."""
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from lazyinit.checkpoint.headers import damaged
-from lazyinit.checkpoint.mapped import File
-from lazyinit.params import Extent, Index, Shape
+from lazyinit.checkpoint.mapped import File, InFile
+from lazyinit.params import Index, Shape
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class InlineNumber:
+class InlineNumber(InFile):
     """A ``Source``: one number, read when the file was opened.
 
     Attributes:
@@ -44,29 +43,7 @@ class InlineNumber:
         """That of a scalar."""
         return ()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Its name, alone."""
-        return (self.name,)
-
-    @property
-    def origin(self) -> str:
-        """The path of the file."""
-        return self.file.path
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """None: it does not lie there as an array's bytes."""
-        return ()
-
     def read(self, index: Index) -> np.ndarray:
         """Returns the number, as an array with no dimensions."""
         self.check()
         return np.frombuffer(self.data, self.dtype).reshape(())[(*index, ...)]
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
-        self.file.check()
-
-    def __repr__(self) -> str:
-        return f"{os.path.basename(self.file.path)}:{self.name}"

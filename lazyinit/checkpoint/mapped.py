@@ -103,8 +103,39 @@ def give_back(values: np.ndarray) -> None:
         pages.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
+class InFile:
+    """What tensors of one file share: their name, their place, the check of the file."""
+
+    __slots__ = ()
+
+    file: File
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, alone."""
+        return (self.name,)
+
+    @property
+    def origin(self) -> str:
+        """The path of the file."""
+        return self.file.path
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """None, unless its values lie there plainly."""
+        return ()
+
+    def check(self) -> None:
+        """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
+        self.file.check()
+
+    def __repr__(self) -> str:
+        return f"{os.path.basename(self.file.path)}:{self.name}"
+
+
 @dataclass(frozen=True, slots=True, repr=False)
-class MappedTensor:
+class MappedTensor(InFile):
     """A ``Source``: a tensor of a file; reading gives a view of the file's map.
 
     Attributes:
@@ -125,16 +156,6 @@ class MappedTensor:
     def nbytes(self) -> int:
         """Bytes of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tensor's name, alone."""
-        return (self.name,)
-
-    @property
-    def origin(self) -> str:
-        """The path of the file."""
-        return self.file.path
 
     @property
     def extents(self) -> tuple[Extent, ...]:
@@ -170,13 +191,6 @@ class MappedTensor:
                         "was read. Fetch it again."
                     )
                 yield part.view(self.dtype)
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
-        self.file.check()
-
-    def __repr__(self) -> str:
-        return f"{os.path.basename(self.file.path)}:{self.name}"
 
 
 def _read_fully(opened: io.FileIO, buffer: np.ndarray) -> bool:

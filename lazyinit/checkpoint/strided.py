@@ -1,16 +1,15 @@
 """Tensors that lie in files as views: transposed, repeated or cut out of a larger storage."""
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
-from lazyinit.checkpoint.mapped import File, MappedTensor
+from lazyinit.checkpoint.mapped import File, InFile, MappedTensor
 from lazyinit.params import Extent, Index, Shape
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class StridedTensor:
+class StridedTensor(InFile):
     """A ``Source``: a tensor of a file with steps of its own; reading gives a view of the map.
 
     Attributes:
@@ -28,16 +27,6 @@ class StridedTensor:
     dtype: np.dtype
     offset: int
     steps: tuple[int, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tensor's name, alone."""
-        return (self.name,)
-
-    @property
-    def origin(self) -> str:
-        """The path of the file."""
-        return self.file.path
 
     @property
     def extents(self) -> tuple[Extent, ...]:
@@ -59,10 +48,3 @@ class StridedTensor:
         run = self._run.read((slice(None),))
         whole = np.ndarray(self.shape, self.dtype, buffer=run, strides=self.steps)
         return whole[(*index, ...)]
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
-        self.file.check()
-
-    def __repr__(self) -> str:
-        return f"{os.path.basename(self.file.path)}:{self.name}"
