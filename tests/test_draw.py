@@ -135,3 +135,18 @@ def test_memory_beyond_the_leaf_is_bounded():
     before = resident("VmRSS")
     made = jax.block_until_ready(li.materialize(tree))
     assert resident("VmHWM") - before < made["params"]["w"].nbytes + 2**25
+
+
+@pytest.mark.parametrize("cut", [None, 8])
+@pytest.mark.parametrize("size", [3, 5, 7, 13, 15, 24, 40, 120])
+def test_functions_that_xla_has_in_two_forms_have_eager_bits_at_any_size(size, cut):
+    def init(key):
+        x = jax.random.normal(key, (size,))
+        return jnp.exp(x), jnp.log(abs(x) + 0.1), jnp.tanh(x) * x
+
+    mesh = jax.make_mesh((8,), ("a",))
+    spec = P("a") if cut and size % cut == 0 else P()
+    for seed in range(3):
+        key = jax.random.key(seed)
+        made = li.materialize(li.lazy(init)(key), sharding=NamedSharding(mesh, spec))
+        assert_same(made, init(key))

@@ -31,7 +31,7 @@ FORMS = {
     "two draws": lambda key, shape: (
         jax.random.normal(key, shape) + jax.random.uniform(jax.random.split(key)[1], shape)
     ),
-    "reshaped": lambda key, shape: jax.random.normal(key, (32,)).reshape(shape) ** 2,
+    "reshaped": lambda key, shape: jax.random.normal(key, (128,)).reshape(shape) ** 2,
     "under jit": jax.jit(lambda key, shape: jax.random.normal(key, shape) * 3, static_argnums=1),
     "chosen": lambda key, shape: jnp.where(jax.random.normal(key, shape) > 0, np.float32(1), -2.0),
     "clipped": lambda key, shape: jnp.clip(jax.random.normal(key, shape), -0.5, 0.5),
@@ -40,8 +40,8 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_leaf_made_by_its_indices_has_the_bits_of_eager_init(name):
-    assert elementwise(work_of(FORMS[name])) is not None
-    module = models.Wrap(lambda self, x: self.param("w", FORMS[name], (8, 4)))
+    assert elementwise(work_of(FORMS[name], (16, 8))) is not None
+    module = models.Wrap(lambda self, x: self.param("w", FORMS[name], (16, 8)))
     assert_same(li.materialize(li.lazy(module).init(models.KEY, 0)), module.init(models.KEY, 0))
 
 

@@ -137,13 +137,15 @@ def test_keys_are_handed_in_as_words(impl):
 
 def test_what_sums_is_computed_whole_and_cut_afterwards():
     def body(self, x):
-        self.param("drawn", jax.random.normal, (8, 8))
+        self.param("drawn", jax.random.normal, (16, 32))
+        self.param("short", jax.random.normal, (8, 8))
         self.param("summed", lambda key: jax.random.normal(key, (8, 8)) @ jnp.ones((8, 8)))
 
     params = li.lazy(models.Wrap(body)).init(KEY, 0)["params"]
     cut = NamedSharding(MESH, P("a", "b"))
     assert computed_on(gather([params["drawn"].init_fn]), cut) == cut
     assert computed_on(gather([params["summed"].init_fn]), cut) == NamedSharding(MESH, P())
+    assert computed_on(gather([params["short"].init_fn]), cut) == NamedSharding(MESH, P())
     assert computed_on(gather([params["summed"].init_fn]), None) is None
 
 

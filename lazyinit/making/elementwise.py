@@ -22,6 +22,7 @@ import numpy as np
 
 from lazyinit import compat
 from lazyinit.fingerprint import fingerprint
+from lazyinit.making.limits import SHORT
 from lazyinit.making.threefry import threefry2x32
 from lazyinit.program import is_key
 from lazyinit.slices import Work
@@ -38,6 +39,9 @@ shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square 
 tan tanh xor
 """.split()  # noqa: SIM905 (a list of fifty strings is harder to read)
 )
+# XLA's CPU compiler has them in two forms, for vectors and for single elements, whose last bits
+# differ; which elements of an array of fewer than ``limits.SHORT`` get which depends on its size.
+_IN_TWO_FORMS = frozenset(["exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "tanh"])
 # The output has the elements of the input in the same order, if it has as many.
 _RESHAPING = frozenset(["reshape", "squeeze", "broadcast_in_dim"])
 
@@ -296,7 +300,7 @@ class _Builder:
             raise _NotElementwiseError
         if name in _RESHAPING and (name != "reshape" or params["dimensions"] is None):
             return [inputs[0]]
-        if name not in _BY_ELEMENT:
+        if name not in _BY_ELEMENT or (self._size < SHORT and name in _IN_TWO_FORMS):
             raise _NotElementwiseError
         return self._step("elements", equation, inputs, [True])
 

@@ -1,6 +1,7 @@
 """Compiled programs: one per signature, dtype and sharding, kept for the next call."""
 
 import collections
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from lazyinit import compat
 from lazyinit import sharding as shardings
 from lazyinit.making.elementwise import Elementwise
+from lazyinit.making.limits import SHORT
 from lazyinit.making.threefry import fold_in
 from lazyinit.params import Key, RngPath
 from lazyinit.program import Value, is_key
@@ -216,10 +218,14 @@ def computed_on(work: Work, placement: Sharding | None) -> Sharding | None:
 
     Elementwise operations and random bits give every element alone, and may be cut up. A sum or a
     product of matrices may not: partial sums round in another order. These are computed whole on
-    each device, and cut afterwards. So are empty arrays, which jit leaves whole (jax 0.10.2).
+    each device, and cut afterwards. So are empty arrays, which jit leaves whole (jax 0.10.2), and
+    those of which a device would hold so little that XLA computes some elements by themselves.
     """
-    is_empty = any(work.program.avals[value].size == 0 for value in work.outputs)
-    if placement is None or (is_order_free(work) and not is_empty):
+    if placement is None:
+        return placement
+    shards = [placement.shard_shape(work.program.avals[value].shape) for value in work.outputs]
+    is_short = any(math.prod(shard) < SHORT for shard in shards)
+    if is_order_free(work) and not is_short:
         return placement
     return shardings.replicated(placement)
 

@@ -6,3 +6,4 @@ SHORT_RUN = 2**11  # The same for small shards, where it would draw too many.
 RUN_BYTES = 8 * 8 * RUN  # Of one run while it is drawn: eight arrays of 64-bit elements.
 PIECE = 2**24  # Bytes of a file that are read before their pages are given back.
 TEMPORARIES = 3  # Times the leaf: what a program of its own takes beside it, about.
+SHORT = 64  # Elements: of fewer, XLA computes some by themselves and not as part of a vector.
