@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -11,11 +12,11 @@ class RangeServer:
     """Serves ``files`` (bytes by path). Its fields may be changed between requests.
 
     ``faults`` are taken one by one by the next requests for a range: ``"drop"`` closes the line
-    halfway, ``"busy"`` answers 503, ``"forbidden"`` 403, ``"whole"`` ignores the range, ``"more"``
+    halfway, ``"stall"`` falls silent there for a second, ``"whole"`` ignores the range, ``"more"``
     claims the range and sends far more, ``"fewer"`` claims it and sends one byte less, ``"other"``
     sends another range than was asked for, ``"unsaid"`` does not say which range it sends. A
-    number is a status, with which the next request for a range is answered. ``refusals`` are
-    statuses for the next requests without a range; ``modified`` is when files were last written.
+    number is the status of an answer without a body to speak of. ``refusals`` are statuses for
+    the next requests without a range; ``modified`` is when files were last written.
     """
 
     def __init__(self):
@@ -77,7 +78,6 @@ def serving():
             if with_body:
                 with state.lock:
                     state.ranges.append((path, start, stop))
-            fault = {"busy": 503, "forbidden": 403}.get(fault, fault)
             if isinstance(fault, int):
                 self.plain(fault, b"no", with_body)
                 return
@@ -108,7 +108,7 @@ def serving():
             self.end_headers()
             if not with_body:
                 return
-            if fault == "drop":
+            if fault in ("drop", "stall"):
                 body = body[: len(body) // 2]
                 self.close_connection = True
             for at in range(0, len(body), 2**16):
@@ -119,6 +119,8 @@ def serving():
                 except OSError:  # The other side has had enough.
                     self.close_connection = True
                     return
+            if fault == "stall":
+                time.sleep(1)
 
         def is_ranged(self):
             return "Range" in self.headers

@@ -144,6 +144,23 @@ def test_trouble_that_lasts_is_given_up_after_four_tries(server, fault, why):
     assert len(server.ranges) == 4
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(fetched, "_PATIENCE", 0.2)
+    fetched._timeouts.cache_clear()
+    yield
+    fetched._timeouts.cache_clear()
+
+
+def test_a_server_that_falls_silent_is_asked_again_and_then_given_up(server, impatient):
+    file = RemoteFile.at(f"{server.url}/f")
+    server.faults = ["stall"]
+    assert read(file) == DATA[8:4096]
+    server.always = "stall"
+    refused(lambda: read(file), f"{file.url}: {WHAT} cannot be fetched after 4 tries: ", "Timeout")
+    assert len(server.ranges) == 6
+
+
 def test_the_pause_doubles_between_tries(server, monkeypatch):
     pauses = []
     monkeypatch.setattr(fetched, "_PAUSE", 0.5)
