@@ -271,7 +271,18 @@ def test_a_shard_that_is_a_link_into_a_cache_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/passwd", "a/../../x", "..", "", "C:x", "a\\..\\x", "a\0b"]
+    "name",
+    [
+        "../x.safetensors",
+        "/etc/passwd",
+        "//etc/passwd",
+        "a/../../x",
+        "..",
+        "",
+        "C:x",
+        "a\\..\\x",
+        "a\0b",
+    ],
 )
 def test_a_shard_that_climbs_out_of_its_folder_is_refused(tmp_path, name):
     index = shards(tmp_path, {"a": name})

@@ -68,7 +68,7 @@ class RemoteFile:
     @property
     def tells_version(self) -> bool:
         """Whether each answer says which version it is of (HTTP), or ``check`` has to ask."""
-        return self.url.startswith(("http://", "https://"))
+        return is_http(self.url)
 
     def check(self) -> None:
         """Raises a ``CheckpointError`` if the file is no longer the one that was opened."""
@@ -115,6 +115,11 @@ class RemoteFile:
             f"{self.url}: the file has changed since it was opened ({how}). Open the checkpoint "
             "again."
         )
+
+
+def is_http(url: str) -> bool:
+    """Tells whether an address is one of HTTP, where names are quoted and queries follow."""
+    return url.startswith(("http://", "https://"))
 
 
 def _version(info: Mapping[str, Any]) -> str:
@@ -175,8 +180,10 @@ def _patiently(url: str, what: str, ask: Any) -> Any:  # Any: a callable, and wh
             raise
         except Exception as error:  # Each filesystem of fsspec has errors of its own.
             status = getattr(error, "status", None)
-            final = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-            if not left or final or isinstance(error, PermissionError):
+            final = isinstance(error, PermissionError) or (
+                isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+            )
+            if not left or final:
                 times = "" if final else f" after {_TRIES} tries"
                 raise errors.CheckpointError(
                     f"{url}: {what} cannot be fetched{times}: {type(error).__name__}: "
@@ -219,8 +226,10 @@ def _check_response(
         raise file._changed(f"{file.version!r} then, {version!r} now")
     if status == 200 and (start, stop) == (0, file.size):
         return
-    if status != 206 or (sent and sent != f"{start}-{stop - 1}"):
-        got = f"bytes {sent}" if status == 206 else f"the whole file (status {status})"
+    if status != 206 or sent != f"{start}-{stop - 1}":
+        got = f"the whole file (status {status})"
+        if status == 206:
+            got = f"bytes {sent}" if sent else "a range without saying which"
         raise _Refused(
             f"wanted bytes {start}-{stop - 1}, got {got}: the server ignores ranges. "
             "Download the file first."
@@ -232,5 +241,6 @@ def _fetch_any(file: RemoteFile, filesystem: Any, path: str, start: int, stop: i
     if len(data) > stop - start:
         raise _Refused(f"wanted {stop - start} bytes, got {len(data)}. Download the file first.")
     if len(data) < stop - start:
+        file.check()
         raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
     return data

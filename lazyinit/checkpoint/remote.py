@@ -7,6 +7,7 @@ once. Nothing is kept: a tensor that is read twice is fetched twice.
 import contextlib
 import itertools
 import os
+import urllib.parse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import safetensors, sharded
-from lazyinit.checkpoint.fetched import RemoteFile
+from lazyinit.checkpoint.fetched import RemoteFile, is_http
 from lazyinit.checkpoint.headers import HEADER_LIMIT
 from lazyinit.checkpoint.protocol import Checkpoint
 from lazyinit.checkpoint.spans import Span, put, sizes, spans
@@ -36,7 +37,7 @@ def open_url(url: str) -> Checkpoint:
       CheckpointError: there is none, it is broken, or the server does not play its part; the
         message starts with the address.
     """
-    name = url.rstrip("/").rpartition("/")[2]
+    name = _without_query(url).rstrip("/").rpartition("/")[2]
     folder = url.rstrip("/")
     tries: Sequence[tuple[str, Callable[[str], Checkpoint]]] = (
         (f"{folder}/model.safetensors", _open_file),
@@ -70,14 +71,21 @@ def _open_index(url: str, origin: str) -> Checkpoint:
     file = RemoteFile.at(url)
     # One byte past the limit is enough for it to be refused.
     text = file.read(0, min(file.size, HEADER_LIMIT + 1), what="the index")
-    folder = url.rpartition("/")[0]
+    folder = _without_query(url).rpartition("/")[0]
+    # A name is a name: in an address, "%2e%2e" would climb out and "?" would end it.
+    plain = urllib.parse.quote if is_http(url) else str
     return sharded.open_index(
         url,
         text,
         origin=origin,
         siblings=(),
-        open_shard=lambda name: _open_file(f"{folder}/{name}"),
+        open_shard=lambda name: _open_file(f"{folder}/{plain(name)}"),
     )
+
+
+def _without_query(url: str) -> str:
+    # Addresses that are signed end in one; the keys of a bucket may have a "?" in them.
+    return url.partition("?")[0] if is_http(url) else url
 
 
 @dataclass(frozen=True, slots=True, repr=False)

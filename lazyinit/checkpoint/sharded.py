@@ -74,7 +74,8 @@ def _read_index(path: str, text: bytes) -> tuple[Mapping[str, str], object]:
 
 def _check_shard(path: str, shard: str) -> None:
     parts = PurePosixPath(shard).parts
-    if not parts or ".." in parts or parts[0] == "/" or any(c in shard for c in "\\:\0"):
+    # "//host/file" is absolute too, of parts that start with "//".
+    if not parts or ".." in parts or shard.startswith("/") or any(c in shard for c in "\\:\0"):
         raise errors.CheckpointError(
             f"{path}: wanted shards inside the folder of the index, got {shard!r}, which is unsafe "
             "to follow. Put the shard beside the index and name it plainly."
