@@ -37,6 +37,7 @@ from lazyinit.params import Extent, Index, Shape
 TREE = "_METADATA"
 STEP = "_CHECKPOINT_METADATA"
 _DATABASE = "manifest.ocdbt"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # In a folder's name, until Orbax has written all of it.
 _ARRAYS = ("scalar", "np.ndarray", "jax.Array")  # What Orbax calls the leaves that are arrays.
 _OPEN = 512  # Arrays kept open at once: what TensorStore knows of them, no values.
 
@@ -54,12 +55,17 @@ def open_folder(folder: Path) -> Checkpoint:
     A folder with one tree in it, as a step has, is that tree; so is a folder with one step.
 
     Raises:
-      CheckpointError: the folder is damaged, or holds several trees or steps: the message names
-        them, the newest step first.
+      CheckpointError: the folder is damaged or unfinished, or holds several trees or steps: the
+        message names the trees, or the newest step.
     """
+    if _UNFINISHED in folder.name:
+        raise errors.CheckpointError(
+            f"{folder}: wanted a finished checkpoint, got a folder that Orbax did not finish. "
+            "Open an earlier step, or save it again."
+        )
     if (folder / TREE).is_file():
         return _open_tree(folder)
-    trees = sorted(path.parent for path in folder.glob(f"*/{TREE}"))
+    trees = sorted(_folders(folder, TREE))
     if len(trees) == 1:
         return open_folder(trees[0])
     if trees:
@@ -86,7 +92,12 @@ def _steps(folder: Path) -> Sequence[Path]:
         digits = step.name.rpartition("_")[2]
         return int(digits) if digits.isascii() and digits.isdigit() else -1, step.name
 
-    return sorted((path.parent for path in folder.glob(f"*/{STEP}")), key=number)
+    return sorted(_folders(folder, STEP), key=number)
+
+
+def _folders(folder: Path, file: str) -> Sequence[Path]:
+    found = [path.parent for path in folder.glob(f"*/{file}")]
+    return [path for path in found if _UNFINISHED not in path.name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,9 @@ def open_pickle(path: str | os.PathLike[str]) -> Checkpoint:
         if isinstance(leaf, torch.Tensor):
             dtype = _dtype(torch, file, name, leaf)
             # NumPy has no bfloat16 of its own; the same bytes, as integers, do.
-            bits = leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            plain = leaf.detach().resolve_conj().resolve_neg().contiguous()
+            # Not reshape: it keeps whatever step an axis of one element has.
+            bits = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
             array = bits.view(dtype).reshape(tuple(leaf.shape))
             tensors[name] = HeldTensor(name, array, origin=file.path)
         elif isinstance(leaf, bool | int | float | complex):
@@ -122,14 +124,26 @@ def _load(torch: ModuleType, path: str, **how: Any) -> Any:  # Any: torch.load's
         return torch.load(path, weights_only=True, **how)
     except OSError:
         raise
+    except NotImplementedError as error:  # No name: torch.load stops at the tensor.
+        raise errors.CheckpointError(
+            f"{path}: wanted dense tensors, got one that PyTorch cannot describe without its "
+            f"values, such as a quantized one: {error!s:.100}. Save tensor.dequantize()."
+        ) from error
     except Exception as error:  # Whatever its unpickler stumbles over.
         text = str(error)
-        if "Unsupported global" in text or "Unsupported operand" in text or "GLOBAL" in text:
-            reason = text.partition("GLOBAL ")[2].partition("\n")[0] or text
+        if "Unsupported operand" in text:
+            raise errors.CheckpointError(
+                f"{path}: wanted a pickle of protocol 2, which torch.save writes by itself, got "
+                "one that torch.load does not read without running code. Save it again without "
+                "pickle_protocol."
+            ) from error
+        if "Unsupported global" in text or "GLOBAL" in text:
+            asked = text.partition("GLOBAL ")[2].partition("\n")[0] or text
             raise errors.CheckpointError(
                 f"{path}: wanted tensors in dicts and lists, got a pickle that asks for code: "
-                f"{reason:.200}. Nothing was run. If you trust the file, load it with "
-                "torch.load(..., weights_only=False) and save its state_dict() alone."
+                f"{asked.partition(' was not an allowed')[0]:.200}. Nothing was run. If you trust "
+                "the file, load it with torch.load(..., weights_only=False) and save its "
+                "state_dict() alone."
             ) from error
         raise errors.CheckpointError(
             f"{path}: wanted a file of torch.save, got one that torch.load refuses: "
