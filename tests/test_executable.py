@@ -143,10 +143,11 @@ def test_what_sums_is_computed_whole_and_cut_afterwards():
 
     params = li.lazy(models.Wrap(body)).init(KEY, 0)["params"]
     cut = NamedSharding(MESH, P("a", "b"))
-    assert computed_on(gather([params["drawn"].init_fn]), cut) == cut
-    assert computed_on(gather([params["summed"].init_fn]), cut) == NamedSharding(MESH, P())
-    assert computed_on(gather([params["short"].init_fn]), cut) == NamedSharding(MESH, P())
-    assert computed_on(gather([params["summed"].init_fn]), None) is None
+    works = {name: gather([params[name].init_fn]) for name in params}
+    on = {name: computed_on(work, work.outputs[0], cut) for name, work in works.items()}
+    whole = NamedSharding(MESH, P())
+    assert on == {"drawn": cut, "short": whole, "summed": whole}
+    assert computed_on(works["summed"], works["summed"].outputs[0], None) is None
 
 
 def test_each_device_draws_its_own_shard_alone():

@@ -127,7 +127,8 @@ def _load(torch: ModuleType, path: str, **how: Any) -> Any:  # Any: torch.load's
     except NotImplementedError as error:  # No name: torch.load stops at the tensor.
         raise errors.CheckpointError(
             f"{path}: wanted dense tensors, got one that PyTorch cannot describe without its "
-            f"values, such as a quantized one: {error!s:.100}. Save tensor.dequantize()."
+            f"values, such as a sparse or a quantized one: {error!s:.100}. "
+            "Save tensor.to_dense() or tensor.dequantize()."
         ) from error
     except Exception as error:  # Whatever its unpickler stumbles over.
         text = str(error)
@@ -144,6 +145,11 @@ def _load(torch: ModuleType, path: str, **how: Any) -> Any:  # Any: torch.load's
                 f"{asked.partition(' was not an allowed')[0]:.200}. Nothing was run. If you trust "
                 "the file, load it with torch.load(..., weights_only=False) and save its "
                 "state_dict() alone."
+            ) from error
+        if "sparse" in text and "meta" in text:  # PyTorch 2.14 checks what has no values.
+            raise errors.CheckpointError(
+                f"{path}: wanted dense tensors, got one that PyTorch cannot describe without its "
+                f"values, a sparse one: {text:.100}. Save tensor.to_dense()."
             ) from error
         raise errors.CheckpointError(
             f"{path}: wanted a file of torch.save, got one that torch.load refuses: "

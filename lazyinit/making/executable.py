@@ -213,8 +213,8 @@ def _lower(
     return jax.jit(lazyinit_make, out_shardings=list(placements)).lower(parts)
 
 
-def computed_on(work: Work, placement: Sharding | None) -> Sharding | None:
-    """Returns the sharding to compute a work under, so that its bits do not depend on the mesh.
+def computed_on(work: Work, output: Value, placement: Sharding | None) -> Sharding | None:
+    """Returns the sharding to compute an output under, so that its bits do not depend on the mesh.
 
     Elementwise operations and random bits give every element alone, and may be cut up. A sum or a
     product of matrices may not: partial sums round in another order. These are computed whole on
@@ -223,9 +223,8 @@ def computed_on(work: Work, placement: Sharding | None) -> Sharding | None:
     """
     if placement is None:
         return placement
-    shards = [placement.shard_shape(work.program.avals[value].shape) for value in work.outputs]
-    is_short = any(math.prod(shard) < SHORT for shard in shards)
-    if is_order_free(work) and not is_short:
+    shard = placement.shard_shape(work.program.avals[output].shape)
+    if is_order_free(work) and math.prod(shard) >= SHORT:
         return placement
     return shardings.replicated(placement)
 

@@ -189,7 +189,8 @@ def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start:
         rows = Stacked.of(unit.work) if shardings.platform_of(wanted[0]) == "cpu" else None
         if rows is not None:
             return _drawing_rows(unit, rows, small, pools)
-        computed = tuple(computed_on(unit.work, s) for s in wanted)
+        placed = zip(unit.work.outputs, wanted, strict=True)
+        computed = tuple(computed_on(unit.work, value, s) for value, s in placed)
         dtypes = tuple(job.dtype for job in unit.jobs)
         compiled = compiler.request(pools.compiling, unit.work, arguments, parts, dtypes, computed)
 
