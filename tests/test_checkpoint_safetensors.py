@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from lazyinit import errors
-from lazyinit.checkpoint import open_checkpoint, sharded
+from lazyinit.checkpoint import mapped, open_checkpoint, sharded
 
 DTYPES = [
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
@@ -375,3 +375,15 @@ def test_the_extents_of_a_tensor_are_its_bytes_in_the_file(tmp_path):
     (extent,) = open_checkpoint(path)["b"].extents
     assert path.read_bytes()[extent.start : extent.stop] == values.tobytes()
     assert extent.file == str(path)
+
+
+@pytest.mark.parametrize("change", [lambda path: os.truncate(path, 9), os.unlink])
+def test_a_file_that_shrinks_or_goes_before_it_is_mapped_is_an_error(tmp_path, monkeypatch, change):
+    path = tmp_path / "t.safetensors"
+    save_file({"a": np.ones(3000, np.float32)}, path)
+    source = open_checkpoint(path)["a"]
+    change(path)
+    monkeypatch.setattr(mapped.File, "check", lambda _: None)  # It happens just after the look.
+    with pytest.raises(errors.CheckpointError, match="cannot be mapped into memory") as caught:
+        everything(source)
+    assert str(caught.value).startswith(f"{path}: ")

@@ -66,7 +66,14 @@ class File:
 @functools.lru_cache(maxsize=_MAPS)
 def _mapped(file: File) -> np.ndarray:
     # A view that outlives its place in the cache keeps its map alive by itself.
-    bytes_of_file = np.memmap(file.path, dtype=np.uint8, mode="r")
+    try:
+        bytes_of_file = np.memmap(file.path, dtype=np.uint8, mode="r", shape=(file.size,))
+    # ValueError: what NumPy and mmap say of a file that is shorter than its map.
+    except (OSError, ValueError) as error:
+        raise errors.CheckpointError(
+            f"{file.path}: the file cannot be mapped into memory: {error}. Open the checkpoint "
+            "again."
+        ) from error
     _maps[file.path] = bytes_of_file
     return bytes_of_file
 
