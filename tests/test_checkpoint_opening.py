@@ -133,3 +133,9 @@ def test_a_folder_of_many_files_names_five(tmp_path):
 def test_an_empty_zip_is_an_empty_checkpoint(tmp_path):
     zipfile.ZipFile(tmp_path / "x", "w").close()
     assert list(open_checkpoint(tmp_path / "x")) == []
+
+
+def test_msgpack_whose_ninth_byte_is_a_brace_is_not_taken_for_safetensors(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"\x81\xa6params{")  # {"params": 123}
+    assert open_checkpoint(path)["params"].read(()) == 123

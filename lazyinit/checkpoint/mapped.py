@@ -86,6 +86,8 @@ def release(extents: Iterable[Extent]) -> None:
 
     Mapped pages count as this process's memory until the system wants them for something else.
     """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
     for extent in extents:
         held = _maps.get(extent.file)
         if held is not None and isinstance(held.base, mmap.mmap) and extent.stop > extent.start:

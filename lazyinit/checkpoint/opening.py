@@ -117,20 +117,18 @@ def _open_file(path: Path) -> Checkpoint:
             )
     if head.startswith(_ZIP):
         return _open_zip(path)
-    if head[8:] == b"{":
-        from lazyinit.checkpoint import safetensors
+    from lazyinit.checkpoint import flax_msgpack, safetensors
 
+    # The first eight bytes of safetensors are a length, of which the format allows but 27 bits.
+    may_be_msgpack = bool(head) and flax_msgpack.is_first_byte(head[0]) and any(head[4:8])
+    if head[8:] == b"{" and not may_be_msgpack:
         return safetensors.open_file(path)
     if head.startswith(_PICKLES):
         from lazyinit.checkpoint import pytorch
 
         return pytorch.open_pickle(path)
-    from lazyinit.checkpoint import flax_msgpack
-
     if head and flax_msgpack.is_first_byte(head[0]):
         return flax_msgpack.open_file(path)
-    from lazyinit.checkpoint import safetensors
-
     return safetensors.open_file(path)
 
 
