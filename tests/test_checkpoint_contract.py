@@ -351,7 +351,7 @@ def test_a_broken_file_opens_or_is_refused_and_nothing_else(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-@settings(max_examples=1500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_files_broken_in_many_ways_open_or_are_refused(
     format, base, server, tmp_path_factory, data
