@@ -123,3 +123,28 @@ def test_what_carries_or_does_more_has_a_program_of_its_own():
     for leaf in jax.tree.leaves(tree):
         assert Stacked.of(gather([leaf.init_fn])) is None
     assert_same(li.materialize(tree), module.init(KEY, 0))
+
+
+def scanned(shape, dtype=jnp.float32, twice=False):
+    def init(key):
+        keys = jax.random.split(key, 8)
+        draw = lambda _, k: (None, jax.random.normal(k[0] if twice else k, shape, dtype))  # noqa: E731
+        return jax.lax.scan(draw, None, (keys, keys) if twice else keys)[1]
+
+    return init
+
+
+@pytest.mark.parametrize("spec", [None, P("a")])
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (16, 8)])
+def test_rows_of_any_shape_have_the_bits_of_eager_init(shape, twice, spec):
+    init = scanned(shape, twice=twice)
+    sharding = spec and NamedSharding(jax.make_mesh((8,), ("a",)), spec)
+    assert_same(li.materialize(li.lazy(init)(KEY), sharding=sharding), init(KEY))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rows_are_rounded_before_they_are_cast(dtype):
+    init = scanned((33, 65), dtype)
+    made = li.materialize(li.lazy(init)(KEY), dtype=jnp.float32)
+    assert_same(made, init(KEY).astype(jnp.float32))

@@ -72,7 +72,9 @@ class Drawing:
         tasks = []
         for at, buffer in self._shards.allocate().items():
             indices = _Indices(self._shape[1:], at[1:])
-            for row, to in zip(range(*at[0]), buffer, strict=True):
+            # A row of no dimensions would be a copy.
+            rows = buffer.reshape(len(buffer), math.prod(buffer.shape[1:]))
+            for row, to in zip(range(*at[0]), rows, strict=True):
                 tasks += _draw(program, parts[row], run, pool, to, indices)
         return tasks
 

@@ -188,7 +188,10 @@ def _lower_run(
         low = base[1] + offsets
         high = base[0] + (low < offsets).astype(np.uint32)  # With the carry.
         made = work.run(inputs, high, low)
-        return made if made.dtype == dtype else jax.lax.convert_element_type(made, dtype)
+        if made.dtype == dtype:
+            return made
+        # Without a barrier XLA would drop the rounding of what it casts back: bfloat16 -> float32.
+        return jax.lax.convert_element_type(jax.lax.optimization_barrier(made), dtype)
 
     words = [np.zeros(n, np.uint32) for n in (2, length)]
     here = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])

@@ -40,6 +40,8 @@ class Stacked:
         if not is_plain or params["num_consts"] or len(equation.outvars) != 1:
             return None
         avals: list[Any] = [v.aval for v in equation.invars]
+        if len(avals) != len(work.inputs):  # The same keys twice.
+            return None
         if not params["length"] or any(a.ndim != 1 or not is_key(a) for a in avals):
             return None
         row = form_of_body(params["jaxpr"], len(avals))
