@@ -20,6 +20,9 @@ class _Structure:
     __slots__ = ("__weakref__",)
 
 
+# What is plain is told first and by its type alone: most parameters are, and leaves are many.
+_PLAIN = frozenset([type(None), bool, int, str, type])
+
 _of_jaxprs: weakref.WeakKeyDictionary[jex.Jaxpr, _Structure] = weakref.WeakKeyDictionary()
 _structures: weakref.WeakValueDictionary[Any, _Structure] = weakref.WeakValueDictionary()
 
@@ -30,7 +33,11 @@ def fingerprint(param: Any) -> Any:
     What it does not know is compared as Python compares it, or by identity: works then may get
     different signatures that could have shared one, never the other way round.
     """
+    if type(param) in _PLAIN:  # 1, 1.0 and True are equal in Python, not in a program.
+        return (type(param), param)
     match param:
+        case tuple() | list():
+            return (type(param), tuple(map(fingerprint, param)))
         case jex.ClosedJaxpr():
             consts = tuple(
                 fingerprint_constant(c, v.aval)
@@ -39,10 +46,8 @@ def fingerprint(param: Any) -> Any:
             return (_of_jaxpr(param.jaxpr), consts)
         case jex.Jaxpr():
             return _of_jaxpr(param)
-        case Mapping():
+        case dict() | Mapping():  # Most are a dict, which is told sooner.
             return tuple((k, fingerprint(v)) for k, v in sorted(param.items()))
-        case tuple() | list():
-            return (type(param), tuple(map(fingerprint, param)))
         case np.ndarray() | np.generic():
             return (type(param), param.dtype, param.shape, param.tobytes())
         case float():
@@ -51,7 +56,6 @@ def fingerprint(param: Any) -> Any:
         hash(param)
     except TypeError:
         return _ByIdentity(param)
-    # 1, 1.0 and True are equal in Python, not in a program.
     return (type(param), param)
 
 

@@ -20,11 +20,15 @@ import numpy as np
 
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
+from lazyinit.garbage import uncollected
 from lazyinit.making.buffers import Blocks
+from lazyinit.making.dispatch import Dispatched, Drawing, Pools, Start, Task, start_of
+from lazyinit.making.draw import Drawer
 from lazyinit.making.limits import IN_FLIGHT
 from lazyinit.making.overlay import overlaid
 from lazyinit.making.read import Reader
-from lazyinit.making.units import Finish, Job, Pools, Start, check_inputs, start_of, units_of
+from lazyinit.making.shards import arrays
+from lazyinit.making.units import Job, check_inputs, units_of
 from lazyinit.params import LazyParam, StoredParam, Thunk, cast_dtype
 from lazyinit.slices import SmallValues
 
@@ -83,15 +87,13 @@ def materialize(
     made = [leaf for _, leaf in leaves]
     total = sum(job.leaf.nbytes for job in jobs.values())
     with (
-        ThreadPoolExecutor(os.cpu_count()) as compiling,
-        ThreadPoolExecutor(os.cpu_count()) as drawing,
-        ThreadPoolExecutor(os.cpu_count()) as reading,
+        _threads() as compiling,
+        _threads() as drawing,
+        _threads() as reading,
         _progress_bar(total, progress) as advance,
     ):
-        for job, array in _run(
-            _steps(list(jobs.values()), Pools(compiling, drawing, reading, Blocks()))
-        ):
-            advance(job.leaf.nbytes)
+        pools = Pools(compiling, reading, Drawer(drawing), Blocks())
+        for job, array in _run(_steps(list(jobs.values()), pools), pools.drawer, advance):
             for source in job.over:
                 array = overlaid(array, source, job.sharding)
             for n in job.places:
@@ -104,9 +106,10 @@ class _Step:
     """One dispatch, which gives the arrays of one or more jobs."""
 
     jobs: Sequence[Job]
-    start: Start
+    start: Start | Drawing
 
 
+@uncollected()
 def _steps(jobs: Sequence[Job], pools: Pools) -> list[_Step]:
     """Turns jobs into steps in tree order. All that can be wrong is raised here."""
     units = units_of([j for j in jobs if isinstance(j.leaf, LazyParam)])
@@ -124,34 +127,68 @@ def _steps(jobs: Sequence[Job], pools: Pools) -> list[_Step]:
 def _reading(job: Job, pools: Pools) -> Start:
     read = Reader(job.leaf, job.sharding, job.dtype, pools.blocks)
 
-    def start() -> Finish:
+    def start() -> Dispatched:
         future = pools.reading.submit(read)
-        return lambda: [future.result()]
+        return Dispatched(lambda: [future.result()], [future])
 
     return start
 
 
 def _moving(job: Job) -> Start:
-    def start() -> Finish:
+    def start() -> Dispatched:
         moved = job.moved(job.leaf)
-        return lambda: [moved]
+        return Dispatched(lambda: [moved])
 
     return start
 
 
-def _run(steps: Iterable[_Step]) -> Iterator[tuple[Job, Any]]:
-    """Dispatches the steps in order and yields each job's array once it is there."""
-    in_flight: collections.deque[tuple[Sequence[Job], Finish]] = collections.deque()
+def _run(
+    steps: Sequence[_Step], drawer: Drawer, advance: Callable[[int], None]
+) -> Iterator[tuple[Job, Any]]:
+    """Dispatches the steps in order and yields each job's array once it is there.
+
+    What is drawn is dispatched first and waited for last, so that it goes on beside the others.
+    """
+    drawn: list[tuple[Job, Drawing, Sequence[Task]]] = []
     for step in steps:
+        if isinstance(step.start, Drawing):
+            (job,) = step.jobs
+            drawn.append((job, step.start, step.start.start()))
+    drawer.flush()
+    in_flight: collections.deque[tuple[Sequence[Job], Dispatched]] = collections.deque()
+
+    def finished(jobs: Sequence[Job], dispatched: Dispatched) -> Iterable[tuple[Job, Any]]:
+        for task in dispatched.tasks:
+            task.result()
+        made = jax.block_until_ready(dispatched.arrays())
+        advance(sum(job.leaf.nbytes for job in jobs))
+        return zip(jobs, made, strict=True)
+
+    for step in steps:
+        if isinstance(step.start, Drawing):
+            continue
         in_flight.append((step.jobs, step.start()))
         if len(in_flight) == IN_FLIGHT:
-            yield from _finished(*in_flight.popleft())
-    while in_flight:
-        yield from _finished(*in_flight.popleft())
+            yield from finished(*in_flight.popleft())
+    for jobs, dispatched in in_flight:
+        yield from finished(jobs, dispatched)
+    for job, _, tasks in drawn:
+        for task in tasks:
+            task.result()
+        advance(job.leaf.nbytes)
+    # Not before all is drawn: beside the threads that draw, each would wait for Python's lock.
+    yield from zip(
+        (job for job, _, _ in drawn), arrays([d.shards for _, d, _ in drawn]), strict=True
+    )
 
 
-def _finished(jobs: Sequence[Job], finish: Finish) -> Iterable[tuple[Job, Any]]:
-    return zip(jobs, jax.block_until_ready(finish()), strict=True)
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield pool
+    finally:  # After an error, what was not begun need not be.
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

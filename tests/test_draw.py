@@ -1,7 +1,10 @@
-"""Leaves made a run of elements at a time."""
+"""Leaves made a sheet of elements at a time."""
 
+import collections
+import itertools
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from unittest import mock
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,10 +18,8 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.making import draw
-from lazyinit.making.buffers import Blocks
-from lazyinit.making.draw import Drawing
-from lazyinit.making.shards import Shards
+from lazyinit.making import dispatch, draw, executable
+from lazyinit.making.draw import COLUMNS, ROWS, Indices
 
 KEY = models.KEY
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
@@ -34,40 +35,52 @@ def shards(draw_from):
     return shape, tuple(at)
 
 
-@hypothesis.given(shards(), st.integers(2, 20))
-def test_runs_of_a_shard_have_the_flat_indices_of_its_elements(shard, run):
+@hypothesis.given(shards(), st.integers(2, 20), st.data())
+def test_rows_of_a_shard_have_the_flat_indices_of_its_elements(shard, columns, data):
     shape, at = shard
     box = tuple(slice(start, stop) for start, stop in at)
     wanted = np.arange(np.prod(shape)).reshape(shape)[box].ravel()
-    indices = draw._Indices(shape, at)
-    found = []
-    while len(found) < len(wanted):
-        left = len(wanted) - len(found)
-        base, offsets, count = indices.run(len(found), min(run, left), run)
-        assert offsets.shape == (run,)
-        found += [(int(base[0]) << 32) + int(base[1]) + int(o) for o in offsets[:count]]
-    np.testing.assert_array_equal(found, wanted)
+    with mock.patch.object(draw, "COLUMNS", columns):
+        indices = Indices(shape, at)
+        cuts = data.draw(st.sets(st.integers(1, indices.rows)))
+        cuts = sorted({0, indices.rows, *cuts})
+        found = [flat(indices, *rows) for rows in itertools.pairwise(cuts)]
+    np.testing.assert_array_equal(np.concatenate(found)[: wanted.size], wanted)
 
 
-def test_a_run_ends_where_32_bits_do_not_hold_the_next_index():
-    indices = draw._Indices((4, 2**33), ((1, 4), (5, 7)))
-    base, offsets, count = indices.run(0, 6, 8)
-    assert (list(base), list(offsets[:count])) == ([2, 5], [0, 1])
-    base, _, _ = indices.run(2, 4, 8)
-    assert list(base) == [4, 5]
+def flat(indices, first, last):
+    bases, offsets = indices.of_rows(first, last)
+    assert bases.shape == (last - first, 2)
+    if offsets is None:
+        offsets = np.arange(draw.COLUMNS, dtype=np.uint32)
+    found = (bases[:, :1].astype(np.int64) << 32) + bases[:, 1:] + offsets
+    return found[:, : indices.width].ravel()
+
+
+def test_a_row_ends_where_32_bits_do_not_hold_the_next_index():
+    indices = Indices((4, 2**33), ((1, 4), (5, 7)))
+    assert (indices.width, indices.rows) == (2, 3)
+    wanted = [row * 2**33 + 5 + n for row in (1, 2, 3) for n in (0, 1)]
+    np.testing.assert_array_equal(flat(indices, 0, 3), wanted)
+    np.testing.assert_array_equal(flat(indices, 1, 3), wanted[2:])
 
 
 @pytest.fixture
-def short_runs(monkeypatch):
-    monkeypatch.setattr(draw, "RUN", 64)
-    monkeypatch.setattr(draw, "SHORT_RUN", 16)
+def small_sheets(monkeypatch):
+    for module in (draw, executable):
+        monkeypatch.setattr(module, "ROWS", 4)
+        monkeypatch.setattr(module, "COLUMNS", 16)
+    monkeypatch.setattr(executable.compiler, "_kept", collections.OrderedDict())
+    draw._counting.cache_clear()
+    yield
+    draw._counting.cache_clear()
 
 
 @pytest.mark.parametrize(
     "spec", [P(), P("a"), P(None, "b"), P("b", "a"), P(None, None, ("a", "b"))]
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_any_cut_and_any_run_give_the_bits_of_eager_init(short_runs, spec, dtype):
+def test_any_cut_gives_the_bits_of_eager_init(small_sheets, spec, dtype):
     def body(self, x):
         for name in ("normal", "lecun_normal", "uniform", "he_uniform", "truncated_normal"):
             init = getattr(jax.nn.initializers, name)()
@@ -80,11 +93,79 @@ def test_any_cut_and_any_run_give_the_bits_of_eager_init(short_runs, spec, dtype
         assert leaf.sharding == NamedSharding(MESH, spec)
 
 
-def test_a_leaf_of_many_runs_has_the_bits_of_eager_init():
-    shape = (3, draw.RUN + 5, 2)
+def test_a_leaf_of_many_sheets_has_the_bits_of_eager_init():
+    shape = (3, ROWS * COLUMNS + 5, 2)
     module = models.Wrap(lambda self, x: self.param("w", jax.nn.initializers.normal(0.02), shape))
     tree = li.lazy(module).init(KEY, 0)
     assert_same(li.materialize(tree), module.init(KEY, 0))
+
+
+@hypothesis.settings(deadline=None, max_examples=20)
+@hypothesis.given(st.lists(st.integers(1, 200), min_size=1, max_size=12), st.integers(0, 2))
+def test_leaves_of_any_sizes_share_sheets(sizes, seed):
+    def body(self, x):
+        for n, size in enumerate(sizes):
+            init = jax.nn.initializers.normal(0.02 if n % 3 else 0.5)
+            self.param(f"w{n}", init, (size,))
+
+    module = models.Wrap(body)
+    key = jax.random.key(seed)
+    with (
+        mock.patch.multiple(draw, ROWS=4, COLUMNS=16),
+        mock.patch.multiple(executable, ROWS=4, COLUMNS=16),
+        mock.patch.object(executable.compiler, "_kept", sheets_of_16),
+    ):
+        draw._counting.cache_clear()
+        made = li.materialize(li.lazy(module).init(key, 0))
+        draw._counting.cache_clear()
+    assert_same(made, module.init(key, 0))
+
+
+sheets_of_16 = collections.OrderedDict()  # Programs, compiled once for all examples.
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the programs of sheets are called with."""
+    found = []
+    real = dispatch.compiler.request_sheet
+
+    class Counted:
+        def __init__(self, future):
+            self.future = future
+
+        def result(self):
+            return lambda *a: found.append(a) or self.future.result()(*a)
+
+        def __eq__(self, other):
+            return self.future == other.future
+
+        def __hash__(self):
+            return hash(self.future)
+
+    monkeypatch.setattr(dispatch.compiler, "request_sheet", lambda *a: Counted(real(*a)))
+    return found
+
+
+def test_small_leaves_of_one_kind_take_one_call(calls):
+    def body(self, x):
+        for n in range(20):
+            self.param(f"w{n}", jax.nn.initializers.normal(0.02), (COLUMNS, 3 + n % 2))
+
+    module = models.Wrap(body)
+    assert_same(li.materialize(li.lazy(module).init(KEY, 0)), module.init(KEY, 0))
+    assert len(calls) == 1
+
+
+def test_what_differs_beyond_the_key_has_sheets_of_its_own(calls):
+    def body(self, x):
+        for n in range(6):
+            self.param(f"w{n}", jax.nn.initializers.normal((n % 2 + 1) / 100), (7, 5))
+        self.param("narrow", jax.nn.initializers.normal(0.02, "bfloat16"), (7, 5))
+
+    module = models.Wrap(body)
+    assert_same(li.materialize(li.lazy(module).init(KEY, 0)), module.init(KEY, 0))
+    assert len(calls) == 3
 
 
 def test_each_device_has_memory_of_its_own():
@@ -96,26 +177,33 @@ def test_each_device_has_memory_of_its_own():
 
 def test_a_leaf_that_no_memory_holds_says_which():
     shape = (1 << 24, 1 << 24)
-    drawing = Drawing(shape, Shards("params/huge", shape, np.dtype("float32"), None, Blocks()))
-    with (
-        ThreadPoolExecutor(1) as pool,
-        pytest.raises(
+    for init in (jax.nn.initializers.normal(0.02), jax.nn.initializers.ones):
+        module = models.Wrap(lambda self, x, init=init: self.param("huge", init, shape))
+        tree = li.lazy(module).init(KEY, 0)
+        with pytest.raises(
             MemoryError, match=r"^params/huge: wanted memory for float32\[.*smaller dtype"
-        ),
-    ):
-        drawing.draw(None, [], 64, pool)
+        ):
+            li.materialize(tree)
 
 
-def test_what_fails_in_a_thread_is_raised(monkeypatch):
-    module = models.Wrap(lambda self, x: self.param("w", jax.nn.initializers.normal(0.321), (8, 7)))
-    tree = li.lazy(module).init(KEY, 0)
+def test_what_fails_in_a_thread_is_raised_and_nothing_more_is_begun(monkeypatch):
+    def body(self, x):
+        for n in range(50):
+            self.param(f"w{n}", jax.nn.initializers.normal(0.321), (ROWS, COLUMNS))
+
+    tree = li.lazy(models.Wrap(body)).init(KEY, 0)
+    begun = []
 
     def fails(*_):
+        begun.append(1)
+        failed.wait(0.01 * len(begun))
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(draw._Indices, "run", fails)
+    failed = threading.Event()
+    monkeypatch.setattr(Indices, "of_rows", fails)
     with pytest.raises(RuntimeError, match="out of luck"):
         li.materialize(tree)
+    assert len(begun) < 50
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -57,6 +57,9 @@ OTHERS = {
     "a scan": lambda key, shape: jnp.cumsum(jax.random.normal(key, shape)),
     "weakly typed": lambda key, shape: jnp.broadcast_to(jnp.asarray(1.0), shape) * 1.0,
     "nothing": lambda key, shape: jnp.zeros((0, 3)),
+    "a drawn scale": lambda key, shape: (
+        jax.random.normal(key, shape) * jnp.exp(jax.random.normal(jax.random.split(key)[0], ()))
+    ),
     "keys": lambda key, shape: jax.random.split(key, 3),
 }
 

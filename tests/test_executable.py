@@ -13,8 +13,7 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.making import executable
-from lazyinit.making import units as making
+from lazyinit.making import dispatch, executable
 from lazyinit.making.executable import Argument, Compiler, computed_on, encode
 from lazyinit.slices import SmallValues, gather
 
@@ -26,8 +25,8 @@ KEY = models.KEY
 def compiled(monkeypatch):
     """Counts compilations of a fresh compiler."""
     lowered = []
-    monkeypatch.setattr(making, "compiler", Compiler())
-    for name in ("_lower", "_lower_run"):
+    monkeypatch.setattr(dispatch, "compiler", Compiler())
+    for name in ("_lower", "_lower_sheet"):
         real = getattr(executable, name)
         count = lambda *a, real=real: lowered.append(a) or real(*a)  # noqa: E731
         monkeypatch.setattr(executable, name, count)

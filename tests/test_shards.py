@@ -7,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lazyinit.making.buffers import Blocks
-from lazyinit.making.shards import Shards
+from lazyinit.making.shards import Shards, arrays
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
@@ -24,3 +24,20 @@ def test_shards_make_the_array_that_fills_them(spec):
     assert sharding is None or array.sharding == sharding
     addresses = [s.data.unsafe_buffer_pointer() for s in array.addressable_shards]
     assert len(set(addresses)) == len(addresses)
+
+
+def test_arrays_made_together_are_those_made_one_by_one():
+    whole = np.arange(128.0).reshape(8, 16)  # float64, which JAX keeps off by default.
+    filled = []
+    for spec in (None, P("a"), None):
+        sharding = None if spec is None else NamedSharding(MESH, spec)
+        filled.append(Shards("w", whole.shape, whole.dtype, sharding, Blocks()))
+        for at, buffer in filled[-1].allocate().items():
+            buffer[...] = whole[tuple(slice(*bounds) for bounds in at)] + len(filled)
+    made = arrays(filled)
+    for n, array in enumerate(made):
+        assert array.dtype == np.float64
+        np.testing.assert_array_equal(array, whole + n + 1)
+    assert [a.committed for a in made] == [False, True, False]
+    addresses = [a.unsafe_buffer_pointer() for a in (made[0], made[2])]
+    assert addresses == [filled[n].whole().ctypes.data for n in (0, 2)]  # Taken over.

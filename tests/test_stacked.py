@@ -1,5 +1,7 @@
 """Leaves made under a scan, a row at a time."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,11 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.making import shards
-from lazyinit.making import units as making
+from lazyinit.making import dispatch, shards
+from lazyinit.making.buffers import Blocks
+from lazyinit.making.draw import Drawer
 from lazyinit.making.stacked import Stacked
+from lazyinit.making.units import Job, units_of
 from lazyinit.slices import gather
 
 KEY = models.KEY
@@ -61,9 +65,9 @@ def test_other_types_and_lengths_keep_their_bits(dtype, length):
 
 def test_leaves_of_another_name_share_a_program(monkeypatch):
     requested = []
-    real = making.compiler.request_run
+    real = dispatch.compiler.request_sheet
     monkeypatch.setattr(
-        making.compiler, "request_run", lambda *a: requested.append(a[1].signature) or real(*a)
+        dispatch.compiler, "request_sheet", lambda *a: requested.append(a[1].signature) or real(*a)
     )
     li.materialize(li.lazy(stack(normal, normal, normal)).init(KEY, X))
     assert len(requested) == 3
@@ -73,7 +77,6 @@ def test_leaves_of_another_name_share_a_program(monkeypatch):
 def test_a_device_draws_no_more_rows_than_it_holds(monkeypatch):
     """With one device of the eight here: as on a host of eight, each with one device."""
     real = shards.Shards.__init__
-    drawn = []
 
     def holds_one(self, path, shape, dtype, sharding, blocks):
         real(self, path, shape, dtype, sharding, blocks)
@@ -81,11 +84,10 @@ def test_a_device_draws_no_more_rows_than_it_holds(monkeypatch):
         self._places = {device: at}
 
     monkeypatch.setattr(shards.Shards, "__init__", holds_one)
-    monkeypatch.setattr(shards.Shards, "array", lambda self: drawn.append(self._buffers) or 0)
     tree = li.lazy(stack(normal, use_bias=False)).init(KEY, X)
     leaf = tree["params"]["layers"]["dense_0"]["kernel"]
     calls = []
-    real_run = making.compiler.request_run
+    real_run = dispatch.compiler.request_sheet
 
     class Counted:
         def __init__(self, future):
@@ -94,18 +96,17 @@ def test_a_device_draws_no_more_rows_than_it_holds(monkeypatch):
         def result(self):
             return lambda *a: calls.append(a) or self.future.result()(*a)
 
-    monkeypatch.setattr(making.compiler, "request_run", lambda *a: Counted(real_run(*a)))
-    (unit,) = making.units_of(
-        [making.Job("w", leaf, NamedSharding(MESH, P(("a", "b"))), leaf.dtype)]
-    )
-    from concurrent.futures import ThreadPoolExecutor
-
-    from lazyinit.making.buffers import Blocks
-
+    monkeypatch.setattr(dispatch.compiler, "request_sheet", lambda *a: Counted(real_run(*a)))
+    (unit,) = units_of([Job("w", leaf, NamedSharding(MESH, P(("a", "b"))), leaf.dtype)])
     with ThreadPoolExecutor(2) as pool:
-        making.start_of(unit, {}, making.Pools(pool, pool, pool, Blocks()))()()
+        drawer = Drawer(pool)
+        drawing = dispatch.start_of(unit, {}, dispatch.Pools(pool, pool, drawer, Blocks()))
+        tasks = drawing.start()
+        drawer.flush()
+        for task in tasks:
+            task.result()
     assert len(calls) == 1
-    (buffers,) = drawn
+    buffers = drawing.shards._buffers
     wanted = stack(normal, use_bias=False).init(KEY, X)["params"]["layers"]["dense_0"]["kernel"]
     np.testing.assert_array_equal(next(iter(buffers.values())), wanted[:1])
 

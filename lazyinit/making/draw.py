@@ -1,156 +1,228 @@
-"""An elementwise work -> an array in host memory: each device's part, a run of elements at a time.
+"""Elementwise works -> elements in host memory, drawn sheet by sheet.
 
-A run is short enough for its temporaries to stay in cache, and one compiled program makes all
-of them. So memory is bounded: the array itself, and for each thread one run of
-``RUN`` elements with its temporaries. JAX on CPU takes an aligned host buffer as it is, so this
-is how arrays on CPU devices are made. Elsewhere a transfer would cost more than it saves.
+A *sheet* is what one call of a compiled program makes: ``ROWS`` rows of ``COLUMNS`` elements, each
+from a key and indices of its own. A large leaf fills sheets by itself, small ones share a sheet,
+so that one program makes any number of leaves of any size and wastes little. A sheet's
+temporaries stay in a core's cache, and memory is bounded: the arrays themselves, and one sheet
+for each thread. JAX on CPU takes an aligned host buffer as it is, so this is how arrays on CPU
+devices are made. Elsewhere a transfer would cost more than it saves.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Sharding
 
-from lazyinit.making.executable import Executable
-from lazyinit.making.limits import RUN, SHORT_RUN
-from lazyinit.making.shards import Bounds, Shards
+from lazyinit.making.buffers import Blocks
+from lazyinit.making.limits import COLUMNS, ROWS
+from lazyinit.making.shards import Bounds
 from lazyinit.params import Shape
 
-_RUNS_AT_A_TIME = 8  # By one thread, before another leaf gets its turn.
+_SHEETS_AT_A_TIME = 8  # Of one leaf by one thread: handing over work costs, too.
 
 
-def run_length(shape: Shape, sharding: Sharding | None, first: int = 0) -> int:
-    """Returns how many elements a program should make at a time for shards of this size.
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Elements of a shard that one key makes.
 
-    Args:
-      shape: of the leaf.
-      sharding: where it goes.
-      first: the first axis that counts: 1 for leaves that are made by rows.
+    Attributes:
+      to: where they go, of one dimension.
+      parts: what to hand to the program, in the order of its arguments.
+      indices: of the elements in the leaf.
     """
-    shard = shape if sharding is None else sharding.shard_shape(shape)
-    return SHORT_RUN if math.prod(shard[first:]) <= 4 * SHORT_RUN else RUN
+
+    to: np.ndarray
+    parts: Sequence[tuple[Any, ...]]
+    indices: "Indices"
 
 
-class Drawing:
-    """One leaf while it is made: threads fill its shards."""
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Some rows of a strip."""
 
-    def __init__(self, shape: Shape, shards: Shards) -> None:
-        """Takes the shape of the leaf, and what will be its shards."""
-        self._shape, self._shards = shape, shards
+    strip: Strip
+    first: int
+    last: int
 
-    def fill(self, value: np.ndarray) -> None:
-        """Makes every element one value (no dimensions, of the leaf's dtype)."""
-        is_zero = not any(value.tobytes())
-        for buffer in self._shards.allocate(zeros=is_zero).values():
-            if not is_zero:
-                buffer[...] = value
 
-    def draw(
-        self, program: Executable, parts: Any, run: int, pool: ThreadPoolExecutor
-    ) -> list[Future[None]]:
-        """Starts threads that fill the buffers.
+class _Task:
+    """Spans that one thread draws, and its promise once they are handed to one."""
 
-        Args:
-          program: maps ``(parts, base uint32[2], offsets uint32[run])`` to elements, on any thread.
-          parts: what else to hand in.
-          run: how many elements it makes at a time.
-          pool: the threads.
+    __slots__ = ("_promise", "rows", "spans")
+
+    def __init__(self, *spans: _Span) -> None:
+        self.spans = list(spans)
+        self.rows = 0
+        self._promise: Future[None] | None = None
+
+    def hand_over(self, program: "SheetProgram", pool: ThreadPoolExecutor) -> None:
+        self._promise = pool.submit(_draw, program, self.spans)
+
+    def result(self) -> None:
+        """Waits, and raises what the thread raised."""
+        assert self._promise is not None, "flush comes before result"
+        self._promise.result()
+
+
+@dataclass(frozen=True, slots=True)
+class SheetProgram:
+    """What draws the sheets of all strips that differ in their keys alone.
+
+    Attributes:
+      run: maps parts, bases uint32[ROWS,2] and offsets uint32[ROWS,COLUMNS] to elements, on any
+        thread. Of the parts, keys have ROWS rows.
+      is_key: which parts are keys.
+      same: equal for equal programs, with equal parts for all that is no key.
+    """
+
+    run: Callable[[Sequence[tuple[Any, ...]], np.ndarray, np.ndarray], Any]
+    is_key: Sequence[bool]
+    same: Hashable
+
+
+class Drawer:
+    """Lays strips out in sheets, and hands the sheets to threads."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        """Takes the threads."""
+        self._pool = pool
+        self._open: dict[Hashable, tuple[SheetProgram, _Task]] = {}
+
+    def draw(self, program: SheetProgram, strips: Iterable[Strip]) -> list[_Task]:
+        """Draws strips.
+
+        Returns:
+          What to wait for, after a ``flush``.
         """
         tasks = []
-        for at, buffer in self._shards.allocate().items():
-            tasks += _draw(program, parts, run, pool, buffer, _Indices(self._shape, at))
+        for strip in strips:
+            rows = strip.indices.rows
+            done = rows - rows % ROWS
+            for first in range(0, done, step := ROWS * _SHEETS_AT_A_TIME):
+                tasks.append(task := _Task(_Span(strip, first, min(first + step, done))))
+                task.hand_over(program, self._pool)
+            while done < rows:
+                _, task = self._open.setdefault(program.same, (program, _Task()))
+                taken = min(rows - done, ROWS - task.rows)
+                task.spans.append(_Span(strip, done, done + taken))
+                task.rows += taken
+                done += taken
+                tasks.append(task)
+                if task.rows == ROWS:
+                    self._close(program.same)
         return tasks
 
-    def draw_rows(
-        self, program: Executable, parts: Sequence[Any], run: int, pool: ThreadPoolExecutor
-    ) -> list[Future[None]]:
-        """As ``draw``, but each row along the first axis has its own parts, and its own indices."""
-        tasks = []
-        for at, buffer in self._shards.allocate().items():
-            indices = _Indices(self._shape[1:], at[1:])
-            # A row of no dimensions would be a copy.
-            rows = buffer.reshape(len(buffer), math.prod(buffer.shape[1:]))
-            for row, to in zip(range(*at[0]), rows, strict=True):
-                tasks += _draw(program, parts[row], run, pool, to, indices)
-        return tasks
+    def flush(self) -> None:
+        """Hands over the sheets that are not full."""
+        for same in list(self._open):
+            self._close(same)
 
-    def array(self) -> jax.Array:
-        """Returns the leaf, once its buffers are full. On the thread whose settings hold."""
-        return self._shards.array()
+    def _close(self, same: Hashable) -> None:
+        program, task = self._open.pop(same)
+        task.hand_over(program, self._pool)
 
 
-def _draw(
-    program: Executable,
-    parts: Any,
-    run: int,
-    pool: ThreadPoolExecutor,
-    buffer: np.ndarray,
-    indices: "_Indices",
-) -> list[Future[None]]:
-    flat = buffer.reshape(-1)
-    step = run * _RUNS_AT_A_TIME
-
-    def work(first: int) -> None:
-        made, end = first, min(first + step, flat.size)
-        while made < end:
-            base, offsets, count = indices.run(made, min(run, end - made), run)
-            elements = program(parts, base, offsets)
-            flat[made : made + count] = np.asarray(elements)[:count]
-            made += count
-
-    return [pool.submit(work, first) for first in range(0, flat.size, step)]
+def _draw(program: SheetProgram, spans: Sequence[_Span]) -> None:
+    if len(spans) > 1:
+        _draw_sheet(program, spans)
+        return
+    (span,) = spans
+    for first in range(span.first, span.last, ROWS):
+        _draw_sheet(program, [_Span(span.strip, first, min(first + ROWS, span.last))])
 
 
-class _Indices:
-    """The flat indices, in the whole leaf, of a shard's elements in their order."""
+def _draw_sheet(program: SheetProgram, spans: Sequence[_Span]) -> None:
+    bases, offsets = np.zeros((ROWS, 2), np.uint32), _counting()
+    lengths = [span.last - span.first for span in spans]
+    starts = [0, *itertools.accumulate(lengths)]
+    for span, start, end in zip(spans, starts, starts[1:], strict=False):
+        bases[start:end], unlike = span.strip.indices.of_rows(span.first, span.last)
+        if unlike is not None:
+            offsets = offsets if offsets.flags.writeable else offsets.copy()
+            offsets[start:end] = unlike
+    lengths[-1] += ROWS - starts[-1]  # The rows to spare are drawn with the last key.
+
+    def stacked(rows: Sequence[Any]) -> np.ndarray:
+        return np.repeat(np.stack(rows), lengths, axis=0)
+
+    parts = [
+        tuple(map(stacked, zip(*alike, strict=True))) if is_key else alike[0]
+        for is_key, *alike in zip(program.is_key, *(s.strip.parts for s in spans), strict=True)
+    ]
+    elements = np.asarray(program.run(parts, bases, offsets))
+    for span, start, end in zip(spans, starts, starts[1:], strict=False):
+        width = span.strip.indices.width
+        to = span.strip.to[span.first * width : span.last * width]
+        to[...] = elements[start:end, :width].reshape(-1)[: to.size]
+
+
+@functools.cache
+def _counting() -> np.ndarray:
+    """Returns the offsets of rows whose indices count up by one."""
+    counting = Blocks().empty((ROWS, COLUMNS), np.uint32)  # Aligned: JAX need not copy it.
+    counting[...] = np.arange(COLUMNS, dtype=np.uint32)
+    counting.flags.writeable = False
+    return counting
+
+
+class Indices:
+    """The flat indices, in the whole leaf, of a shard's elements in their order.
+
+    Attributes:
+      width: how many elements to draw in each row of a sheet.
+      rows: how many rows that takes.
+    """
 
     def __init__(self, shape: Shape, at: Bounds) -> None:
+        """Takes the shape of the leaf, and the bounds of the shard."""
         strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-        # The shard is made of rows that lie in one piece: those of its last axis that is cut.
+        # The shard is made of runs that lie in one piece: those of its last axis that is cut.
         cut = [d for d, (start, stop) in enumerate(at) if stop - start < shape[d]]
         last = cut[-1] if cut else 0
-        self._row = math.prod(stop - start for start, stop in at[last:])
+        self._run = math.prod(stop - start for start, stop in at[last:])
         self._outer = tuple(stop - start for start, stop in at[:last])
         self._strides = strides[:last]
         self._start = sum(start * stride for (start, _), stride in zip(at, strides, strict=True))
-        self._plain: dict[int, np.ndarray] = {}
+        self._size = math.prod(self._outer) * self._run
+        # The indices in a row are told from its first by 32 bits.
+        self.width = COLUMNS if math.prod(shape) <= 2**32 else max(1, min(COLUMNS, self._run))
+        self.rows = -(-self._size // self.width)
 
-    def run(self, first: int, count: int, run: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Returns the indices of some elements: one as two words, and the others less that one.
-
-        Args:
-          first: the place in the shard of the first.
-          count: how many.
-          run: how many to give; those beyond ``count`` do not matter.
+    def of_rows(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns the indices of some rows: of their first elements, and of the others less that.
 
         Returns:
-          uint32[2], uint32[run], and how many count: fewer, if 32 bits do not hold the others.
+          uint32[last-first,2], two words for each; and uint32[last-first,COLUMNS], of which
+          ``width`` count, or ``None`` where all rows count up by one.
         """
-        row, within = divmod(first, self._row)
-        if within + count <= self._row:
-            if run not in self._plain:
-                self._plain[run] = np.arange(run, dtype=np.uint32)
-            return _words(self._starts(np.array([row]))[0] + within), self._plain[run], count
-        places = np.arange(first, first + count)
-        rows = places // self._row
-        starts = self._starts(np.arange(row, rows[-1] + 1))
-        indices = starts[rows - row] + (places - rows * self._row)
-        count = int(np.searchsorted(indices, indices[0] + 2**32))
-        offsets = np.zeros(run, np.uint32)
-        offsets[:count] = indices[:count] - indices[0]
-        return _words(indices[0]), offsets, count
+        begin, end = first * self.width, min(last * self.width, self._size)
+        if len(self._outer) == 0 or self._run % self.width == 0:
+            places = np.arange(begin, end, self.width)
+            runs = places // self._run
+            return _words(self._starts(runs) + places - runs * self._run), None
+        runs = np.arange(begin // self._run, -(-end // self._run))
+        counts = np.full(runs.size, self._run)
+        counts[-1] -= (runs[-1] + 1) * self._run - end
+        counts[0] -= begin - runs[0] * self._run
+        indices = np.arange(begin, end) + np.repeat(self._starts(runs) - runs * self._run, counts)
+        indices = np.pad(indices, (0, (last - first) * self.width - indices.size), "edge")
+        indices = indices.reshape(last - first, self.width)
+        offsets = np.zeros((last - first, COLUMNS), np.uint32)
+        offsets[:, : self.width] = indices - indices[:, :1]
+        return _words(indices[:, 0]), offsets
 
-    def _starts(self, rows: np.ndarray) -> np.ndarray:
-        places = np.unravel_index(rows, self._outer) if self._outer else ()
+    def _starts(self, runs: np.ndarray) -> np.ndarray:
+        places = np.unravel_index(runs, self._outer) if self._outer else ()
         return self._start + sum(
             (p * stride for p, stride in zip(places, self._strides, strict=True)),
-            start=np.zeros(rows.size, np.int64),
+            start=np.zeros(runs.size, np.int64),
         )
 
 
-def _words(index: Any) -> np.ndarray:
-    return np.array([int(index) >> 32, int(index) & 0xFFFFFFFF], np.uint32)
+def _words(indices: np.ndarray) -> np.ndarray:
+    return np.stack([indices >> 32, indices & 0xFFFFFFFF], axis=-1).astype(np.uint32)

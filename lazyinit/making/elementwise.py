@@ -99,7 +99,7 @@ class Elementwise:
         aval = work.program.avals[work.outputs[0]]
         if len(work.outputs) != 1 or not _is_plain(aval):
             return None
-        builder = _Builder(aval.size, len(work.inputs))
+        builder = _Builder(aval.size, [work.program.avals[v] for v in work.inputs])
         env = {v: Ref(n) for n, v in enumerate(work.inputs)}
         try:
             for equation in work.equations:
@@ -147,7 +147,10 @@ class Elementwise:
                 case "elements":
                     values += compat.bind(step.equation, *_alike(args, low.shape))
                 case "bits":
-                    values.append(_bits(args[0], step.equation.params["bit_width"], high, low))
+                    made = _bits(args[0], step.equation.params["bit_width"], high, low)
+                    # In a loop of its own: with what follows it runs out of registers, and takes
+                    # 1.7 times as long. Bits are exact, whatever they are compiled with.
+                    values.append(jax.lax.optimization_barrier(made))
                 case _:
                     values += jax.lax.optimization_barrier(args)
         made = values[self.output.number] if self.output.constant is None else self.output.constant
@@ -171,14 +174,15 @@ def elementwise(work: Work) -> Elementwise | None:
         return _known[wanted]
 
 
-def form_of_body(body: jex.ClosedJaxpr, inputs: int) -> Elementwise | None:
+def form_of_body(body: jex.ClosedJaxpr) -> Elementwise | None:
     """Returns the body of an equation, which XLA compiles as one, in this form, if it has it."""
     (aval,) = body.out_avals
     if not _is_plain(aval):
         return None
-    builder = _Builder(aval.size, inputs)
+    builder = _Builder(aval.size, body.in_avals)
+    inputs = [Ref(n) for n in range(len(body.in_avals))]
     try:
-        (output,) = builder.body(body.jaxpr, body.consts, [Ref(n) for n in range(inputs)])
+        (output,) = builder.body(body.jaxpr, body.consts, inputs)
     except _NotElementwiseError:
         return None
     if not output.is_elements:
@@ -238,10 +242,12 @@ class _NotElementwiseError(Exception):
 class _Builder:
     """Lays equations out in steps, with what is inside of a jit in its place."""
 
-    def __init__(self, size: int, inputs: int) -> None:
-        """Takes how many elements the leaf has, and how many values are handed in."""
+    def __init__(self, size: int, inputs: Sequence[Any]) -> None:
+        """Takes how many elements the leaf has, and the avals of what is handed in."""
         self._size = size
-        self._values = inputs
+        self._values = len(inputs)
+        # Single values that differ from row to row of a sheet: what is, or may be, made of a key.
+        self._by_row = {n for n, aval in enumerate(inputs) if not _is_single(aval)}
         self.steps: list[Step] = []
 
     def top(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
@@ -259,6 +265,11 @@ class _Builder:
     ) -> list[Ref]:
         self.steps.append(Step(kind, equation, tuple(inputs)))
         first, self._values = self._values, self._values + len(gives)
+        if any(r.number in self._by_row for r in inputs):
+            # One for each row is an array, of which XLA may compute an element in another form.
+            if equation is not None and any(map(_is_rounded, gives, equation.outvars)):
+                raise _NotElementwiseError
+            self._by_row.update(range(first, self._values))
         return [Ref(first + n, None, is_elements) for n, is_elements in enumerate(gives)]
 
     def _equation(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
@@ -331,6 +342,11 @@ def _constant(value: Any, aval: Any) -> Ref:
 
 def _size(aval: Any) -> int:
     return getattr(aval, "size", _SMALL + 1)  # A mutable array, a token: nothing for us.
+
+
+def _is_rounded(is_elements: bool, var: Any) -> bool:
+    exact = is_key(var.aval) or not jnp.issubdtype(var.aval.dtype, jnp.inexact)
+    return not (is_elements or exact)
 
 
 def _is_single(aval: Any) -> bool:

@@ -15,7 +15,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from lazyinit import compat
 from lazyinit import sharding as shardings
 from lazyinit.making.elementwise import Elementwise
-from lazyinit.making.limits import SHORT
+from lazyinit.making.limits import COLUMNS, ROWS, SHORT
 from lazyinit.making.threefry import fold_in
 from lazyinit.params import Key, RngPath
 from lazyinit.program import Value, is_key
@@ -41,6 +41,11 @@ class Argument:
     kind: str
     impl: str = ""
     typed: bool = True
+
+    @property
+    def is_key(self) -> bool:
+        """Whether it is a key."""
+        return self.kind != "plain"
 
     def decode(self, *parts: Any) -> Any:
         """Returns the input (under the trace of the program) from what was handed in."""
@@ -124,39 +129,39 @@ class Compiler:
             (shardings.platform_of(p) for p in placements if p is not None),
             shardings.platform_of(None),
         )
+        options = compat.keeping_barriers(platform)
         return self._once(
-            pool, wanted, platform, lambda: _lower(work, arguments, parts, dtypes, placements)
+            pool, wanted, options, lambda: _lower(work, arguments, parts, dtypes, placements)
         )
 
-    def request_run(
+    def request_sheet(
         self,
         pool: ThreadPoolExecutor,
         work: Elementwise,
         arguments: tuple[Argument, ...],
         parts: Sequence[tuple[Any, ...]],
         dtype: Any,
-        length: int,
     ) -> Future[Executable]:
-        """Returns the compiled program that makes any run of elements of a work, or the promise.
+        """Returns the compiled program that draws any sheet of a work, or the promise of it.
 
         Args:
           pool: where to compile.
           work: what to compile.
           arguments: how its inputs are handed in.
-          parts: host values of the right shapes and dtypes.
+          parts: host values of the right shapes and dtypes for one row.
           dtype: what to cast the elements to.
-          length: how many elements it makes.
         """
-        wanted = (work.signature, arguments, _types(parts), dtype, length)
+        wanted = (work.signature, arguments, _types(parts), dtype)
+        options = compat.for_one_thread()
         return self._once(
-            pool, wanted, "cpu", lambda: _lower_run(work, arguments, parts, dtype, length)
+            pool, wanted, options, lambda: _lower_sheet(work, arguments, parts, dtype)
         )
 
     def _once(
         self,
         pool: ThreadPoolExecutor,
         wanted: Any,
-        platform: str,
+        options: dict[str, Any],
         lower: Callable[[], jax.stages.Lowered],
     ) -> Future[Executable]:
         wanted = (wanted, bool(compat.setting("jax_enable_x64")))
@@ -165,7 +170,6 @@ class Compiler:
             if known is not None and not (known.done() and known.exception()):
                 self._kept.move_to_end(wanted)
                 return known
-            options = compat.keeping_barriers(platform)
             compiled = self._kept[wanted] = pool.submit(lower().compile, options)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
@@ -176,14 +180,10 @@ def _types(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple((type(x), np.shape(x), getattr(x, "dtype", None)) for part in parts for x in part)
 
 
-def _lower_run(
-    work: Elementwise,
-    arguments: tuple[Argument, ...],
-    parts: Sequence[tuple[Any, ...]],
-    dtype: Any,
-    length: int,
+def _lower_sheet(
+    work: Elementwise, arguments: tuple[Argument, ...], parts: Sequence[tuple[Any, ...]], dtype: Any
 ) -> jax.stages.Lowered:
-    def lazyinit_run(parts: Sequence[tuple[Any, ...]], base: Any, offsets: Any) -> Any:
+    def row(parts: Sequence[tuple[Any, ...]], base: Any, offsets: Any) -> Any:
         inputs = [a.decode(*p) for a, p in zip(arguments, parts, strict=True)]
         low = base[1] + offsets
         high = base[0] + (low < offsets).astype(np.uint32)  # With the carry.
@@ -193,9 +193,19 @@ def _lower_run(
         # Without a barrier XLA would drop the rounding of what it casts back: bfloat16 -> float32.
         return jax.lax.convert_element_type(jax.lax.optimization_barrier(made), dtype)
 
-    words = [np.zeros(n, np.uint32) for n in (2, length)]
+    # What all rows share stays a scalar, which XLA computes in the form that it has for one.
+    by_row = [0 if a.is_key else None for a in arguments]
+
+    def lazyinit_sheet(parts: Sequence[tuple[Any, ...]], bases: Any, offsets: Any) -> Any:
+        return jax.vmap(row, in_axes=(by_row, 0, 0))(parts, bases, offsets)
+
+    handed_in = [
+        tuple(np.broadcast_to(x, (ROWS, *np.shape(x))) for x in part) if a.is_key else part
+        for a, part in zip(arguments, parts, strict=True)
+    ]
+    words = [np.zeros((ROWS, n), np.uint32) for n in (2, COLUMNS)]
     here = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    return jax.jit(lazyinit_run, out_shardings=here).lower(parts, *words)
+    return jax.jit(lazyinit_sheet, out_shardings=here).lower(handed_in, *words)
 
 
 def _lower(

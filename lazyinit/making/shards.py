@@ -1,11 +1,13 @@
 """The parts of one array, in buffers that JAX on CPU takes over: one for each distinct shard."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from lazyinit import compat
 from lazyinit.making.buffers import Blocks
 from lazyinit.params import Shape, describe
 
@@ -48,10 +50,27 @@ class Shards:
                 ) from error
         return self._buffers
 
+    def fill(self, value: np.ndarray) -> None:
+        """Allocates, and makes every element one value (no dimensions, of the array's dtype)."""
+        is_zero = not any(value.tobytes())
+        for buffer in self.allocate(zeros=is_zero).values():
+            if not is_zero:
+                buffer[...] = value
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one buffer for the default device."""
+        return self._sharding is None
+
+    def whole(self) -> np.ndarray:
+        """Returns that buffer."""
+        (buffer,) = self._buffers.values()
+        return buffer
+
     def array(self) -> jax.Array:
         """Returns the array, once its buffers are full. On the thread whose settings hold."""
         if self._sharding is None:
-            return jax.device_put(self._buffers.popitem()[1])
+            return jax.device_put(self.whole())
         if len(self._buffers) == len(self._places):
             return jax.make_array_from_callback(
                 self._shape, self._sharding, self._at, dtype=self._dtype
@@ -75,6 +94,16 @@ class Shards:
         copy = self._blocks.empty(self._buffers[at].shape, self._dtype)
         copy[...] = self._buffers[at]
         return copy
+
+
+def arrays(filled: Sequence[Shards]) -> list[jax.Array]:
+    """Returns the array of each, in less time than one by one, under no setting and no trace."""
+    on_default = [n for n, shards in enumerate(filled) if shards.is_whole]
+    with compat.enable_x64(True), jax.ensure_compile_time_eval():
+        # One call for all: JAX takes half the time.
+        whole = jax.device_put([filled[n].whole() for n in on_default])
+        made = dict(zip(on_default, whole, strict=True))
+        return [made[n] if n in made else shards.array() for n, shards in enumerate(filled)]
 
 
 def _bounds(index: Any, shape: Shape) -> Bounds:

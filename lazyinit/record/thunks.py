@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors, paths, program
+from lazyinit.garbage import uncollected
 from lazyinit.params import AnyKey, Key, LazyParam, RngPath, Thunk
 from lazyinit.slices import Slice, SmallValues
 from lazyinit.tracing import trace
@@ -114,6 +115,7 @@ def _is_key(x: Any, raw_keys: bool) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (raw_keys and compat.is_flax_rng(x))
 
 
+@uncollected()
 def record(
     init: Callable[[Mapping[str, Any], Sequence[Any]], tuple[Any, Sequence[Note]]],
     keys: Mapping[str, AnyKey],

@@ -1,0 +1,213 @@
+"""Units -> what dispatches them. There are three ways to make one.
+
+A leaf whose elements follow from their indices is *drawn* on CPU, sheet by sheet. Any other unit
+has a program of its own, *compiled*. Within somebody's trace a unit is *staged*: its equations
+become part of that trace.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import compat, program
+from lazyinit import sharding as shardings
+from lazyinit.fingerprint import fingerprint
+from lazyinit.making.buffers import Blocks
+from lazyinit.making.draw import Drawer, Indices, SheetProgram, Strip
+from lazyinit.making.elementwise import Elementwise, elementwise
+from lazyinit.making.executable import Argument, compiler, computed_on, encode
+from lazyinit.making.shards import Bounds, Shards
+from lazyinit.making.stacked import Stacked
+from lazyinit.making.units import Unit
+from lazyinit.params import RngPath, Shape, TracedKey
+from lazyinit.slices import SmallValues
+
+
+class Task(Protocol):
+    """Work of another thread."""
+
+    def result(self) -> Any:
+        """Waits for it, and raises what it raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """What is under way.
+
+    Attributes:
+      arrays: gives the arrays, one for each job, once all tasks are done.
+      tasks: what to wait for.
+    """
+
+    arrays: Callable[[], Sequence[Any]]
+    tasks: Sequence[Task] = ()
+
+
+Start: TypeAlias = Callable[[], Dispatched]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A leaf to draw. Any number may be under way: threads draw them in bounded memory.
+
+    Attributes:
+      shards: what becomes the array, once all tasks are done.
+      start: begins it, and returns what to wait for.
+    """
+
+    shards: Shards
+    start: Callable[[], Sequence[Task]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Threads, and memory for them.
+
+    Attributes:
+      compiling: compile programs.
+      reading: read files.
+      drawer: draws elements.
+      blocks: the memory that they fill.
+    """
+
+    compiling: ThreadPoolExecutor
+    reading: ThreadPoolExecutor
+    drawer: Drawer
+    blocks: Blocks
+
+
+def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start | Drawing:
+    """Returns what dispatches a unit; its program, if it needs one, is being compiled meanwhile.
+
+    Args:
+      unit: what to make.
+      known: keys and scalars that were computed for other units.
+      pools: the threads.
+    """
+    small = _small_values(unit, known)
+    if _is_traced(unit):
+        return _staging(unit, small)
+    wanted = [job.sharding for job in unit.jobs]
+    work = elementwise(unit.work) if shardings.platform_of(wanted[0]) == "cpu" else None
+    with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
+        # What needs no traced value is made at once, whatever trace the caller is in. (Around
+        # the compiler, too, this would make JAX compute what it is to compile.)
+        with jax.ensure_compile_time_eval():
+            arguments, parts = encode(unit.work, _own_keys(unit), small)
+        if work is not None:
+            return _drawing(unit, work, arguments, [parts], pools)
+        rows = Stacked.of(unit.work) if shardings.platform_of(wanted[0]) == "cpu" else None
+        if rows is not None:
+            return _drawing_rows(unit, rows, small, pools)
+        placed = zip(unit.work.outputs, wanted, strict=True)
+        computed = tuple(computed_on(unit.work, value, s) for value, s in placed)
+        dtypes = tuple(job.dtype for job in unit.jobs)
+        compiled = compiler.request(pools.compiling, unit.work, arguments, parts, dtypes, computed)
+
+    def start() -> Dispatched:
+        with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
+            arrays = compiled.result()(parts)
+        placed = [
+            a if s is None or s == c else jax.device_put(a, s)
+            for a, s, c in zip(arrays, wanted, computed, strict=True)
+        ]
+        return Dispatched(lambda: placed)
+
+    return start
+
+
+def _small_values(unit: Unit, known: dict[Any, SmallValues]) -> SmallValues:
+    roots = dict(unit.jobs[0].leaf.rng_path.roots)
+    which = (id(unit.work.program), frozenset(roots.items()))
+    if which not in known:
+        arrays = {stream: key.array() for stream, key in roots.items()}
+        known[which] = SmallValues(unit.work.program, arrays, {})
+    return known[which]
+
+
+def _own_keys(unit: Unit) -> dict[program.Value, RngPath]:
+    jobs = zip(unit.slices, unit.jobs, strict=True)
+    return {s.key: job.leaf.rng_path for s, job in jobs if s.key >= 0}
+
+
+def _drawing(
+    unit: Unit, work: Elementwise, arguments: Sequence[Argument], rows: Sequence[Any], pools: Pools
+) -> Drawing:
+    """Draws a leaf: ``rows`` has what to hand in for each of its rows, or once for all of it."""
+    (job,) = unit.jobs
+    x64 = unit.work.program.x64
+    shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, pools.blocks)
+
+    one = work.single(rows[0]) if job.dtype == job.leaf.dtype else None
+    if one is not None:
+
+        def fill() -> Sequence[Task]:
+            shards.fill(one)
+            return ()
+
+        return Drawing(shards, fill)
+
+    compiled = compiler.request_sheet(pools.compiling, work, tuple(arguments), rows[0], job.dtype)
+
+    def run(*handed_in: Any) -> jax.Array:
+        with compat.enable_x64(x64), jax.disable_jit(False):  # Settings belong to threads.
+            return compiled.result()(*handed_in)
+
+    def draw() -> Sequence[Task]:
+        is_key = [a.is_key for a in arguments]
+        shared = [p for p, key in zip(rows[0], is_key, strict=True) if not key]
+        sheets = SheetProgram(run, is_key, (compiled, fingerprint(shared)))
+        strips = _strips(job.leaf.shape, shards.allocate(), rows)
+        return pools.drawer.draw(sheets, strips)
+
+    return Drawing(shards, draw)
+
+
+def _strips(
+    shape: Shape, buffers: Mapping[Bounds, np.ndarray], rows: Sequence[Any]
+) -> Iterator[Strip]:
+    for at, buffer in buffers.items():
+        if len(rows) == 1:
+            yield Strip(buffer.reshape(-1), rows[0], Indices(shape, at))
+            continue
+        indices = Indices(shape[1:], at[1:])
+        # A row of no dimensions would be a copy.
+        flat = buffer.reshape(len(buffer), math.prod(buffer.shape[1:]))
+        for row, to in zip(range(*at[0]), flat, strict=True):
+            yield Strip(to, rows[row], indices)
+
+
+def _drawing_rows(unit: Unit, rows: Stacked, small: SmallValues, pools: Pools) -> Drawing:
+    if not unit.work.inputs:  # One value throughout.
+        return _drawing(unit, rows.row, (), [[]], pools)
+    with jax.ensure_compile_time_eval():
+        keys = rows.keys(small[unit.work.inputs[0]])
+    argument = Argument("key", "threefry2x32")
+    return _drawing(unit, rows.row, (argument,), [[(key,)] for key in keys], pools)
+
+
+def _is_traced(unit: Unit) -> bool:
+    roots = unit.jobs[0].leaf.rng_path.roots.values()
+    return unit.work.program.is_traced or any(isinstance(root, TracedKey) for root in roots)
+
+
+def _staging(unit: Unit, small: SmallValues) -> Start:
+    """Computes leaves of a traced key or input in the trace (of a jit, a vmap) of the caller."""
+
+    def start() -> Dispatched:
+        with compat.enable_x64(unit.work.program.x64):
+            keys = {value: path.key() for value, path in _own_keys(unit).items()}
+            inputs = [keys[v] if v in keys else small[v] for v in unit.work.inputs]
+            arrays = unit.work.run(inputs, barrier=False)
+            made = [
+                job.moved(jnp.asarray(array)) for array, job in zip(arrays, unit.jobs, strict=True)
+            ]
+        return Dispatched(lambda: made)
+
+    return start
