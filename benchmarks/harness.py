@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import Size
+from decoder import Size
 
 _CONTENDER = Path(__file__).with_name("contender.py")
 _NORM_TOLERANCE = 1e-6  # Relative. Other keys would give other norms by 1e-4 and more.
@@ -38,6 +38,7 @@ class Case:
         contenders must have its result: the same paths, shapes and dtypes, norms that agree.
       exact: contenders that must have its very bits.
       owned: whether no array may lie in a memory map.
+      reads: whether to count, in one more process each, what is read from disk.
       size: of the full run.
       quick: of a quick run, where that is another.
       needs: packages without which the case is left out.
@@ -50,6 +51,7 @@ class Case:
     reference: str
     exact: Sequence[str] = ()
     owned: bool = False
+    reads: bool = False
     size: Size = Size()  # noqa: RUF009 (immutable)
     quick: Size | None = None
     needs: Sequence[str] = ()
@@ -88,6 +90,7 @@ class Score:
       peaks: that over lazyinit's.
       kept_bytes: what it is larger by with the result alone.
       parts: seconds of parts of the timed part, by name.
+      read_bytes: what came from the disk with no file in the page cache; ``None`` if not counted.
       same_bits: whether the result had the bits of the reference; ``None`` if it has no bits.
       peak_was_reset: whether ``peak_bytes`` misses nothing (see ``measure``).
     """
@@ -99,6 +102,7 @@ class Score:
     peaks: Spread
     kept_bytes: Spread
     parts: Mapping[str, Spread]
+    read_bytes: int | None
     same_bits: bool | None
     peak_was_reset: bool
 
@@ -133,20 +137,26 @@ def run_case(case: Case, *, quick: bool, repeats: int, say: Callable[[str], None
             for name in case.contenders:
                 runs[name].append(run := run_once(case, name, size, folder))
                 say(f"{case.name}: {name} {repeat + 1}/{repeats}: {run['seconds']:.3f} s")
+        read: dict[str, int] = {}
+        for name in case.contenders if case.reads else ():
+            read[name] = run_once(case, name, size, folder, "--evict")["read_bytes"]
+            say(f"{case.name}: {name} read {_binary(read[name])}")
     if case.reference in case.contenders:
         wanted = runs[case.reference][0]["facts"]
     for name in case.contenders:
         for run in runs[name]:
             _check(case, name, run["facts"], wanted)
     lazyinit = next(iter(runs.values()))
-    scores = [_score(case.contenders[name], runs[name], lazyinit, wanted) for name in runs]
+    scores = [
+        _score(case.contenders[name], runs[name], lazyinit, wanted, read.get(name)) for name in runs
+    ]
     return Outcome(case.title.format(bytes=_binary(wanted.get("bytes", 0))), scores)
 
 
-def run_once(case: Case, function: str, size: Size, folder: str) -> dict[str, Any]:
+def run_once(case: Case, function: str, size: Size, folder: str, *flags: str) -> dict[str, Any]:
     """Runs one contender in a fresh process, and returns what it measured."""
     command = [sys.executable, str(_CONTENDER), case.module, function]
-    command += [json.dumps(dataclasses.asdict(size)), folder]
+    command += [json.dumps(dataclasses.asdict(size)), folder, *flags]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n".join(done.stderr.splitlines()[-20:])
@@ -181,6 +191,7 @@ def _score(
     runs: Sequence[Mapping[str, Any]],
     lazyinit: Sequence[Mapping[str, Any]],
     wanted: Mapping[str, Any],
+    read_bytes: int | None,
 ) -> Score:
     def ratios(name: str) -> Spread:
         pairs = zip(runs, lazyinit, strict=True)
@@ -194,6 +205,7 @@ def _score(
         peaks=ratios("peak_bytes"),
         kept_bytes=Spread.of([run["kept_bytes"] for run in runs]),
         parts={p: Spread.of([run["parts"][p] for run in runs]) for p in runs[0]["parts"]},
+        read_bytes=read_bytes,
         same_bits=_same_bits(runs, wanted),
         peak_was_reset=all(run["peak_was_reset"] for run in runs),
     )

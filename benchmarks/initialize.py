@@ -5,13 +5,16 @@ is there. Tracing and compilation are in it, and nothing was compiled before but
 program. JAX's persistent compilation cache is off.
 """
 
+import functools
+import operator
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
+from decoder import Size, decoder
 from harness import Case
 from measure import Measured
-from models import Size, decoder
 
 import lazyinit as li
 
@@ -134,23 +137,47 @@ def jit_warm(measured: Measured, size: Size, _: Path) -> Any:
         return jax.block_until_ready(compiled(key, ids))
 
 
-def fill_cache(measured: Measured, size: Size, folder: Path) -> Any:
+def fill_cache(measured: Measured, size: Size, folder: Path, part: str = "") -> Any:
     """Fills the persistent compilation cache, and makes the reference."""
-    lazyinit_cached(measured, size, folder)
+    lazyinit_cached(measured, size, folder, part)
     jax.config.update("jax_enable_compilation_cache", False)
-    return eager(measured, size, folder)
+    return _subtree(eager(measured, size, folder), part)
 
 
-def lazyinit_cached(measured: Measured, size: Size, folder: Path) -> Any:
+def lazyinit_first(measured: Measured, size: Size, folder: Path, part: str = "") -> Any:
+    return lazyinit_cached(measured, size, Path(tempfile.mkdtemp(dir=folder)), part)
+
+
+def lazyinit_cached(measured: Measured, size: Size, folder: Path, part: str = "") -> Any:
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return lazyinit_recorded(measured, size, folder)
+    return lazyinit_recorded(measured, size, folder, part)
 
 
-def lazyinit_recorded(measured: Measured, size: Size, _: Path) -> Any:
+def lazyinit_recorded(measured: Measured, size: Size, _: Path, part: str = "") -> Any:
     model, key, ids = decoder(size)
+    tree = li.lazy(model).init(key, ids)
+    with measured:
+        made = _subtree(li.materialize(tree, part or None), part)
+        return jax.block_until_ready(made)
+
+
+fill_cache_head, lazyinit_head_first, lazyinit_head_cached = (
+    functools.partial(contend, part="params/head")
+    for contend in (fill_cache, lazyinit_first, lazyinit_cached)
+)
+
+
+def _subtree(tree: Any, path: str) -> Any:
+    return functools.reduce(operator.getitem, filter(None, path.split("/")), tree)
+
+
+def lazyinit_again(measured: Measured, size: Size, _: Path) -> Any:
+    """Recorded anew, in a process that has compiled what it takes: what is not compilation."""
+    model, key, ids = decoder(size)
+    jax.block_until_ready(li.materialize(li.lazy(model).init(key, ids)))
     tree = li.lazy(model).init(key, ids)
     with measured:
         return jax.block_until_ready(li.materialize(tree))
@@ -208,10 +235,23 @@ CASES = (
         module="initialize",
         contenders={
             "lazyinit_cached": "lazyinit, second process with a compilation cache",
+            "lazyinit_first": "lazyinit, first process with one, which it fills",
             "lazyinit_recorded": "lazyinit, no compilation cache",
         },
         reference="fill_cache",
-        exact=("lazyinit_cached", "lazyinit_recorded"),
+        exact=("lazyinit_cached", "lazyinit_first", "lazyinit_recorded"),
+        size=Size(layers=32),
+    ),
+    Case(
+        name="cache-head",
+        title="materialize the head alone, recorded before",
+        module="initialize",
+        contenders={
+            "lazyinit_head_cached": "lazyinit, second process with a compilation cache",
+            "lazyinit_head_first": "lazyinit, first process with one, which it fills",
+        },
+        reference="fill_cache_head",
+        exact=("lazyinit_head_cached", "lazyinit_head_first"),
         size=Size(layers=32),
     ),
     Case(

@@ -10,6 +10,10 @@ cache that it can take back. The kernel's counters lag by some hundred KiB.
 Kept memory is what the resident set is larger by when the timed part has ended, garbage has been
 collected and the allocator has given back what it can, with the result still there.
 
+What is read is counted by the kernel (``read_bytes`` of ``/proc/self/io``: what came from the
+disk), in a run of its own that is not timed, with the files out of the page cache. So bytes of a
+mapped file count when they are touched, with what the kernel reads ahead.
+
 Where the peak cannot be reset (no Linux, or no right to), growth is counted from the peak before
 the start instead, which can hide some of it; ``peak_was_reset`` tells.
 """
@@ -18,6 +22,7 @@ import contextlib
 import ctypes
 import gc
 import hashlib
+import os
 import time
 import zlib
 from collections.abc import Iterator
@@ -37,15 +42,29 @@ class Measured:
       peak_bytes: what the resident set grew by at most.
       kept_bytes: what the resident set is larger by with the result alone.
       peak_was_reset: whether the peak before the start is out of ``peak_bytes``.
+      read_bytes: what came from the disk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, evicts: bool = False) -> None:
         self.seconds = 0.0
         self.parts: dict[str, float] = {}
         self.peak_bytes = 0
         self.kept_bytes = 0
         self.peak_was_reset = False
+        self.read_bytes = 0
+        self._evicts = evicts
         self._resident = 0
+
+    def ready(self, file: Path) -> None:
+        """Puts a file into the page cache, or out of it where what is read is counted."""
+        if self._evicts:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())  # What is not on the disk yet stays.
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(1 << 22):
+                pass
 
     def __enter__(self) -> "Measured":
         self._resident = _resident()
@@ -53,12 +72,14 @@ class Measured:
             Path("/proc/self/clear_refs").write_text("5")
             self.peak_was_reset = True
         self._before = _status("VmRSS" if self.peak_was_reset else "VmHWM")
+        self._read = _counted("/proc/self/io", "read_bytes")
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
         self.peak_bytes = max(0, _status("VmHWM") - self._before)
+        self.read_bytes = _counted("/proc/self/io", "read_bytes") - self._read
 
     def settle(self) -> None:
         """Takes the kept memory. The caller holds the result, and nothing else."""
@@ -89,11 +110,16 @@ def _resident() -> int:
 
 
 def _status(name: str) -> int:
-    """Returns a size (bytes) in ``/proc/self/status``, 0 where there is no such file."""
+    """Returns a size (bytes) in ``/proc/self/status``."""
+    return 1024 * _counted("/proc/self/status", name)
+
+
+def _counted(file: str, name: str) -> int:
+    """Returns a number that the kernel keeps, 0 where there is no such file."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(file).read_text().splitlines():
             if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
+                return int(line.split()[1])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Measures lazyinit against what its users would write otherwise, and prints one table.
+"""Measures lazyinit against what its users would write otherwise, and prints tables.
 
     python benchmarks/run.py [--quick] [--only NAME ...] [--repeats N]
                              [--markdown FILE] [--plots FOLDER]
@@ -20,13 +20,21 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import complete
+import hugging_face
 import initialize
 import load
 import record
 from harness import Case, ContenderError, Outcome, Spread, run_case
-from scaling import plot_all
+from scaling import run_all
 
-CASES: Sequence[Case] = (*initialize.CASES, *record.CASES, *load.CASES)
+CASES: Sequence[Case] = (
+    *record.CASES,
+    *initialize.CASES,
+    *hugging_face.CASES,
+    *load.CASES,
+    *complete.CASES,
+)
 
 _NOTES = """
 Medians of {repeats} repeats (smallest - largest). A ratio is taken within each repeat, against
@@ -58,12 +66,14 @@ def main(arguments: Sequence[str]) -> int:
         except ContenderError as error:
             lines.append(f"Failed: {error}")
             failed = True
-    text = "\n".join([*lines, "", *_table(outcomes), _NOTES.format(repeats=repeats)])
+    lines += ["", *table(outcomes), _NOTES.format(repeats=repeats)]
+    if options.plots:
+        few = min(repeats, 1 if options.quick else 3)
+        lines += run_all(options.plots, quick=options.quick, repeats=few, say=_say)
+    text = "\n".join(lines)
     print(text)
     if options.markdown:
-        options.markdown.write_text(text)
-    if options.plots:
-        plot_all(options.plots, quick=options.quick, repeats=min(repeats, 2), say=_say)
+        options.markdown.write_text(f"# Numbers\n\n{text}\n")
     return int(failed)
 
 
@@ -78,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a case, or a glob over cases; or several ({', '.join(c.name for c in CASES)})",
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="5, with --quick 2")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write scaling plots there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="run scaling too, plots there")
     return parser
 
 
@@ -92,12 +102,20 @@ def _header(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     ratio = "/ lazyinit's"
     yield _row(
-        "Case", "Contender", "Time, s", ratio, "Peak memory, MiB", ratio, "Kept, MiB", "Same bits"
+        "Case",
+        "Contender",
+        "Time, s",
+        ratio,
+        "Peak memory, MiB",
+        ratio,
+        "Kept, MiB",
+        "Read, MiB",
+        "Same bits",
     )
-    yield "|---|---|--:|--:|--:|--:|--:|:-:|"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|:-:|"
     for outcome in outcomes:
         own = outcome.scores[0]
         for score in outcome.scores:
@@ -109,10 +127,11 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
                 _mebibytes(score.peak_bytes) + ("" if score.peak_was_reset else ", at least"),
                 "1" if score is own else _ratio(score.peaks, own.peak_bytes.median >= 2**20),
                 _mebibytes(score.kept_bytes),
+                "" if score.read_bytes is None else f"{score.read_bytes / 2**20:.0f}",
                 {None: "", True: "yes", False: "no"}[score.same_bits],
             )
             for name, seconds in score.parts.items():
-                yield _row("", f"- its {name}", _seconds(seconds), "", "", "", "", "")
+                yield _row("", f"- its {name}", _seconds(seconds), *[""] * 6)
 
 
 def _row(*cells: str) -> str:

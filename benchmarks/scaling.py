@@ -1,109 +1,199 @@
-"""How time grows with depth, width, devices and file size, as plots.
+"""How time grows with depth, width, devices and file size: a table and a plot for each.
 
 Each point is a fresh process, as in ``harness.py``; contenders take turns within a point. A
 contender is left out beyond the size at which it would take minutes.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness import Case, ContenderError, run_once
+from decoder import Size
+from harness import Case, ContenderError, Spread, run_once
 from initialize import CASES as INITIALIZE
 from load import CASES as LOAD
-from models import Size
 from record import CASES as RECORD
+
+_TIED = "load"  # Cases of this module read a file, which is written for each point.
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One plot: a case at several sizes.
+    """A case at several sizes.
 
     Attributes:
-      name: of the file, and of the case that its contenders come from.
-      case: where the contenders are.
+      name: of the file with the plot.
+      title: what is done.
       axis: what changes, for people.
+      case: where the contenders are.
       sizes: of each point, by its place on the axis.
+      contenders: by name of their function, what to call them; those of the case by default.
       last: by contender, the last place at which it runs.
     """
 
     name: str
-    case: Case
+    title: str
     axis: str
-    sizes: Mapping[float, Size]
-    last: Mapping[str, float]
+    case: Case
+    sizes: Mapping[int, Size]
+    contenders: Mapping[str, str] = field(default_factory=dict)
+    last: Mapping[str, int] = field(default_factory=dict)
+
+    def who(self) -> Mapping[str, str]:
+        return self.contenders or self.case.contenders
+
+
+Found = Mapping[str, Mapping[int, Spread]]  # Seconds, by contender and place.
+
+
+def scans(quick: bool) -> Sequence[Scan]:
+    """Returns what to run."""
+    deep = (6, 24) if quick else (6, 12, 24, 48, 96)
+    widths = (128, 256) if quick else (128, 256, 512, 1024)
+    devices = (1, 8) if quick else (1, 2, 4, 8, 16)
+    layers = (8, 32) if quick else (8, 32, 64, 128)
+    full, made = _case(INITIALIZE, "init-32"), _case(INITIALIZE, "cache")
+    loaded = _case(LOAD, "load")
+    base = Size(layers=8 if quick else 32, width=384, vocab=13312, devices=8)
+    return (
+        Scan(
+            "record-depth",
+            "Recording, by depth",
+            "decoder layers",
+            _case(RECORD, "record-32"),
+            {n: Size(layers=n) for n in deep},
+        ),
+        Scan(
+            "materialize-depth",
+            "Materializing cold, 256 wide, recording aside, by depth",
+            "decoder layers",
+            made,
+            {n: Size(layers=n) for n in deep},
+            {"lazyinit_recorded": "lazyinit", "lazyinit_again": "lazyinit, warm"},
+        ),
+        Scan(
+            "materialize-depth-narrow",
+            "The same, 64 wide",
+            "decoder layers",
+            made,
+            {n: Size(layers=n, width=64, vocab=512) for n in deep},
+            {"lazyinit_recorded": "lazyinit", "lazyinit_again": "lazyinit, warm"},
+        ),
+        Scan(
+            "init-depth",
+            "Cold full init, recording included, by depth",
+            "decoder layers",
+            full,
+            {n: Size(layers=n) for n in deep},
+            last={"jit": 6 if quick else 24, "lazy_init": 6 if quick else 24, "eager": 48},
+        ),
+        Scan(
+            "init-width",
+            "Cold full init, 4 layers, by width",
+            "width",
+            full,
+            {n: Size(layers=4, width=n) for n in widths},
+        ),
+        Scan(
+            "sharded-devices",
+            "Cold full init, 8 layers, sharded, by devices",
+            "devices",
+            _case(INITIALIZE, "sharded-init"),
+            {n: Size(layers=8, devices=n) for n in devices},
+        ),
+        Scan(
+            "load-devices",
+            "Loading, by devices",
+            "devices",
+            loaded,
+            {n: replace(base, devices=n) for n in devices},
+        ),
+        Scan(
+            "load-size",
+            "Loading onto 8 devices, by layers in the file of 6.8 MiB each",
+            "layers",
+            loaded,
+            {n: replace(base, layers=n) for n in layers},
+        ),
+    )
 
 
 def _case(cases: Sequence[Case], name: str) -> Case:
     return next(case for case in cases if case.name == name)
 
 
-def scans(quick: bool) -> Sequence[Scan]:
-    """Returns the plots to make."""
-    deep = (6, 12, 24) if quick else (6, 12, 24, 48, 96)
-    widths = (128, 256, 512) if quick else (128, 256, 512, 1024)
-    devices = (1, 4, 8) if quick else (1, 2, 4, 8, 16)
-    full, load = _case(INITIALIZE, "init-32"), _case(LOAD, "load")
-    base = Size(layers=32, width=384, vocab=13312, devices=8)
-    return (
-        Scan("record-depth", _case(RECORD, "record-32"), "decoder layers",
-             {n: Size(layers=n) for n in deep}, {}),
-        Scan("init-depth", full, "decoder layers", {n: Size(layers=n) for n in deep},
-             {"jit": 12 if quick else 24, "lazy_init": 24}),
-        Scan("init-width", full, "width, 4 layers",
-             {n: Size(layers=4, width=n) for n in widths}, {}),
-        Scan("sharded-devices", _case(INITIALIZE, "sharded-init"), "devices, 8 layers",
-             {n: Size(layers=8, devices=n) for n in devices}, {}),
-        Scan("load-devices", load, "devices",
-             {n: replace(base, devices=n) for n in devices}, {}),
-        Scan("load-size", load, "decoder layers in the file, 6.8 MiB each",
-             {n: replace(base, layers=n) for n in ((8, 32) if quick else (8, 32, 64, 128))}, {}),
-    )  # fmt: skip
+def run_all(
+    folder: Path, *, quick: bool, repeats: int, say: Callable[[str], None]
+) -> Iterator[str]:
+    """Runs every scan, writes a plot for each into a folder, and yields lines of Markdown."""
+    for scan in scans(quick):
+        if missing := scan.case.missing():
+            yield f"Left out: {scan.title}: {', '.join(missing)} is not installed."
+            continue
+        found = _measure(scan, repeats, say)
+        _plot(scan, found, folder / f"scaling-{scan.name}.png")
+        yield from table(scan, found)
 
 
-def plot_all(folder: Path, *, quick: bool, repeats: int, say: Callable[[str], None]) -> None:
-    """Runs every scan and writes a plot for each into a folder."""
+def table(scan: Scan, found: Found) -> Iterator[str]:
+    """Yields the lines of a table: a row for each place, with each contender's seconds."""
+    who = {name: label for name, label in scan.who().items() if found[name]}
+    yield f"\n{scan.title}, seconds:\n"
+    yield f"| {scan.axis} | {' | '.join(who.values())} |"
+    yield f"|--:{'|--:' * len(who)}|"
+    for place in scan.sizes:
+        cells = (_seconds(found[name].get(place)) for name in who)
+        yield f"| {place} | {' | '.join(cells)} |"
+
+
+def _seconds(spread: Spread | None) -> str:
+    return f"{spread.median:.3f} ({spread.least:.3f} - {spread.most:.3f})" if spread else ""
+
+
+def _measure(scan: Scan, repeats: int, say: Callable[[str], None]) -> Found:
+    seconds: dict[str, dict[int, list[float]]] = {name: {} for name in scan.who()}
+    for place, size in scan.sizes.items():
+        with tempfile.TemporaryDirectory(prefix="lazyinit-benchmark-") as folder:
+            if scan.case.module == _TIED:
+                run_once(scan.case, scan.case.reference, size, folder)
+            for _ in range(repeats):
+                for name in scan.who():
+                    if place > scan.last.get(name, place):
+                        continue
+                    try:
+                        took = run_once(scan.case, name, size, folder)["seconds"]
+                    except ContenderError as error:
+                        say(f"{scan.name}: {error}")
+                        continue
+                    seconds[name].setdefault(place, []).append(took)
+                    say(f"{scan.name}: {name} at {place}: {took:.3f} s")
+    return {
+        name: {place: Spread.of(numbers) for place, numbers in by_place.items()}
+        for name, by_place in seconds.items()
+    }
+
+
+def _plot(scan: Scan, found: Found, file: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    for scan in scans(quick):
-        if missing := scan.case.missing():
-            say(f"{scan.name}: left out, {', '.join(missing)} is not installed.")
-            continue
-        found = _measure(scan, repeats, say)
-        figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
-        for function, times in found.items():
-            label = scan.case.contenders[function].replace("`", "")
-            axes.plot(list(times), list(times.values()), marker="o", label=label)
-        axes.set_xlabel(scan.axis)
-        axes.set_ylabel("seconds, cold")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(list(scan.sizes), [f"{x:g}" for x in scan.sizes])
-        axes.grid(True, alpha=0.3)
-        axes.legend(fontsize=7)
-        figure.savefig(folder / f"scaling-{scan.name}.png", dpi=110)
-        plt.close(figure)
-
-
-def _measure(scan: Scan, repeats: int, say: Callable[[str], None]) -> dict[str, dict[float, float]]:
-    found: dict[str, dict[float, float]] = {name: {} for name in scan.case.contenders}
-    for place, size in scan.sizes.items():
-        with tempfile.TemporaryDirectory(prefix="lazyinit-benchmark-") as folder:
-            if scan.case.module == "load":
-                run_once(scan.case, scan.case.reference, size, folder)
-            for _ in range(repeats):
-                for name in scan.case.contenders:
-                    if place > scan.last.get(name, place):
-                        continue
-                    try:
-                        seconds = run_once(scan.case, name, size, folder)["seconds"]
-                    except ContenderError as error:
-                        say(f"{scan.name}: {error}")
-                        continue
-                    found[name][place] = min(seconds, found[name].get(place, seconds))
-                    say(f"{scan.name}: {name} at {place}: {seconds:.3f} s")
-    return found
+    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    for function, spreads in found.items():
+        medians = [spread.median for spread in spreads.values()]
+        below = [s.median - s.least for s in spreads.values()]
+        above = [s.most - s.median for s in spreads.values()]
+        label = scan.who()[function].replace("`", "")
+        axes.errorbar(list(spreads), medians, (below, above), marker="o", capsize=3, label=label)
+    axes.set_title(scan.title, fontsize=8)
+    axes.set_xlabel(scan.axis)
+    axes.set_ylabel("seconds")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(list(scan.sizes), [str(x) for x in scan.sizes])
+    axes.grid(True, alpha=0.3)
+    axes.legend(fontsize=6)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
