@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.making import dispatch, draw, executable
+from lazyinit.making import draw, executable
 from lazyinit.making.draw import COLUMNS, ROWS, Indices
 
 KEY = models.KEY
@@ -125,39 +125,25 @@ sheets_of_16 = collections.OrderedDict()  # Programs, compiled once for all exam
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """What the programs of sheets are called with."""
+def drawn(monkeypatch):
+    """The spans of each sheet that is drawn."""
     found = []
-    real = dispatch.compiler.request_sheet
-
-    class Counted:
-        def __init__(self, future):
-            self.future = future
-
-        def result(self):
-            return lambda *a: found.append(a) or self.future.result()(*a)
-
-        def __eq__(self, other):
-            return self.future == other.future
-
-        def __hash__(self):
-            return hash(self.future)
-
-    monkeypatch.setattr(dispatch.compiler, "request_sheet", lambda *a: Counted(real(*a)))
+    real = draw._draw_sheet
+    monkeypatch.setattr(draw, "_draw_sheet", lambda *a: found.append(a[1]) or real(*a))
     return found
 
 
-def test_small_leaves_of_one_kind_take_one_call(calls):
+def test_small_leaves_of_one_kind_take_one_sheet(drawn):
     def body(self, x):
         for n in range(20):
             self.param(f"w{n}", jax.nn.initializers.normal(0.02), (COLUMNS, 3 + n % 2))
 
     module = models.Wrap(body)
     assert_same(li.materialize(li.lazy(module).init(KEY, 0)), module.init(KEY, 0))
-    assert len(calls) == 1
+    assert len(drawn) == 1
 
 
-def test_what_differs_beyond_the_key_has_sheets_of_its_own(calls):
+def test_what_differs_beyond_the_key_has_sheets_of_its_own(drawn):
     def body(self, x):
         for n in range(6):
             self.param(f"w{n}", jax.nn.initializers.normal((n % 2 + 1) / 100), (7, 5))
@@ -165,7 +151,7 @@ def test_what_differs_beyond_the_key_has_sheets_of_its_own(calls):
 
     module = models.Wrap(body)
     assert_same(li.materialize(li.lazy(module).init(KEY, 0)), module.init(KEY, 0))
-    assert len(calls) == 3
+    assert len(drawn) == 3
 
 
 def test_each_device_has_memory_of_its_own():
