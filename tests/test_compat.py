@@ -39,11 +39,19 @@ def custom_vjp(x):
     return x * 2.0 + 1.0
 
 
+@jax.custom_batching.custom_vmap
+def custom_vmap(x):
+    return x * 2.0 + 1.0
+
+
+custom_vmap.def_vmap(lambda size, batched, x: (x * 2.0 + 1.0, True))
 custom_jvp.defjvp(lambda x, t: (custom_jvp(*x), t[0]))
 custom_vjp.defvjp(lambda x: (custom_vjp(x), x), lambda _, g: (g,))
 
 
-@pytest.mark.parametrize("fn", [custom_jvp, custom_vjp, jax.checkpoint(lambda x: x * 2.0 + 1.0)])
+@pytest.mark.parametrize(
+    "fn", [custom_jvp, custom_vjp, custom_vmap, jax.checkpoint(lambda x: x * 2.0 + 1.0)]
+)
 def test_what_eager_jax_runs_step_by_step_shows_its_steps(fn):
     equation = only(fn, X)
     body, consts = compat.transparent_body(equation)

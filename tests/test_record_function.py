@@ -301,3 +301,19 @@ def test_equinox_is_recorded_and_what_is_no_array_passes_through():
     for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(want), strict=True):
         assert_same(a, b) if isinstance(b, jax.Array) else None
     assert_same(made.mlp(jnp.ones(4)), want.mlp(jnp.ones(4)))
+
+
+def through_a_reference(key):
+    ref = jax.new_ref(jax.random.normal(key, (4, 3)))
+    ref[0, :] = ref[0, :] * 3 + 1
+    return ref[...]
+
+
+def test_what_is_read_from_a_mutable_array_says_what_to_do():
+    def make(key):
+        return {"plain": jnp.ones(3), "read": through_a_reference(key)}
+
+    with pytest.raises(li.errors.RecordError, match=r"^read: .* from a mutable array .*\.at\["):
+        li.lazy(make)(jax.random.key(0))
+    within = jax.jit(through_a_reference)
+    assert_same(li.materialize(li.lazy(within)(jax.random.key(0))), within(jax.random.key(0)))

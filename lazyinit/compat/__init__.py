@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax._src import core
 from jax._src.random import prng
+from jax._src.state.types import AbstractRef
 from jax.interpreters import partial_eval
 
 from lazyinit.compat.again import call as call
@@ -22,12 +23,13 @@ from lazyinit.compat.steps import TracedValue as TracedValue
 from lazyinit.compat.steps import eager_steps as eager_steps
 
 # What eager JAX runs equation by equation, although a body that was traced before has it as one:
-# the transform matters to derivatives alone. Drop when JAX exposes its eval rules.
+# the transform matters to derivatives and batches alone. Drop when JAX exposes its eval rules.
 _TRANSPARENT = {
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
+    "custom_vmap_call": "call",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
 }
@@ -45,6 +47,11 @@ def transparent_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] 
 def bodies(equation: jex.JaxprEqn) -> Sequence[Any]:
     """Returns the jaxprs inside an equation: those of a jit, a scan, a cond."""
     return list(jex.jaxprs_in_params(equation.params))
+
+
+def is_reference(aval: Any) -> bool:
+    """Tells whether a value is a mutable array (a ``jax.Ref``). Drop when its type is public."""
+    return isinstance(aval, AbstractRef)
 
 
 def bind(equation: jex.JaxprEqn, *args: Any) -> Sequence[Any]:

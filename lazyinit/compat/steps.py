@@ -194,7 +194,8 @@ class EagerSteps(core.Trace):
                     del results[id(below)]
             results[id(call)] = call.run(args)
         found = _result(value.made_by, results)
-        return found if isinstance(found, jax.Array) else jax.numpy.asarray(found)
+        with jax.ensure_compile_time_eval():  # Staged, a number would ask for its value again.
+            return found if isinstance(found, jax.Array) else jax.numpy.asarray(found)
 
     def _needed_by(self, value: TracedValue) -> tuple[list[_Call], Counter[int]]:
         """Returns the calls that make a value, in order, and how often each is used, by its id."""

@@ -219,6 +219,7 @@ def _with_thunks(
     for note, count in notes:
         key = next(rest)
         noted |= {next(rest): (note, key) for _ in range(count)}
+    references = [v for v, aval in recorded.avals.items() if compat.is_reference(aval)]
     constants = SmallValues(recorded, {}, {})
     made = dict(made)  # A value at two places is one thunk.
     thunks = []
@@ -227,6 +228,12 @@ def _with_thunks(
             thunks.append(leaf)
             continue
         value = values[leaf.number]
+        if any(recorded.depends(value, reference) for reference in references):
+            raise errors.RecordError(
+                f"{_less(own_keys, path)}: wanted a function of arrays, got what is read from a "
+                "mutable array (a jax.Ref), which cannot be recorded. Write to it inside of a "
+                "jax.jit, or use x.at[...].set()."
+            )
         if value not in made:
             made[value] = _thunk(
                 recorded, value, noted.get(value), keys, constants, _less(own_keys, path)
