@@ -1,7 +1,7 @@
 """How much is made at a time: what bounds memory beyond the arrays themselves."""
 
 IN_FLIGHT = 4  # Leaves, made by programs of their own or read.
-ROWS = 128  # Of a sheet, which one call of a program draws: its temporaries fit a core's cache.
+ROWS = 256  # Of a sheet, which one call of a program draws: its temporaries fit a core's cache.
 COLUMNS = 2**10  # Elements of each row.
 SHEET_BYTES = 8 * 8 * ROWS * COLUMNS  # While one is drawn: eight arrays of 64-bit elements.
 PIECE = 2**24  # Bytes of a file that are read before their pages are given back.
