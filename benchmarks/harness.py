@@ -31,7 +31,8 @@ class Case:
 
     Attributes:
       name: what to call it on the command line.
-      title: what to call it in the table; ``{bytes}`` stands for the size of the result.
+      title: what to call it in the table; ``{bytes}`` stands for the size of the result,
+        ``{layers}`` for the number of layers.
       module: where the contenders are.
       contenders: by name of their function, what to call them in the table; lazyinit first.
       reference: a contender, or another function of the module, which is run once, first. All
@@ -150,7 +151,8 @@ def run_case(case: Case, *, quick: bool, repeats: int, say: Callable[[str], None
     scores = [
         _score(case.contenders[name], runs[name], lazyinit, wanted, read.get(name)) for name in runs
     ]
-    return Outcome(case.title.format(bytes=_binary(wanted.get("bytes", 0))), scores)
+    title = case.title.format(bytes=_binary(wanted.get("bytes", 0)), layers=size.layers)
+    return Outcome(title, scores)
 
 
 def run_once(case: Case, function: str, size: Size, folder: str, *flags: str) -> dict[str, Any]:

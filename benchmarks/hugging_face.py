@@ -24,53 +24,53 @@ os.environ["USE_TORCH"] = "0"  # Flax alone: an installed torch would be importe
 _TOKENS = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 
 Inputs = list[jax.ShapeDtypeStruct | None]
-Make = Callable[[], tuple[nn.Module, Inputs]]
+Make = Callable[[int], tuple[nn.Module, Inputs]]
 
 
-def bert() -> tuple[nn.Module, Inputs]:
-    """Returns bert-base-uncased's module, and the inputs of its ``init``."""
+def bert(layers: int) -> tuple[nn.Module, Inputs]:
+    """Returns bert-base-uncased's module (with 12 layers), and the inputs of its ``init``."""
     from transformers import BertConfig, FlaxBertForMaskedLM
 
-    return FlaxBertForMaskedLM(BertConfig(), _do_init=False).module, [
+    return FlaxBertForMaskedLM(BertConfig(num_hidden_layers=layers), _do_init=False).module, [
         *[_TOKENS] * 4,
         None,
     ]  # No head mask.
 
 
-def gpt2() -> tuple[nn.Module, Inputs]:
-    """Returns gpt2's (124 million parameters)."""
+def gpt2(layers: int) -> tuple[nn.Module, Inputs]:
+    """Returns gpt2's (124 million parameters with 12 layers)."""
     from transformers import FlaxGPT2LMHeadModel, GPT2Config
 
-    return FlaxGPT2LMHeadModel(GPT2Config(), _do_init=False).module, [_TOKENS] * 3
+    return FlaxGPT2LMHeadModel(GPT2Config(n_layer=layers), _do_init=False).module, [_TOKENS] * 3
 
 
-def llama() -> tuple[nn.Module, Inputs]:
-    """Returns a small Llama: 8 layers, 1024 wide."""
+def llama(layers: int) -> tuple[nn.Module, Inputs]:
+    """Returns a Llama that is 1024 wide."""
     from transformers import FlaxLlamaForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         vocab_size=32000,
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=8,
+        num_hidden_layers=layers,
         num_attention_heads=16,
         num_key_value_heads=4,
     )
     return FlaxLlamaForCausalLM(config, _do_init=False).module, [_TOKENS] * 3
 
 
-def llama2_70b() -> tuple[nn.Module, Inputs]:
-    """Returns Llama-2-70B."""
+def llama2_70b(layers: int) -> tuple[nn.Module, Inputs]:
+    """Returns Llama-2-70B (with 80 layers)."""
     from transformers import FlaxLlamaForCausalLM
 
-    return FlaxLlamaForCausalLM(_llama2_70b_config(), _do_init=False).module, [_TOKENS] * 3
+    return FlaxLlamaForCausalLM(_llama2_70b_config(layers), _do_init=False).module, [_TOKENS] * 3
 
 
-def llama2_70b_scanned() -> tuple[nn.Module, Inputs]:
-    """Returns Llama-2-70B with its 80 layers, transformers' own, under ``nn.scan``."""
+def llama2_70b_scanned(layers: int) -> tuple[nn.Module, Inputs]:
+    """Returns Llama-2-70B with its layers, transformers' own, under ``nn.scan``."""
     from transformers.models.llama.modeling_flax_llama import FlaxLlamaDecoderLayer
 
-    config = _llama2_70b_config()
+    config = _llama2_70b_config(layers)
 
     class Layer(nn.Module):
         @nn.compact
@@ -97,22 +97,22 @@ def llama2_70b_scanned() -> tuple[nn.Module, Inputs]:
     return Scanned(), [_TOKENS] * 3
 
 
-def _llama2_70b_config() -> Any:
+def _llama2_70b_config(layers: int) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
         vocab_size=32000,
         hidden_size=8192,
         intermediate_size=28672,
-        num_hidden_layers=80,
+        num_hidden_layers=layers,
         num_attention_heads=64,
         num_key_value_heads=8,
         max_position_embeddings=4096,
     )
 
 
-def lazyinit(measured: Measured, _: Size, __: Path, *, make: Make) -> Any:
-    module, inputs = make()
+def lazyinit(measured: Measured, size: Size, _: Path, *, make: Make) -> Any:
+    module, inputs = make(size.layers)
     key, tokens = jax.random.key(0), [x and jnp.ones(x.shape, x.dtype) for x in inputs]
     li.lazy(module)
     with measured:
@@ -122,37 +122,37 @@ def lazyinit(measured: Measured, _: Size, __: Path, *, make: Make) -> Any:
             return jax.block_until_ready(li.materialize(tree))
 
 
-def jit(measured: Measured, _: Size, __: Path, *, make: Make) -> Any:
-    module, inputs = make()
+def jit(measured: Measured, size: Size, _: Path, *, make: Make) -> Any:
+    module, inputs = make(size.layers)
     key, tokens = jax.random.key(0), [x and jnp.ones(x.shape, x.dtype) for x in inputs]
     init = functools.partial(module.init, return_dict=False)
     with measured:
         return jax.block_until_ready(jax.jit(init)(key, *tokens))
 
 
-def eager(measured: Measured, _: Size, __: Path, *, make: Make) -> Any:
-    module, inputs = make()
+def eager(measured: Measured, size: Size, _: Path, *, make: Make) -> Any:
+    module, inputs = make(size.layers)
     key, tokens = jax.random.key(0), [x and jnp.ones(x.shape, x.dtype) for x in inputs]
     with measured:
         return jax.block_until_ready(module.init(key, *tokens, return_dict=False))
 
 
-def record(measured: Measured, _: Size, __: Path, *, make: Make) -> Any:
-    module, inputs = make()
+def record(measured: Measured, size: Size, _: Path, *, make: Make) -> Any:
+    module, inputs = make(size.layers)
     key = jax.random.key(0)
     li.lazy(module)
     with measured:
         return li.lazy(module).init(key, *inputs, return_dict=False)
 
 
-def eval_shape(measured: Measured, _: Size, __: Path, *, make: Make) -> Any:
-    module, inputs = make()
+def eval_shape(measured: Measured, size: Size, _: Path, *, make: Make) -> Any:
+    module, inputs = make(size.layers)
     key = jax.random.key(0)
     with measured:
         return jax.eval_shape(functools.partial(module.init, return_dict=False), key, *inputs)
 
 
-def _case(make: Make, name: str, title: str, contenders: dict[str, str]) -> Case:
+def _case(make: Make, name: str, title: str, layers: int, contenders: dict[str, str]) -> Case:
     """Returns a case, and puts its contenders, each with the model bound, into this module."""
     bound = {f"{function}_{make.__name__}": label for function, label in contenders.items()}
     for function, of_model in zip(contenders, bound, strict=True):
@@ -165,6 +165,8 @@ def _case(make: Make, name: str, title: str, contenders: dict[str, str]) -> Case
         contenders=bound,
         reference=reference,
         exact=(own,) if contenders is _INITIALIZE else (),
+        size=Size(layers=layers),
+        quick=Size(layers=2),
         needs=("transformers",),
     )
 
@@ -177,14 +179,21 @@ _INITIALIZE = {
 _RECORD = {"record": "lazyinit", "eval_shape": "`jax.eval_shape(module.init)`"}
 
 CASES = (
-    _case(llama2_70b, "record-llama", "recording, Llama-2-70B of transformers", _RECORD),
+    _case(llama2_70b, "record-llama", "recording, Llama-2-70B, {layers} layers", 80, _RECORD),
     _case(
         llama2_70b_scanned,
         "record-llama-scanned",
-        "recording, Llama-2-70B with its layers under nn.scan",
+        "recording, Llama-2-70B, its {layers} layers under nn.scan",
+        80,
         _RECORD,
     ),
-    _case(bert, "init-bert", "cold full init, FlaxBert (base, {bytes})", _INITIALIZE),
-    _case(gpt2, "init-gpt2", "cold full init, FlaxGPT2 (small, {bytes})", _INITIALIZE),
-    _case(llama, "init-llama", "cold full init, FlaxLlama (8 layers, {bytes})", _INITIALIZE),
+    _case(
+        bert, "init-bert", "cold full init, FlaxBert ({layers} layers, {bytes})", 12, _INITIALIZE
+    ),
+    _case(
+        gpt2, "init-gpt2", "cold full init, FlaxGPT2 ({layers} layers, {bytes})", 12, _INITIALIZE
+    ),
+    _case(
+        llama, "init-llama", "cold full init, FlaxLlama ({layers} layers, {bytes})", 8, _INITIALIZE
+    ),
 )

@@ -185,10 +185,10 @@ def lazyinit_again(measured: Measured, size: Size, _: Path) -> Any:
         return jax.block_until_ready(li.materialize(tree))
 
 
-def _full(layers: int) -> Case:
-    return Case(
-        name=f"init-{layers}",
-        title=f"cold full init, {layers} layers",
+CASES = (
+    Case(
+        name="init-32",
+        title="cold full init, {layers} layers",
         module="initialize",
         contenders={
             "lazyinit": "lazyinit",
@@ -198,16 +198,12 @@ def _full(layers: int) -> Case:
         },
         reference="eager",
         exact=("lazyinit",),
-        size=Size(layers=layers),
-    )
-
-
-CASES = (
-    _full(8),
-    _full(32),
+        size=Size(layers=32),
+        quick=Size(layers=8),
+    ),
     Case(
         name="head-32",
-        title="head only, 32 layers",
+        title="head only, {layers} layers",
         module="initialize",
         contenders={
             "lazyinit_head": "lazyinit",
@@ -233,7 +229,7 @@ CASES = (
     ),
     Case(
         name="cache",
-        title="materialize, 32 layers, recorded before",
+        title="materialize, {layers} layers, recorded before",
         module="initialize",
         contenders={
             "lazyinit_cached": "lazyinit, second process with a compilation cache",

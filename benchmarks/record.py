@@ -31,7 +31,7 @@ def eval_shape(measured: Measured, size: Size, _: Path) -> Any:
 CASES = (
     Case(
         name="record-32",
-        title="recording, 32 layers",
+        title="recording, {layers} layers",
         module="record",
         contenders={"lazyinit": "lazyinit", "eval_shape": "`jax.eval_shape(model.init)`"},
         reference="eval_shape",

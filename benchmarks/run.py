@@ -37,7 +37,7 @@ CASES: Sequence[Case] = (
 )
 
 _NOTES = """
-Medians of {repeats} repeats (smallest - largest). A ratio is taken within each repeat, against
+Medians of {repeats} repeat(s) (smallest - largest). A ratio is taken within each repeat, against
 lazyinit: above 1 is slower, or larger, than lazyinit. Time is wall clock, cold: tracing and
 compilation count; process start, imports and the start of JAX's backend do not. Peak memory is
 how far resident memory rose above what the process had before, mapped files included; its ratio
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         names = ", ".join(c.name for c in CASES)
         _say(f"--only {' '.join(wanted)}: no such case. There are {names}.")
         return 2
-    repeats = options.repeats or (2 if options.quick else 5)
+    repeats = options.repeats or (1 if options.quick else 5)
     outcomes, failed, lines = [], False, _header(arguments)
     for case in chosen:
         if missing := case.missing():
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
             failed = True
     lines += ["", *table(outcomes), _NOTES.format(repeats=repeats)]
     if options.plots:
-        few = min(repeats, 1 if options.quick else 3)
+        few = min(repeats, 3)
         lines += run_all(options.plots, quick=options.quick, repeats=few, say=_say)
     text = "\n".join(lines)
     print(text)
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, two repeats")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, one repeat")
     parser.add_argument(
         "--only",
         action="extend",
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"a case, or a glob over cases; or several ({', '.join(c.name for c in CASES)})",
     )
-    parser.add_argument("--repeats", type=int, metavar="N", help="5, with --quick 2")
+    parser.add_argument("--repeats", type=int, metavar="N", help="5, with --quick 1")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="run scaling too, plots there")
     return parser

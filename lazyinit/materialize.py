@@ -22,12 +22,19 @@ from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.garbage import uncollected
 from lazyinit.making.buffers import Blocks
-from lazyinit.making.dispatch import Dispatched, Drawing, Pools, Start, Task, start_of
+from lazyinit.making.dispatch import (
+    Dispatched,
+    Filling,
+    Pools,
+    Start,
+    Task,
+    start_of,
+    start_reading,
+)
 from lazyinit.making.draw import Drawer
 from lazyinit.making.limits import IN_FLIGHT
 from lazyinit.making.overlay import overlaid
-from lazyinit.making.read import Reader
-from lazyinit.making.shards import arrays
+from lazyinit.making.shards import Shards, arrays
 from lazyinit.making.units import Job, check_inputs, units_of
 from lazyinit.params import LazyParam, StoredParam, Thunk, cast_dtype
 from lazyinit.slices import SmallValues
@@ -106,7 +113,7 @@ class _Step:
     """One dispatch, which gives the arrays of one or more jobs."""
 
     jobs: Sequence[Job]
-    start: Start | Drawing
+    start: Start | Filling
 
 
 @uncollected()
@@ -119,19 +126,9 @@ def _steps(jobs: Sequence[Job], pools: Pools) -> list[_Step]:
         source.check()
     small: dict[Any, SmallValues] = {}
     steps = [_Step(u.jobs, start_of(u, small, pools)) for u in units]
-    steps += [_Step([j], _reading(j, pools)) for j in stored]
+    steps += [_Step([j], start_reading(j, pools)) for j in stored]
     steps += [_Step([j], _moving(j)) for j in jobs if not isinstance(j.leaf, Thunk)]
     return sorted(steps, key=lambda step: step.jobs[0].places[0])
-
-
-def _reading(job: Job, pools: Pools) -> Start:
-    read = Reader(job.leaf, job.sharding, job.dtype, pools.blocks)
-
-    def start() -> Dispatched:
-        future = pools.reading.submit(read)
-        return Dispatched(lambda: [future.result()], [future])
-
-    return start
 
 
 def _moving(job: Job) -> Start:
@@ -147,13 +144,13 @@ def _run(
 ) -> Iterator[tuple[Job, Any]]:
     """Dispatches the steps in order and yields each job's array once it is there.
 
-    What is drawn is dispatched first and waited for last, so that it goes on beside the others.
+    What threads fill is dispatched first and waited for last: it goes on beside the others.
     """
-    drawn: list[tuple[Job, Drawing, Sequence[Task]]] = []
+    filled: list[tuple[Job, Shards, Sequence[Task]]] = []
     for step in steps:
-        if isinstance(step.start, Drawing):
+        if isinstance(step.start, Filling):
             (job,) = step.jobs
-            drawn.append((job, step.start, step.start.start()))
+            filled.append((job, step.start.shards, step.start.start()))
     drawer.flush()
     in_flight: collections.deque[tuple[Sequence[Job], Dispatched]] = collections.deque()
 
@@ -165,21 +162,20 @@ def _run(
         return zip(jobs, made, strict=True)
 
     for step in steps:
-        if isinstance(step.start, Drawing):
+        if isinstance(step.start, Filling):
             continue
         in_flight.append((step.jobs, step.start()))
         if len(in_flight) == IN_FLIGHT:
             yield from finished(*in_flight.popleft())
     for jobs, dispatched in in_flight:
         yield from finished(jobs, dispatched)
-    for job, _, tasks in drawn:
+    for job, _, tasks in filled:
         for task in tasks:
             task.result()
         advance(job.leaf.nbytes)
-    # Not before all is drawn: beside the threads that draw, each would wait for Python's lock.
-    yield from zip(
-        (job for job, _, _ in drawn), arrays([d.shards for _, d, _ in drawn]), strict=True
-    )
+    # Not before all is there: beside other threads, each would wait for Python's lock.
+    jobs, shards = [job for job, _, _ in filled], [shards for _, shards, _ in filled]
+    yield from zip(jobs, arrays(shards), strict=True)
 
 
 @contextlib.contextmanager

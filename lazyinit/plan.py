@@ -159,7 +159,7 @@ def plan(
     planned = []
     arriving: Counter[Device] = Counter()
     beside: dict[Device, list[int]] = {}
-    drawing: dict[Device, int] = {}
+    in_threads: dict[Device, dict[str, int]] = {}
     for (path, leaf), chosen, placement in zip(leaves, selected, placements, strict=True):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             continue
@@ -174,13 +174,12 @@ def plan(
             shape = leaf.shape if placement is None else placement.shard_shape(leaf.shape)
             shard = nbytes // max(leaf.size, 1) * math.prod(shape)
             devices = {_default_device()} if placement is None else placement.device_set
-            is_drawn = _is_drawn(leaf, placement)
-            needed = _beside(leaf, placement, shard, is_drawn)
+            shared = _in_threads(leaf, placement)
+            needed = 0 if shared else _beside(leaf, placement, shard)
             for device in sorted(devices, key=lambda d: d.id):
                 arriving[device] += shard
                 beside.setdefault(device, []).append(needed)
-                if is_drawn:
-                    drawing[device] = limits.SHEET_BYTES * (os.cpu_count() or 1)
+                in_threads.setdefault(device, {}).update(shared)
         item = nbytes // max(leaf.size, 1)
         loaded = {"load": nbytes, "overlap": item * _stored_size(leaf)}.get(action, 0)
         origin = _origin(leaf)
@@ -193,33 +192,39 @@ def plan(
         else []
     )
     peak = {
-        d: n + drawing.get(d, 0) + sum(sorted(beside[d])[-limits.IN_FLIGHT :])
+        d: n + sum(in_threads[d].values()) + sum(sorted(beside[d])[-limits.IN_FLIGHT :])
         for d, n in arriving.items()
     }
     return Plan(tuple(planned), dict(arriving), peak, tuple(unused))
 
 
-def _is_drawn(leaf: Any, placement: Sharding | None) -> bool:
-    leaf = leaf.rest if isinstance(leaf, OverlapParam) else leaf
-    if not isinstance(leaf, LazyParam) or not isinstance(leaf.init_fn, Slice):
-        return False
-    work = gather([leaf.init_fn])
-    on_cpu = shardings.platform_of(placement) == "cpu"
-    return on_cpu and bool(elementwise(work) or Stacked.of(work))
+def _in_threads(leaf: Any, placement: Sharding | None) -> dict[str, int]:
+    """Returns the bytes, by what they are for, of threads that make any number of such leaves."""
+    if shardings.platform_of(placement) != "cpu":
+        return {}
+    threads = os.cpu_count() or 1
+    match leaf:
+        case StoredParam():
+            return {"pieces": threads * limits.PIECE}
+        case OverlapParam():
+            pieces = {"pieces": threads * limits.PIECE}
+            drawn = _in_threads(leaf.rest, placement)
+            return drawn and drawn | pieces
+        case LazyParam(init_fn=Slice() as init_fn):
+            work = gather([init_fn])
+            is_drawn = elementwise(work) or Stacked.of(work)
+            return {"sheets": threads * limits.SHEET_BYTES} if is_drawn else {}
+        case _:
+            return {}
 
 
-def _beside(leaf: Any, placement: Sharding | None, shard: int, is_drawn: bool) -> int:
-    """Returns the bytes that a device needs, beside its shard, while a leaf is made or read.
-
-    Without the sheets of what is drawn, which all such leaves have in common.
-    """
+def _beside(leaf: Any, placement: Sharding | None, shard: int) -> int:
+    """Returns the bytes that a device needs, beside its shard, while a leaf is made or read."""
     match leaf:
         case StoredParam():
             return limits.PIECE
         case OverlapParam():
-            return max(limits.PIECE, _beside(leaf.rest, placement, shard, is_drawn))
-        case LazyParam() if is_drawn:
-            return 0
+            return max(limits.PIECE, _beside(leaf.rest, placement, shard))
         case LazyParam(init_fn=Slice() as init_fn):
             is_whole = placement is not None and not is_order_free(gather([init_fn]))
             return limits.TEMPORARIES * (leaf.nbytes if is_whole else shard)

@@ -154,13 +154,6 @@ def test_what_differs_beyond_the_key_has_sheets_of_its_own(drawn):
     assert len(drawn) == 3
 
 
-def test_each_device_has_memory_of_its_own():
-    module = models.Wrap(lambda self, x: self.param("w", jax.random.normal, (64, 64)))
-    whole = NamedSharding(MESH, P())
-    made = li.materialize(li.lazy(module).init(KEY, 0), sharding=whole)["params"]["w"]
-    assert len({s.data.unsafe_buffer_pointer() for s in made.addressable_shards}) == 8
-
-
 def test_a_leaf_that_no_memory_holds_says_which():
     shape = (1 << 24, 1 << 24)
     for init in (jax.nn.initializers.normal(0.02), jax.nn.initializers.ones):

@@ -1,5 +1,7 @@
 """Shards in buffers of our own."""
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
@@ -22,8 +24,23 @@ def test_shards_make_the_array_that_fills_them(spec):
     array = shards.array()
     np.testing.assert_array_equal(array, whole)
     assert sharding is None or array.sharding == sharding
-    addresses = [s.data.unsafe_buffer_pointer() for s in array.addressable_shards]
-    assert len(set(addresses)) == len(addresses)
+    addresses = {s.data.unsafe_buffer_pointer() for s in array.addressable_shards}
+    assert addresses == {buffer.ctypes.data for buffer in shards._buffers.values()}  # Taken over.
+
+
+@pytest.mark.parametrize("spec", [P(), P("a")])
+def test_what_devices_have_in_common_is_not_written_to_when_it_is_donated(spec):
+    shards = Shards("w", (64, 64), np.dtype("float32"), NamedSharding(MESH, spec), Blocks())
+    buffers = shards.allocate()
+    for buffer in buffers.values():
+        buffer[...] = 1
+    made = shards.array()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # That it could not be donated.
+        changed = jax.jit(lambda x: x * 2 + 1, donate_argnums=0, out_shardings=made.sharding)(made)
+    for shard in changed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, 3)
+    assert all((buffer == 1).all() for buffer in buffers.values())
 
 
 def test_arrays_made_together_are_those_made_one_by_one():

@@ -1,8 +1,8 @@
-"""Units -> what dispatches them. There are three ways to make one.
+"""Units and stored leaves -> what dispatches them. There are four ways.
 
 A leaf whose elements follow from their indices is *drawn* on CPU, sheet by sheet. Any other unit
 has a program of its own, *compiled*. Within somebody's trace a unit is *staged*: its equations
-become part of that trace.
+become part of that trace. A stored leaf is *read*, on CPU piece by piece.
 """
 
 import math
@@ -22,9 +22,10 @@ from lazyinit.making.buffers import Blocks
 from lazyinit.making.draw import Drawer, Indices, SheetProgram, Strip
 from lazyinit.making.elementwise import Elementwise, elementwise
 from lazyinit.making.executable import Argument, compiler, computed_on, encode
-from lazyinit.making.shards import Bounds, Shards
+from lazyinit.making.read import pieces
+from lazyinit.making.shards import Bounds, Shards, bounds_of
 from lazyinit.making.stacked import Stacked
-from lazyinit.making.units import Unit
+from lazyinit.making.units import Job, Unit
 from lazyinit.params import RngPath, Shape, TracedKey
 from lazyinit.slices import SmallValues
 
@@ -53,8 +54,8 @@ Start: TypeAlias = Callable[[], Dispatched]
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """A leaf to draw. Any number may be under way: threads draw them in bounded memory.
+class Filling:
+    """A leaf that is made in host buffers, by threads in bounded memory: all may be under way.
 
     Attributes:
       shards: what becomes the array, once all tasks are done.
@@ -82,7 +83,7 @@ class Pools:
     blocks: Blocks
 
 
-def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start | Drawing:
+def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start | Filling:
     """Returns what dispatches a unit; its program, if it needs one, is being compiled meanwhile.
 
     Args:
@@ -122,6 +123,42 @@ def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start |
     return start
 
 
+def start_reading(job: Job, pools: Pools) -> Start | Filling:
+    """Returns what reads a stored leaf."""
+    source = job.leaf.source
+    if shardings.platform_of(job.sharding) == "cpu":
+        shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, pools.blocks)
+
+        def fill() -> Sequence[Task]:
+            buffers = shards.allocate()
+            return [pools.reading.submit(piece.read_into, buffers) for piece in pieces(source)]
+
+        return Filling(shards, fill)
+    x64, device = compat.setting("jax_enable_x64"), compat.setting("jax_default_device")
+
+    def read(index: Any) -> np.ndarray:
+        at = bounds_of(index, source.shape)
+        buffer = pools.blocks.empty(tuple(stop - start for start, stop in at), job.dtype)
+        for piece in pieces(source):
+            piece.read_into({at: buffer})
+        return buffer
+
+    def array() -> jax.Array:
+        # Settings belong to threads. One shard at a time: it is gone before the next is read.
+        with compat.enable_x64(x64), jax.default_device(device):
+            if job.sharding is None:
+                made = jax.device_put(read((slice(None),) * len(source.shape)))
+            else:
+                made = jax.make_array_from_callback(source.shape, job.sharding, read)
+            return jax.block_until_ready(made)
+
+    def start() -> Dispatched:
+        task = pools.reading.submit(array)
+        return Dispatched(lambda: [task.result()], [task])
+
+    return start
+
+
 def _small_values(unit: Unit, known: dict[Any, SmallValues]) -> SmallValues:
     roots = dict(unit.jobs[0].leaf.rng_path.roots)
     which = (id(unit.work.program), frozenset(roots.items()))
@@ -138,7 +175,7 @@ def _own_keys(unit: Unit) -> dict[program.Value, RngPath]:
 
 def _drawing(
     unit: Unit, work: Elementwise, arguments: Sequence[Argument], rows: Sequence[Any], pools: Pools
-) -> Drawing:
+) -> Filling:
     """Draws a leaf: ``rows`` has what to hand in for each of its rows, or once for all of it."""
     (job,) = unit.jobs
     x64 = unit.work.program.x64
@@ -151,7 +188,7 @@ def _drawing(
             shards.fill(one)
             return ()
 
-        return Drawing(shards, fill)
+        return Filling(shards, fill)
 
     compiled = compiler.request_sheet(pools.compiling, work, tuple(arguments), rows[0], job.dtype)
 
@@ -166,7 +203,7 @@ def _drawing(
         strips = _strips(job.leaf.shape, shards.allocate(), rows)
         return pools.drawer.draw(sheets, strips)
 
-    return Drawing(shards, draw)
+    return Filling(shards, draw)
 
 
 def _strips(
@@ -183,7 +220,7 @@ def _strips(
             yield Strip(to, rows[row], indices)
 
 
-def _drawing_rows(unit: Unit, rows: Stacked, small: SmallValues, pools: Pools) -> Drawing:
+def _drawing_rows(unit: Unit, rows: Stacked, small: SmallValues, pools: Pools) -> Filling:
     if not unit.work.inputs:  # One value throughout.
         return _drawing(unit, rows.row, (), [[]], pools)
     with jax.ensure_compile_time_eval():

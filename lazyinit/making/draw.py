@@ -23,7 +23,8 @@ from lazyinit.making.limits import COLUMNS, ROWS
 from lazyinit.making.shards import Bounds
 from lazyinit.params import Shape
 
-_SHEETS_AT_A_TIME = 8  # Of one leaf by one thread: handing over work costs, too.
+_TASKS = 16  # That a leaf is cut into, so that threads end together,
+_SHEETS = 8  # unless it is so large that each has more sheets: what waits takes memory, too.
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ class Drawer:
         for strip in strips:
             rows = strip.indices.rows
             done = rows - rows % ROWS
-            for first in range(0, done, step := ROWS * _SHEETS_AT_A_TIME):
+            step = ROWS * max(1, min(_SHEETS, done // ROWS // _TASKS))
+            for first in range(0, done, step):
                 tasks.append(task := _Task(_Span(strip, first, min(first + step, done))))
                 task.hand_over(program, self._pool)
             while done < rows:

@@ -1,93 +1,108 @@
-"""A stored leaf -> an array: each device its own part of the file, copied once, piece by piece.
+"""A stored leaf -> host buffers: each shard its own part of the file, copied once, by pieces.
 
 A piece is read into the buffers of all shards that have a part of it, and then its pages of the
 memory map are given back. So memory beyond the array is a piece per thread, whatever the size of
 the leaf. A transposed piece is copied in tiles that fit a cache.
+
+The buffers are our own: JAX on CPU would take an aligned piece of the memory map as it is, and the
+array would change, or fault, with the file.
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Sharding
 
-from lazyinit import compat
-from lazyinit import sharding as shardings
 from lazyinit.checkpoint.mapped import give_back
-from lazyinit.making.buffers import Blocks
 from lazyinit.making.limits import PIECE
-from lazyinit.making.shards import Bounds, Shards
-from lazyinit.params import StoredParam
+from lazyinit.making.shards import Bounds
+from lazyinit.params import Index, Source
 
 _TILE = 256  # Elements along each side of what is copied at once where the order changes.
 
 
-class Reader:
-    """Reads one leaf, on whatever thread; made on the thread whose JAX settings hold."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some of what a source has along the axis on which neighbors lie farthest apart in the file.
 
-    def __init__(
-        self, leaf: StoredParam, sharding: Sharding | None, dtype: Any, blocks: Blocks
-    ) -> None:
-        """Takes the leaf, where it goes (``None``: the default device), its dtype there, memory."""
-        self._blocks = blocks
-        self._leaf, self._sharding, self._dtype = leaf, sharding, dtype
-        self._x64 = compat.setting("jax_enable_x64")
-        self._device = compat.setting("jax_default_device")
+    Attributes:
+      source: what to read.
+      axis: that axis.
+      start: where the piece starts on it.
+      stop: where it ends.
+    """
 
-    def __call__(self) -> jax.Array:
-        """Reads and returns the array."""
-        # Settings belong to threads.
-        with compat.enable_x64(self._x64), jax.default_device(self._device):
-            if self._sharding is None or shardings.platform_of(self._sharding) == "cpu":
-                array = self._by_pieces()
-            else:  # One shard at a time: it is gone from the host before the next is read.
-                array = jax.make_array_from_callback(self._leaf.shape, self._sharding, self._read)
-            return jax.block_until_ready(array)
+    source: Source
+    axis: int
+    start: int
+    stop: int
 
-    def _by_pieces(self) -> jax.Array:
-        # Buffers of our own: JAX would take an aligned piece of the memory map as it is, and the
-        # array would change, or fault, with the file.
-        leaf = self._leaf
-        shards = Shards(leaf.path, leaf.shape, self._dtype, self._sharding, self._blocks)
-        buffers = shards.allocate()
-        axis = _slowest(leaf.source)
-        length = leaf.shape[axis] if leaf.shape else 1
-        row = max(1, math.prod(leaf.shape) // max(length, 1) * leaf.source.dtype.itemsize)
-        step = max(1, PIECE // row)
-        for start in range(0, length, step):
-            read = [
-                self._copy(at, buffer, axis, (start, min(start + step, length)))
-                for at, buffer in buffers.items()
-            ]
-            for values in read:
-                if values is not None:
-                    give_back(values)
-        return shards.array()
+    def read_into(self, buffers: Mapping[Bounds, np.ndarray]) -> None:
+        """Fills what buffers have of it, on any thread; casts to their dtype.
 
-    def _copy(
-        self, at: Bounds, buffer: np.ndarray, axis: int, rows: tuple[int, int]
-    ) -> np.ndarray | None:
-        """Copies what a shard has of a piece; returns what was read."""
+        Args:
+          buffers: by the bounds, in the source, of what they hold; no two overlap.
+        """
+        parts = {at: part for at in buffers if (part := self._within(at)) is not None}
+        if not parts:
+            return
+        around = tuple(
+            (min(start for start, _ in bounds), max(stop for _, stop in bounds))
+            for bounds in zip(*parts.values(), strict=True)
+        )
+        # All at once if that is no more, and else each by itself.
+        size = _size(around)
+        is_one = sum(map(_size, parts.values())) == size
+        if is_one and size * self.source.dtype.itemsize <= PIECE:
+            values = self.source.read(_index(around))
+            for at, part in parts.items():
+                _copy_tiles(self._place(buffers[at], at, part), values[_index(part, around)])
+            give_back(values)
+            return
+        read = []
+        for at, part in parts.items():
+            read.append(values := self.source.read(_index(part)))
+            _copy_tiles(self._place(buffers[at], at, part), values)
+        for values in read:  # Not before the last: shards share pages.
+            give_back(values)
+
+    def _within(self, at: Bounds) -> Bounds | None:
         if not at:
-            index, place = (), ()
-        else:
-            start, stop = max(rows[0], at[axis][0]), min(rows[1], at[axis][1])
-            if start >= stop:
-                return None
-            index = tuple(slice(*bounds) for bounds in at)
-            index = (*index[:axis], slice(start, stop), *index[axis + 1 :])
-            place = (slice(None),) * axis + (slice(start - at[axis][0], stop - at[axis][0]),)
-        values = self._leaf.source.read(index)
-        _copy_tiles(buffer[(*place, ...)], values)
-        return values
+            return at
+        start, stop = max(self.start, at[self.axis][0]), min(self.stop, at[self.axis][1])
+        if start >= stop:
+            return None
+        return (*at[: self.axis], (start, stop), *at[self.axis + 1 :])
 
-    def _read(self, index: Any) -> np.ndarray:
-        values = self._leaf.source.read(index)
-        buffer = self._blocks.empty(values.shape, self._dtype)
-        _copy_tiles(buffer, values)
-        give_back(values)
-        return buffer
+    def _place(self, buffer: np.ndarray, at: Bounds, part: Bounds) -> np.ndarray:
+        return buffer[(*_index(part, at), ...)]
+
+
+def pieces(source: Source) -> Sequence[Piece]:
+    """Cuts a source up."""
+    axis = _slowest(source)
+    length = source.shape[axis] if source.shape else 1
+    row = max(1, math.prod(source.shape) // max(length, 1) * source.dtype.itemsize)
+    step = max(1, PIECE // row)
+    return [
+        Piece(source, axis, start, min(start + step, length)) for start in range(0, length, step)
+    ]
+
+
+def _index(bounds: Bounds, start_of: Bounds | None = None) -> Index:
+    """Returns what selects these bounds, in an array that starts where others do (or at 0)."""
+    if start_of is None:
+        return tuple(slice(start, stop) for start, stop in bounds)
+    return tuple(
+        slice(start - first, stop - first)
+        for (start, stop), (first, _) in zip(bounds, start_of, strict=True)
+    )
+
+
+def _size(bounds: Bounds) -> int:
+    return math.prod(stop - start for start, stop in bounds)
 
 
 def _slowest(source: Any) -> int:

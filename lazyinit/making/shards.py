@@ -1,11 +1,15 @@
-"""The parts of one array, in buffers that JAX on CPU takes over: one for each distinct shard."""
+"""The parts of one array, in buffers that JAX on CPU takes over: one for each distinct shard.
+
+CPU devices that hold the same have one buffer in common, as after ``jax.device_put`` of a host
+array: nothing writes to such a buffer, a donated one is left as it is.
+"""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Sharding
 
 from lazyinit import compat
 from lazyinit.making.buffers import Blocks
@@ -26,7 +30,7 @@ class Shards:
         self._places: dict[Any, Bounds] = {None: tuple((0, n) for n in shape)}
         if sharding is not None:
             indices = sharding.addressable_devices_indices_map(shape)
-            self._places = {device: _bounds(at, shape) for device, at in indices.items()}
+            self._places = {device: bounds_of(at, shape) for device, at in indices.items()}
         self._buffers: dict[Bounds, np.ndarray] = {}
 
     def allocate(self, *, zeros: bool = False) -> dict[Bounds, np.ndarray]:
@@ -71,29 +75,12 @@ class Shards:
         """Returns the array, once its buffers are full. On the thread whose settings hold."""
         if self._sharding is None:
             return jax.device_put(self.whole())
-        if len(self._buffers) == len(self._places):
-            return jax.make_array_from_callback(
-                self._shape, self._sharding, self._at, dtype=self._dtype
-            )
-        # Each device has memory of its own, and JAX would give two of them one buffer.
-        pieces = []
-        given: set[Bounds] = set()
-        for device, at in self._places.items():
-            buffer = self._copied(at) if at in given else self._buffers[at]
-            given.add(at)
-            place = SingleDeviceSharding(device, memory_kind=self._sharding.memory_kind)
-            pieces.append(jax.device_put(buffer, place))
-        return jax.make_array_from_single_device_arrays(
-            self._shape, self._sharding, pieces, dtype=self._dtype
+        return jax.make_array_from_callback(
+            self._shape, self._sharding, self._at, dtype=self._dtype
         )
 
     def _at(self, index: Any) -> np.ndarray:
-        return self._buffers[_bounds(index, self._shape)]
-
-    def _copied(self, at: Bounds) -> np.ndarray:
-        copy = self._blocks.empty(self._buffers[at].shape, self._dtype)
-        copy[...] = self._buffers[at]
-        return copy
+        return self._buffers[bounds_of(index, self._shape)]
 
 
 def arrays(filled: Sequence[Shards]) -> list[jax.Array]:
@@ -106,6 +93,7 @@ def arrays(filled: Sequence[Shards]) -> list[jax.Array]:
         return [made[n] if n in made else shards.array() for n, shards in enumerate(filled)]
 
 
-def _bounds(index: Any, shape: Shape) -> Bounds:
+def bounds_of(index: Any, shape: Shape) -> Bounds:
+    """Returns the bounds that an index of slices has in an array of this shape."""
     bounds = (s.indices(n) for s, n in zip(index, shape, strict=True))
     return tuple((start, stop) for start, stop, _ in bounds)
