@@ -23,7 +23,7 @@ from lazyinit.making.limits import COLUMNS, ROWS
 from lazyinit.making.shards import Bounds
 from lazyinit.params import Shape
 
-_TASKS = 16  # That a leaf is cut into, so that threads end together,
+_TASKS = 4  # That a leaf is cut into, so that threads end together,
 _SHEETS = 8  # unless it is so large that each has more sheets: what waits takes memory, too.
 
 
