@@ -3,8 +3,8 @@
 Leaves whose works have the same signature, dtype and sharding share one compiled program, so a
 deep model compiles as many programs as one of its layers has kinds of parameters. Everything
 that can be wrong is found before the first array is made. Programs are dispatched in tree order,
-the same on every host. What is drawn is all under way at once, a bounded part of it at a time; of
-the others only a few leaves are (``limits``), since making one needs temporaries beside it.
+the same on every host. What threads draw or read is all under way at once, a bounded part of it at
+a time; of the others only a few leaves are (``limits``): making one needs temporaries beside it.
 """
 
 import collections

@@ -1,6 +1,11 @@
+import itertools
 import os
 import sys
+import threading
+from unittest import mock
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 import lazyinit as li
+from lazyinit import sharding as shardings
 from lazyinit.making import read
 from lazyinit.sources.single import Transposed
 
@@ -106,3 +112,74 @@ def test_a_transposed_tensor_is_read_in_pieces_and_tiles(tmp_path, monkeypatch, 
     leaf = li.StoredParam(source.shape, np.dtype("bfloat16"), source)
     made = li.materialize({"w": leaf}, sharding=NamedSharding(mesh(), spec))["w"]
     np.testing.assert_array_equal(made, values.astype("bfloat16").transpose())
+
+
+class Counted:
+    """A source in memory that notes how much is read."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+        self.read_sizes = []
+
+    def read(self, index):
+        found = self.values[index]
+        self.read_sizes.append(found.size)
+        return found
+
+
+@hypothesis.given(st.data())
+def test_pieces_fill_the_shards_that_are_held_and_read_no_more(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), max_size=3)))
+    values = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    cuts = [sorted({0, n, *data.draw(st.sets(st.integers(1, n)))}) for n in shape]
+    everywhere = list(itertools.product(*(itertools.pairwise(c) for c in cuts)))
+    held = data.draw(st.lists(st.sampled_from(everywhere), unique=True))
+    buffers = {at: np.empty([stop - start for start, stop in at], np.float16) for at in held}
+    source = Counted(values)
+    with mock.patch.object(read, "PIECE", data.draw(st.integers(1, 4 * values.size))):
+        for piece in read.pieces(source):
+            piece.read_into(buffers)
+    for at, buffer in buffers.items():
+        np.testing.assert_array_equal(buffer, values[tuple(slice(*bounds) for bounds in at)])
+    assert sum(source.read_sizes) == sum(buffer.size for buffer in buffers.values())
+
+
+def test_all_shards_of_a_piece_are_one_read():
+    source = Counted(np.zeros((8, 8)))
+    bounds = [(n, n + 2) for n in range(0, 8, 2)]
+    (piece,) = read.pieces(source)
+    piece.read_into({at: np.empty((2, 2)) for at in itertools.product(bounds, bounds)})
+    assert source.read_sizes == [64]
+
+
+def test_a_leaf_of_many_pieces_is_read_by_all_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "PIECE", 4096)
+    values = np.arange(2**15, dtype=np.float32).reshape(128, 256)
+    tree, _ = stored(tmp_path, values)
+    threads = set()
+    real = read.Piece.read_into
+
+    def noted(piece, buffers):
+        threads.add(threading.get_ident())
+        met.wait(timeout=60)
+        real(piece, buffers)
+
+    met = threading.Barrier(2)  # Two pieces are read at once, or else this breaks.
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(read.Piece, "read_into", noted)
+    np.testing.assert_array_equal(li.materialize(tree)["w"], values)
+    assert len(threads) == 2
+
+
+@pytest.mark.parametrize("spec", [None, P(), P("x"), P(None, "y")])
+def test_other_devices_than_cpu_get_one_shard_at_a_time(tmp_path, monkeypatch, spec):
+    """With CPU devices that say they are none: there is no other here."""
+    monkeypatch.setattr(read, "PIECE", 4096)
+    values = np.random.default_rng(0).random((64, 128), np.float32)
+    tree, _ = stored(tmp_path, values)
+    monkeypatch.setattr(shardings, "platform_of", lambda _: "gpu")
+    sharding = spec if spec is None else NamedSharding(mesh(), spec)
+    with jax.default_device(jax.devices()[3]):
+        made = li.materialize(tree, sharding=sharding, dtype="bfloat16")["w"]
+    np.testing.assert_array_equal(made, values.astype("bfloat16"))
+    assert made.sharding == sharding if sharding else made.device == jax.devices()[3]
