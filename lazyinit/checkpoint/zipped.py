@@ -70,7 +70,7 @@ def read_directory(file: File) -> Mapping[str, Member]:
         # zipfile has no one error for what is damaged: it decodes, unpacks and counts as it goes.
         except (
             zipfile.BadZipFile,
-            NotImplementedError,
+            NotImplementedError,  # What zipfile says of a method or a version it does not know.
             ValueError,
             EOFError,
             struct.error,

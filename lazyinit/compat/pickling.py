@@ -107,4 +107,5 @@ def _derivative() -> Any:
 
 
 def _never_called(*_: Any) -> NoReturn:
+    # Stands where JAX wants a derivative; to make a leaf, none is ever called.
     raise NotImplementedError("a pickled leaf keeps no derivatives")

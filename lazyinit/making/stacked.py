@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lazyinit.making.elementwise import Elementwise, Step, form_of_body
+from lazyinit.making.elementwise import Elementwise, form_of_body
+from lazyinit.making.steps import Step
 from lazyinit.making.threefry import fold_in
 from lazyinit.program import is_key
 from lazyinit.slices import Work

@@ -147,15 +147,15 @@ class OneByOne:
 
     def wanted_before(self, wanted: Shape) -> Wanted:
         """Returns the shape wanted before the change."""
-        raise NotImplementedError
+        raise NotImplementedError  # Each change has its own.
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
         """Returns the source, changed."""
-        raise NotImplementedError
+        raise NotImplementedError  # Each change has its own.
 
     def restored(self, source: Source) -> Source:
         """Returns the source as it was before the change."""
-        raise NotImplementedError
+        raise NotImplementedError  # Each change has its own.
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
         """Returns the grid's extents, which stay as they are."""
