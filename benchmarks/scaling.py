@@ -48,15 +48,12 @@ Found = Mapping[str, Mapping[int, Spread]]  # Seconds, by contender and place.
 
 
 def scans(quick: bool) -> Sequence[Scan]:
-    """Returns what to run."""
+    """Returns what to run; of a quick run, three of them at two sizes."""
     deep = (6, 24) if quick else (6, 12, 24, 48, 96)
-    widths = (128, 256) if quick else (128, 256, 512, 1024)
     devices = (1, 8) if quick else (1, 2, 4, 8, 16)
-    layers = (8, 32) if quick else (8, 32, 64, 128)
-    full, made = _case(INITIALIZE, "init-32"), _case(INITIALIZE, "cache")
-    loaded = _case(LOAD, "load")
-    base = Size(layers=8 if quick else 32, width=384, vocab=13312, devices=8)
-    return (
+    made = _case(INITIALIZE, "cache")
+    cold_and_warm = {"lazyinit_recorded": "lazyinit", "lazyinit_again": "lazyinit, warm"}
+    few = (
         Scan(
             "record-depth",
             "Recording, by depth",
@@ -70,30 +67,7 @@ def scans(quick: bool) -> Sequence[Scan]:
             "decoder layers",
             made,
             {n: Size(layers=n) for n in deep},
-            {"lazyinit_recorded": "lazyinit", "lazyinit_again": "lazyinit, warm"},
-        ),
-        Scan(
-            "materialize-depth-narrow",
-            "The same, 64 wide",
-            "decoder layers",
-            made,
-            {n: Size(layers=n, width=64, vocab=512) for n in deep},
-            {"lazyinit_recorded": "lazyinit", "lazyinit_again": "lazyinit, warm"},
-        ),
-        Scan(
-            "init-depth",
-            "Cold full init, recording included, by depth",
-            "decoder layers",
-            full,
-            {n: Size(layers=n) for n in deep},
-            last={"jit": 6 if quick else 24, "lazy_init": 6 if quick else 24, "eager": 48},
-        ),
-        Scan(
-            "init-width",
-            "Cold full init, 4 layers, by width",
-            "width",
-            full,
-            {n: Size(layers=4, width=n) for n in widths},
+            cold_and_warm,
         ),
         Scan(
             "sharded-devices",
@@ -101,6 +75,36 @@ def scans(quick: bool) -> Sequence[Scan]:
             "devices",
             _case(INITIALIZE, "sharded-init"),
             {n: Size(layers=8, devices=n) for n in devices},
+        ),
+    )
+    if quick:
+        return few
+    full, loaded = _case(INITIALIZE, "init-32"), _case(LOAD, "load")
+    base = Size(layers=32, width=384, vocab=13312, devices=8)
+    return (
+        *few,
+        Scan(
+            "materialize-depth-narrow",
+            "Materializing cold, 64 wide, recording aside, by depth",
+            "decoder layers",
+            made,
+            {n: Size(layers=n, width=64, vocab=512) for n in deep},
+            cold_and_warm,
+        ),
+        Scan(
+            "init-depth",
+            "Cold full init, recording included, by depth",
+            "decoder layers",
+            full,
+            {n: Size(layers=n) for n in deep},
+            last={"jit": 24, "lazy_init": 24, "eager": 48},
+        ),
+        Scan(
+            "init-width",
+            "Cold full init, 4 layers, by width",
+            "width",
+            full,
+            {n: Size(layers=4, width=n) for n in (128, 256, 512, 1024)},
         ),
         Scan(
             "load-devices",
@@ -114,7 +118,7 @@ def scans(quick: bool) -> Sequence[Scan]:
             "Loading onto 8 devices, by layers in the file of 6.8 MiB each",
             "layers",
             loaded,
-            {n: replace(base, layers=n) for n in layers},
+            {n: replace(base, layers=n) for n in (8, 32, 64, 128)},
         ),
     )
 
