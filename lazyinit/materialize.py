@@ -94,7 +94,7 @@ def materialize(
     made = [leaf for _, leaf in leaves]
     total = sum(job.leaf.nbytes for job in jobs.values())
     with (
-        _threads() as compiling,
+        ThreadPoolExecutor(os.cpu_count()) as compiling,  # Goes on: others may wait for it.
         _threads() as drawing,
         _threads() as reading,
         _progress_bar(total, progress) as advance,

@@ -191,3 +191,18 @@ def test_a_program_that_failed_to_compile_is_compiled_anew(monkeypatch):
     with pytest.raises(RuntimeError, match="out of luck"):
         li.materialize(tree)
     assert_same(li.materialize(tree), module.init(KEY, 0))
+
+
+def test_what_was_being_compiled_when_another_leaf_failed_can_be_made_later():
+    def body(self, x):
+        for n in range(9, 25):  # More programs than threads that compile.
+            self.param(f"w{n}", nn.initializers.orthogonal(1.5), (n, n))
+        self.param("huge", nn.initializers.ones, (1 << 24, 1 << 24))
+
+    module = models.Wrap(body)
+    tree = li.lazy(module).init(KEY, 0)
+    with pytest.raises(MemoryError, match=r"^params/huge: "):
+        li.materialize(tree)
+    made = li.materialize(tree, "params/w*")["params"]
+    for n in range(9, 25):
+        assert made[f"w{n}"].shape == (n, n)
