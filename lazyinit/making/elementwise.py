@@ -13,7 +13,7 @@ import collections
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -81,31 +81,35 @@ class Elementwise:
             parts[output.number][0] if output.constant is None else output.constant, self.dtype
         ).reshape(())
 
-    def run(self, inputs: Sequence[Any], high: Any, low: Any) -> Any:
-        """Makes a run of elements, under a trace.
+    def run(self, inputs: Sequence[Any], by_row: Sequence[bool], high: Any, low: Any) -> Any:
+        """Makes rows of elements, under a trace.
 
         Args:
           inputs: arrays for the inputs of the work.
-          high: the upper word of each element's flat index in the leaf, uint32[n] with n > 1.
+          by_row: which of them have one value for each row, along a first axis.
+          high: the upper word of each element's flat index in the leaf, uint32[rows,columns].
           low: the lower word.
         """
-        values = list(inputs)
+        values = list(map(_Value, inputs, by_row))
+
+        def taken(ref: Ref) -> _Value:
+            return values[ref.number] if ref.constant is None else _Value(ref.constant, False)
+
         for step in self.steps:
-            args = [values[r.number] if r.constant is None else r.constant for r in step.inputs]
-            match step.kind:
-                case "whole":
-                    values += compat.bind(step.equation, *map(_shaped, args, step.equation.invars))
-                case "elements":
-                    values += compat.bind(step.equation, *_alike(args, low.shape))
-                case "bits":
-                    made = _bits(args[0], step.equation.params["bit_width"], high, low)
-                    # In a loop of its own: with what follows it runs out of registers, and takes
-                    # 1.7 times as long. Bits are exact, whatever they are compiled with.
-                    values.append(jax.lax.optimization_barrier(made))
-                case _:
-                    values += jax.lax.optimization_barrier(args)
-        made = values[self.output.number] if self.output.constant is None else self.output.constant
-        return _alike([made, low], low.shape)[0]
+            values += _done(step, list(map(taken, step.inputs)), high, low)
+        return _alike([taken(self.output), _Value(low, True)], low.shape)[0]
+
+
+class _Value(NamedTuple):
+    """What a step takes or gives, in a program that makes rows of elements.
+
+    Attributes:
+      array: all elements; or a key or a small array, or one for each row along a first axis.
+      by_row: whether there is one for each row.
+    """
+
+    array: Any
+    by_row: bool
 
 
 _KEPT = 1024  # Works whose form is remembered: those of equal layers are looked at once.
@@ -145,23 +149,52 @@ def _is_plain(aval: Any) -> bool:
     return bool(hasattr(aval, "shape") and aval.size and not aval.weak_type and not is_key(aval))
 
 
-def _alike(args: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
-    """Spreads single values over all elements, where some argument has them all."""
-    has_all = [jnp.shape(x) == shape for x in args]
-    return [
-        x if whole else jnp.broadcast_to(jnp.reshape(x, ()), shape if any(has_all) else ())
-        for x, whole in zip(args, has_all, strict=True)
-    ]
+def _done(step: Step, args: Sequence[_Value], high: Any, low: Any) -> list[_Value]:
+    arrays = [a.array for a in args]
+    match step.kind:
+        case "whole":
+            made = _whole(step.equation, args)
+        case "elements":
+            made = compat.bind(step.equation, *_alike(args, low.shape))
+        case "bits":
+            bits = _bits(arrays[0], step.equation.params["bit_width"], high, low)
+            # In a loop of its own: with what follows it runs out of registers, and takes
+            # 1.7 times as long. Bits are exact, whatever they are compiled with.
+            made = [jax.lax.optimization_barrier(bits)]
+        case _:
+            return list(map(_Value, jax.lax.optimization_barrier(arrays), [a.by_row for a in args]))
+    by_row = any(a.by_row for a in args)
+    return [_Value(array, by_row) for array in made]
 
 
-def _shaped(x: Any, var: Any) -> Any:
-    return x if jnp.shape(x) == var.aval.shape else jnp.reshape(x, var.aval.shape)
+def _whole(equation: Any, args: Sequence[_Value]) -> Sequence[Any]:
+    """Runs an equation on keys and small arrays, once for each row if some argument is by row."""
+
+    def run(*arrays: Any) -> Sequence[Any]:
+        shapes = [v.aval.shape for v in equation.invars]
+        return compat.bind(equation, *map(jnp.reshape, arrays, shapes))
+
+    axes = [0 if a.by_row else None for a in args]
+    # Here alone: all steps under jax.vmap took twice the time to trace.
+    return (jax.vmap(run, axes) if 0 in axes else run)(*(a.array for a in args))
+
+
+def _alike(args: Sequence[_Value], shape: tuple[int, int]) -> list[Any]:
+    """Spreads single values over all elements, or over the rows, where some argument has those."""
+    has_all = [jnp.shape(a.array) == shape for a in args]
+    to = shape if any(has_all) else shape[: any(a.by_row for a in args)]
+
+    def spread(value: _Value) -> Any:
+        own = shape[: value.by_row]
+        return jax.lax.broadcast_in_dim(jnp.reshape(value.array, own), to, range(len(own)))
+
+    return [a.array if whole else spread(a) for a, whole in zip(args, has_all, strict=True)]
 
 
 def _bits(key: Any, width: int, high: Any, low: Any) -> Any:
     """Returns what ``jax.random.bits`` has at these indices."""
     words = jax.random.key_data(key)
-    first, second = threefry2x32((words[0], words[1]), high, low)
+    first, second = threefry2x32((words[..., 0], words[..., 1]), high, low)
     if width == 64:
         upper, lower = (jax.lax.convert_element_type(x, np.uint64) for x in (first, second))
         return (upper << np.uint64(32)) | lower

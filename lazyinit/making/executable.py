@@ -183,21 +183,19 @@ def _types(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
 def _lower_sheet(
     work: Elementwise, arguments: tuple[Argument, ...], parts: Sequence[tuple[Any, ...]], dtype: Any
 ) -> jax.stages.Lowered:
-    def row(parts: Sequence[tuple[Any, ...]], base: Any, offsets: Any) -> Any:
-        inputs = [a.decode(*p) for a, p in zip(arguments, parts, strict=True)]
-        low = base[1] + offsets
-        high = base[0] + (low < offsets).astype(np.uint32)  # With the carry.
-        made = work.run(inputs, high, low)
+    def lazyinit_sheet(parts: Sequence[tuple[Any, ...]], bases: Any, offsets: Any) -> Any:
+        # What all rows share stays a scalar, which XLA computes in the form that it has for one.
+        inputs = [
+            jax.vmap(a.decode)(*p) if a.is_key else a.decode(*p)
+            for a, p in zip(arguments, parts, strict=True)
+        ]
+        low = bases[:, 1:] + offsets
+        high = bases[:, :1] + (low < offsets).astype(np.uint32)  # With the carry.
+        made = work.run(inputs, [a.is_key for a in arguments], high, low)
         if made.dtype == dtype:
             return made
         # Without a barrier XLA would drop the rounding of what it casts back: bfloat16 -> float32.
         return jax.lax.convert_element_type(jax.lax.optimization_barrier(made), dtype)
-
-    # What all rows share stays a scalar, which XLA computes in the form that it has for one.
-    by_row = [0 if a.is_key else None for a in arguments]
-
-    def lazyinit_sheet(parts: Sequence[tuple[Any, ...]], bases: Any, offsets: Any) -> Any:
-        return jax.vmap(row, in_axes=(by_row, 0, 0))(parts, bases, offsets)
 
     handed_in = [
         tuple(np.broadcast_to(x, (ROWS, *np.shape(x))) for x in part) if a.is_key else part

@@ -22,18 +22,18 @@ def threefry2x32(key: tuple[Any, Any], high: Any, low: Any) -> tuple[Any, Any]:
     """Hashes counters under a key.
 
     Args:
-      key: its two words, uint32[].
-      high: the first word of each counter, uint32[n].
-      low: the second, uint32[n].
+      key: its two words, uint32[], or uint32[m] for a key in each row of counters.
+      high: the first word of each counter, uint32[m,...].
+      low: the second, of the same shape.
 
     Returns:
-      The two words of each hash, uint32[n].
+      The two words of each hash, of that shape.
     """
     # In terms of jax.lax: traced in a fifth of the time that the operators of arrays take.
     schedule = (key[0], key[1], lax.bitwise_xor(lax.bitwise_xor(key[0], key[1]), _PARITY))
 
     def injected(x: Any, word: Any) -> Any:
-        return lax.add(x, lax.broadcast(word, high.shape))
+        return lax.add(x, lax.broadcast_in_dim(word, high.shape, range(np.ndim(word))))
 
     x, y = injected(high, schedule[0]), injected(low, schedule[1])
     for block in range(5):
