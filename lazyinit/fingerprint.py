@@ -15,7 +15,7 @@ from lazyinit import compat
 
 
 class _Structure:
-    """Stands for one structure of jaxprs: equal structures are the same object."""
+    """Stands for one structure of jaxprs or parameters: equal structures are the same object."""
 
     __slots__ = ("__weakref__",)
 
@@ -57,6 +57,20 @@ def fingerprint(param: Any) -> Any:
     except TypeError:
         return _ByIdentity(param)
     return (type(param), param)
+
+
+def fingerprint_params(params: Mapping[str, Any], known: dict[Any, Any]) -> Any:
+    """Returns a hashable stand-in for all parameters of an equation.
+
+    Args:
+      params: by name.
+      known: what was found for others, by identity: equal layers have the same objects in a dict
+        of their own. Whoever keeps it keeps the equations alive.
+    """
+    same = (*params, *map(id, params.values()))
+    if same not in known:
+        known[same] = _structures.setdefault(fingerprint(params), _Structure())
+    return known[same]
 
 
 def fingerprint_constant(constant: Any, aval: Any) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors
+from lazyinit.fingerprint import fingerprint_params
 
 Value: TypeAlias = int  # The number of a value (an input, a constant, an output) in a program.
 Array: TypeAlias = Any  # jax.Array, numpy or a Python scalar: whatever JAX computes with.
@@ -67,6 +68,7 @@ class Program:
     _narrowed: dict[tuple[int, frozenset[Value]], Equation] = field(default_factory=dict)
     _pickled: list[tuple[bytes, bool]] = field(default_factory=list)  # At most one.
     _traced: list[bool] = field(default_factory=list)  # At most one.
+    _fingerprints: dict[Any, Any] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (jax.__version__, self.pickled()[0])
@@ -207,6 +209,10 @@ class Program:
         if memo not in self._narrowed:
             self._narrowed[memo] = _narrow(equation, wanted)
         return self._narrowed[memo]
+
+    def fingerprint(self, origin: jex.JaxprEqn) -> Any:
+        """Returns a hashable stand-in for the parameters of one of its equations, or narrowed."""
+        return fingerprint_params(origin.params, self._fingerprints)
 
 
 def pickling_problem(part: Any) -> str:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat
-from lazyinit.fingerprint import fingerprint, fingerprint_constant
+from lazyinit.fingerprint import fingerprint_constant
 from lazyinit.program import Array, Equation, Program, Value, is_key, pickling_problem
 
 
@@ -119,7 +119,8 @@ class Work:
             for v in equation.outputs:
                 number[v] = len(number)
             origin = equation.origin
-            steps.append((origin.primitive, fingerprint(origin.params), origin.ctx, taken))
+            params = self.program.fingerprint(origin)
+            steps.append((origin.primitive, params, origin.ctx, taken))
         avals = tuple(_aval_key(self.program.avals[v]) for v in self.inputs)
         return (self.program.x64, avals, tuple(steps), tuple(number[v] for v in self.outputs))
 
@@ -219,7 +220,8 @@ class SmallValues:
 
     def _run(self, equation: Equation) -> None:
         numbers = tuple(self._number[i] for i in equation.inputs)
-        call = (equation.origin.primitive, fingerprint(equation.origin.params), numbers)
+        params = self._program.fingerprint(equation.origin)
+        call = (equation.origin.primitive, params, numbers)
         if call not in self._done:
             arrays = [self._arrays[n] for n in numbers]
             results = _on_host(equation.origin, arrays)

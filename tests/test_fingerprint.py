@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import itertools
 
 import jax
 import jax.extend.core as jex
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyinit.fingerprint import fingerprint, fingerprint_constant
+from lazyinit.fingerprint import fingerprint, fingerprint_constant, fingerprint_params
 
 KEY = jax.random.key(0)
 X = jax.ShapeDtypeStruct((4,), "float32")
@@ -41,6 +42,24 @@ def test_fresh_initializers_are_the_same():
     shape = lambda init: of(lambda key: init(key, (4, 4)), KEY)  # noqa: E731
     assert same(shape(first), shape(second))
     assert not same(shape(first), shape(other))
+
+
+def test_parameters_that_were_seen_before_are_told_apart_as_others_are():
+    def layers(x):
+        for scale in (1.0, 2.0, 2.0):
+            x = jax.jit(lambda y, scale=scale: jnp.sin(y) * scale)(x)
+            x = x.reshape(2, 2).reshape(4).astype("int32").astype("float32")
+        return x
+
+    equations = [e for _ in range(2) for e in jax.make_jaxpr(layers)(X).jaxpr.eqns]
+    whole = [fingerprint(e.params) for e in equations]
+    known = {}
+    short = [fingerprint_params(e.params, known) for e in equations]
+    assert 3 < len(set(short)) < len(short)
+    for n, m in itertools.combinations(range(len(short)), 2):
+        assert same(short[n], short[m]) == same(whole[n], whole[m])
+    assert [fingerprint_params(e.params, known) for e in equations] == short
+    assert [fingerprint_params(e.params, {}) for e in equations] == short
 
 
 @pytest.mark.parametrize(
