@@ -1,5 +1,7 @@
 """Works that give each element from its index."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import models
@@ -34,6 +36,13 @@ FORMS = {
     "reshaped": lambda key, shape: jax.random.normal(key, (128,)).reshape(shape) ** 2,
     "under jit": jax.jit(lambda key, shape: jax.random.normal(key, shape) * 3, static_argnums=1),
     "chosen": lambda key, shape: jnp.where(jax.random.normal(key, shape) > 0, np.float32(1), -2.0),
+    "scaled and moved": lambda key, shape: jax.random.normal(key, shape) * 0.3 + 0.7,
+    "moved by a product": lambda key, shape: (lambda n: n * 0.3 + n * 0.7 - 0.1)(
+        jax.random.normal(key, shape)
+    ),
+    "used again": lambda key, shape: (lambda n: n * 0.3 + jnp.fmod(n, 0.7) * jnp.exp(n))(
+        jax.random.normal(key, shape)
+    ),
     "clipped": lambda key, shape: jnp.clip(jax.random.normal(key, shape), -0.5, 0.5),
 }
 
@@ -106,3 +115,28 @@ def test_64_bit_types_keep_their_bits(dtype):
         tree = li.lazy(module).init(models.KEY, 0)
         wanted = module.init(models.KEY, 0)
     assert_same(li.materialize(tree), wanted)
+
+
+def kinds(init):
+    """Returns what kind of barrier is where, by the operation in front."""
+    steps = elementwise(work_of(init, (64, 8))).steps
+    return [
+        (before.equation.primitive.name, step.kind)
+        for before, step in itertools.pairwise(steps)
+        if step.kind in ("barrier", "fence")
+    ]
+
+
+def test_a_product_shares_the_loop_in_front():
+    for init in (initializers.normal(0.02), initializers.lecun_normal()):
+        assert [kind for _, kind in kinds(init)] == ["fence", "barrier"]
+
+
+def test_what_may_have_no_vectors_shares_no_loop():
+    before = kinds(lambda k, s: jnp.fmod(jax.random.normal(k, s), 2.0))
+    assert before == [("mul", "barrier"), ("rem", "barrier")]
+    after = kinds(lambda k, s: jnp.cbrt(jax.random.normal(k, s)) * 2.0)
+    assert after == [("mul", "barrier"), ("cbrt", "barrier"), ("mul", "barrier")]
+    # Nor does what such a loop uses later on.
+    again = kinds(lambda k, s: (lambda n: n * 2.0 + jnp.cbrt(n))(jax.random.normal(k, s)))
+    assert [kind for _, kind in again] == ["barrier"] * 4

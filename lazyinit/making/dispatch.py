@@ -50,6 +50,8 @@ class Dispatched:
     tasks: Sequence[Task] = ()
 
 
+_ZERO = np.uint32(0)
+
 Start: TypeAlias = Callable[[], Dispatched]
 
 
@@ -194,7 +196,7 @@ def _drawing(
 
     def run(*handed_in: Any) -> jax.Array:
         with compat.enable_x64(x64), jax.disable_jit(False):  # Settings belong to threads.
-            return compiled.result()(*handed_in)
+            return compiled.result()(*handed_in, _ZERO)
 
     def draw() -> Sequence[Task]:
         is_key = [a.is_key for a in arguments]

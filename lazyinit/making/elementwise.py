@@ -22,7 +22,7 @@ import numpy as np
 
 from lazyinit import compat
 from lazyinit.fingerprint import fingerprint
-from lazyinit.making.steps import Builder, NotElementwiseError, Ref, Step
+from lazyinit.making.steps import Builder, NotElementwiseError, Ref, Step, with_fences
 from lazyinit.making.threefry import threefry2x32
 from lazyinit.program import is_key
 from lazyinit.slices import Work
@@ -61,7 +61,8 @@ class Elementwise:
         output = env[work.outputs[0]]
         if not output.is_elements:
             return None
-        return cls.with_signature(tuple(builder.steps), output, aval.dtype)
+        steps = with_fences(builder.steps, len(work.inputs))
+        return cls.with_signature(steps, output, aval.dtype)
 
     @classmethod
     def with_signature(cls, steps: tuple[Step, ...], output: Ref, dtype: Any) -> "Elementwise":
@@ -81,7 +82,9 @@ class Elementwise:
             parts[output.number][0] if output.constant is None else output.constant, self.dtype
         ).reshape(())
 
-    def run(self, inputs: Sequence[Any], by_row: Sequence[bool], high: Any, low: Any) -> Any:
+    def run(
+        self, inputs: Sequence[Any], by_row: Sequence[bool], high: Any, low: Any, zero: Any
+    ) -> Any:
         """Makes rows of elements, under a trace.
 
         Args:
@@ -89,6 +92,7 @@ class Elementwise:
           by_row: which of them have one value for each row, along a first axis.
           high: the upper word of each element's flat index in the leaf, uint32[rows,columns].
           low: the lower word.
+          zero: uint32[], a zero that is handed in, so that XLA does not know it.
         """
         values = list(map(_Value, inputs, by_row))
 
@@ -96,7 +100,7 @@ class Elementwise:
             return values[ref.number] if ref.constant is None else _Value(ref.constant, False)
 
         for step in self.steps:
-            values += _done(step, list(map(taken, step.inputs)), high, low)
+            values += _done(step, list(map(taken, step.inputs)), high, low, zero)
         return _alike([taken(self.output), _Value(low, True)], low.shape)[0]
 
 
@@ -149,7 +153,7 @@ def _is_plain(aval: Any) -> bool:
     return bool(hasattr(aval, "shape") and aval.size and not aval.weak_type and not is_key(aval))
 
 
-def _done(step: Step, args: Sequence[_Value], high: Any, low: Any) -> list[_Value]:
+def _done(step: Step, args: Sequence[_Value], high: Any, low: Any, zero: Any) -> list[_Value]:
     arrays = [a.array for a in args]
     match step.kind:
         case "whole":
@@ -161,10 +165,24 @@ def _done(step: Step, args: Sequence[_Value], high: Any, low: Any) -> list[_Valu
             # In a loop of its own: with what follows it runs out of registers, and takes
             # 1.7 times as long. Bits are exact, whatever they are compiled with.
             made = [jax.lax.optimization_barrier(bits)]
+        case "fence":
+            return [_Value(_fenced(a.array, zero), a.by_row) for a in args]
         case _:
             return list(map(_Value, jax.lax.optimization_barrier(arrays), [a.by_row for a in args]))
     by_row = any(a.by_row for a in args)
     return [_Value(array, by_row) for array in made]
+
+
+def _fenced(x: Any, zero: Any) -> Any:
+    """Returns ``x``, with no rounding and no rewriting across, though a loop may go across.
+
+    XLA does not know that what the bits are combined with is zero.
+    """
+    if x.ndim < 2 or x.dtype != np.float32:
+        return jax.lax.optimization_barrier(x)
+    bits = jax.lax.bitcast_convert_type(x, np.uint32)
+    bits = jax.lax.bitwise_xor(bits, jax.lax.broadcast(zero, x.shape))
+    return jax.lax.bitcast_convert_type(bits, x.dtype)
 
 
 def _whole(equation: Any, args: Sequence[_Value]) -> Sequence[Any]:

@@ -183,7 +183,9 @@ def _types(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
 def _lower_sheet(
     work: Elementwise, arguments: tuple[Argument, ...], parts: Sequence[tuple[Any, ...]], dtype: Any
 ) -> jax.stages.Lowered:
-    def lazyinit_sheet(parts: Sequence[tuple[Any, ...]], bases: Any, offsets: Any) -> Any:
+    def lazyinit_sheet(
+        parts: Sequence[tuple[Any, ...]], bases: Any, offsets: Any, zero: Any
+    ) -> Any:
         # What all rows share stays a scalar, which XLA computes in the form that it has for one.
         inputs = [
             jax.vmap(a.decode)(*p) if a.is_key else a.decode(*p)
@@ -191,7 +193,7 @@ def _lower_sheet(
         ]
         low = bases[:, 1:] + offsets
         high = bases[:, :1] + (low < offsets).astype(np.uint32)  # With the carry.
-        made = work.run(inputs, [a.is_key for a in arguments], high, low)
+        made = work.run(inputs, [a.is_key for a in arguments], high, low, zero)
         if made.dtype == dtype:
             return made
         # Without a barrier XLA would drop the rounding of what it casts back: bfloat16 -> float32.
@@ -203,7 +205,7 @@ def _lower_sheet(
     ]
     words = [np.zeros((ROWS, n), np.uint32) for n in (2, COLUMNS)]
     here = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    return jax.jit(lazyinit_sheet, out_shardings=here).lower(handed_in, *words)
+    return jax.jit(lazyinit_sheet, out_shardings=here).lower(handed_in, *words, np.uint32(0))
 
 
 def _lower(

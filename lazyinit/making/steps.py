@@ -4,6 +4,7 @@ What is inside of a jit is laid out in its place, the shapes of the leaf are for
 does not give each element from its index and from single values is refused.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,9 @@ tan tanh xor
 # XLA's CPU compiler has them in two forms, for vectors and for single elements, whose last bits
 # differ; which elements of an array of fewer than ``limits.SHORT`` get which depends on its size.
 _IN_TWO_FORMS = frozenset(["exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "tanh"])
+# LLVM has vectors for these on any machine, so that a loop is made of vectors with them as without.
+_PLAIN = frozenset(["add", "max", "min", "mul", "neg", "sub"])
+_IN_VECTORS = _PLAIN | {"bitcast_convert_type", "erf_inv", "or", "shift_right_logical"}
 # The output has the elements of the input in the same order, if it has as many.
 _RESHAPING = frozenset(["reshape", "squeeze", "broadcast_in_dim"])
 
@@ -56,14 +60,50 @@ class Step:
 
     Attributes:
       kind: ``"whole"`` (an equation on keys and scalars), ``"elements"`` (one on a run of
-        elements), ``"bits"`` (random ones for a run of elements) or ``"barrier"``.
-      equation: what to run; ``None`` for a barrier.
+        elements), ``"bits"`` (random ones for a run of elements), ``"barrier"`` (between two
+        loops), or ``"fence"`` (one within a loop).
+      equation: what to run; ``None`` for a barrier and a fence.
       inputs: what it takes.
     """
 
     kind: str
     equation: Any
     inputs: tuple[Ref, ...]
+
+    @property
+    def gives(self) -> int:
+        """How many values it gives."""
+        return len(self.inputs if self.equation is None else self.equation.outvars)
+
+
+def with_fences(steps: Sequence[Step], values: int) -> tuple[Step, ...]:
+    """Turns barriers into fences where what is behind them may share the loop in front.
+
+    Every loop more takes 15 ms to compile. But what else is in a loop can change whether LLVM makes
+    it of vectors, and so the form of an ``exp`` in it: only what is sure of its vectors may share.
+
+    Args:
+      steps: what to run.
+      values: how many values are handed in.
+    """
+    fenced = list(steps)
+    ends = [n for n, step in enumerate(steps) if step.kind == "barrier"]
+    first_made = [*itertools.accumulate((s.gives for s in steps), initial=values)]
+    for start, n, end in zip([-1, *ends], ends, ends[1:], strict=False):
+        made = range(first_made[n], first_made[n + 1])
+        used_later = any(r.number in made for s in steps[end + 1 :] for r in s.inputs)
+        in_front = all(_is_among(_IN_VECTORS, s) for s in steps[start + 1 : n])
+        behind = all(_is_among(_PLAIN, s) for s in steps[n + 1 : end])
+        if in_front and behind and not used_later:  # Later ones would share it, too.
+            fenced[n] = replace(steps[n], kind="fence")
+    return tuple(fenced)
+
+
+def _is_among(names: frozenset[str], step: Step) -> bool:
+    if step.kind != "elements" or not any(r.is_elements for r in step.inputs):
+        return True  # In a loop of its own, or in none.
+    is_word = all(v.aval.dtype in (np.float32, np.uint32) for v in step.equation.outvars)
+    return step.equation.primitive.name in names and is_word
 
 
 class NotElementwiseError(Exception):
