@@ -11,7 +11,7 @@ import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from lazyinit.making.dispatch import (
     Filling,
     Pools,
     Start,
-    Task,
     start_of,
     start_reading,
 )
@@ -116,6 +115,15 @@ class _Step:
     start: Start | Filling
 
 
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """A leaf that threads fill: what becomes the array, once all tasks are done."""
+
+    job: Job
+    shards: Shards
+    tasks: Sequence[Future[Any]]
+
+
 @uncollected()
 def _steps(jobs: Sequence[Job], pools: Pools) -> list[_Step]:
     """Turns jobs into steps in tree order. All that can be wrong is raised here."""
@@ -146,11 +154,11 @@ def _run(
 
     What threads fill is dispatched first and waited for last: it goes on beside the others.
     """
-    filled: list[tuple[Job, Shards, Sequence[Task]]] = []
+    filled: list[_Filled] = []
     for step in steps:
         if isinstance(step.start, Filling):
             (job,) = step.jobs
-            filled.append((job, step.start.shards, step.start.start()))
+            filled.append(_Filled(job, step.start.shards, step.start.start()))
     drawer.flush()
     in_flight: collections.deque[tuple[Sequence[Job], Dispatched]] = collections.deque()
 
@@ -169,13 +177,29 @@ def _run(
             yield from finished(*in_flight.popleft())
     for jobs, dispatched in in_flight:
         yield from finished(jobs, dispatched)
-    for job, _, tasks in filled:
-        for task in tasks:
-            task.result()
-        advance(job.leaf.nbytes)
+    for some in _batches(filled):
+        wait([task for f in some for task in f.tasks], return_when=FIRST_EXCEPTION)
+        for one in some:
+            for task in one.tasks:
+                task.result()
+            advance(one.job.leaf.nbytes)
     # Not before all is there: beside other threads, each would wait for Python's lock.
-    jobs, shards = [job for job, _, _ in filled], [shards for _, shards, _ in filled]
-    yield from zip(jobs, arrays(shards), strict=True)
+    yield from zip([f.job for f in filled], arrays([f.shards for f in filled]), strict=True)
+
+
+_BATCH = 64  # Tasks that are waited for at a time.
+
+
+def _batches(filled: Iterable[_Filled]) -> Iterator[Sequence[_Filled]]:
+    """Groups what is waited for: each look takes Python's lock from the threads that fill."""
+    batch, tasks = [], 0
+    for one in filled:
+        batch.append(one)
+        tasks += len(one.tasks)
+        if tasks >= _BATCH:
+            yield batch
+            batch, tasks = [], 0
+    yield batch
 
 
 @contextlib.contextmanager

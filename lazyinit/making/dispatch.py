@@ -7,9 +7,9 @@ become part of that trace. A stored leaf is *read*, on CPU piece by piece.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,6 @@ from lazyinit.params import RngPath, Shape, TracedKey
 from lazyinit.slices import SmallValues
 
 
-class Task(Protocol):
-    """Work of another thread."""
-
-    def result(self) -> Any:
-        """Waits for it, and raises what it raised."""
-
-
 @dataclass(frozen=True, slots=True)
 class Dispatched:
     """What is under way.
@@ -47,7 +40,7 @@ class Dispatched:
     """
 
     arrays: Callable[[], Sequence[Any]]
-    tasks: Sequence[Task] = ()
+    tasks: Sequence[Future[Any]] = ()
 
 
 _ZERO = np.uint32(0)
@@ -65,7 +58,7 @@ class Filling:
     """
 
     shards: Shards
-    start: Callable[[], Sequence[Task]]
+    start: Callable[[], Sequence[Future[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +124,7 @@ def start_reading(job: Job, pools: Pools) -> Start | Filling:
     if shardings.platform_of(job.sharding) == "cpu":
         shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, pools.blocks)
 
-        def fill() -> Sequence[Task]:
+        def fill() -> Sequence[Future[Any]]:
             buffers = shards.allocate()
             return [pools.reading.submit(piece.read_into, buffers) for piece in pieces(source)]
 
@@ -186,7 +179,7 @@ def _drawing(
     one = work.single(rows[0]) if job.dtype == job.leaf.dtype else None
     if one is not None:
 
-        def fill() -> Sequence[Task]:
+        def fill() -> Sequence[Future[Any]]:
             shards.fill(one)
             return ()
 
@@ -198,7 +191,7 @@ def _drawing(
         with compat.enable_x64(x64), jax.disable_jit(False):  # Settings belong to threads.
             return compiled.result()(*handed_in, _ZERO)
 
-    def draw() -> Sequence[Task]:
+    def draw() -> Sequence[Future[Any]]:
         is_key = [a.is_key for a in arguments]
         shared = [p for p, key in zip(rows[0], is_key, strict=True) if not key]
         sheets = SheetProgram(run, is_key, (compiled, fingerprint(shared)))

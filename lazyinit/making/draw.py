@@ -51,23 +51,21 @@ class _Span:
     last: int
 
 
-class _Task:
-    """Spans that one thread draws, and its promise once they are handed to one."""
-
-    __slots__ = ("_promise", "rows", "spans")
+class _Task(Future[None]):
+    """Spans that one thread draws, and the promise of it, from before it is handed to one."""
 
     def __init__(self, *spans: _Span) -> None:
+        super().__init__()
         self.spans = list(spans)
         self.rows = 0
-        self._promise: Future[None] | None = None
 
-    def hand_over(self, program: "SheetProgram", pool: ThreadPoolExecutor) -> None:
-        self._promise = pool.submit(_draw, program, self.spans)
-
-    def result(self) -> None:
-        """Waits, and raises what the thread raised."""
-        assert self._promise is not None, "flush comes before result"
-        self._promise.result()
+    def run(self, program: "SheetProgram") -> None:
+        try:
+            _draw(program, self.spans)
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +92,20 @@ class Drawer:
         self._pool = pool
         self._open: dict[Hashable, tuple[SheetProgram, _Task]] = {}
 
-    def draw(self, program: SheetProgram, strips: Iterable[Strip]) -> list[_Task]:
+    def draw(self, program: SheetProgram, strips: Iterable[Strip]) -> Sequence[Future[None]]:
         """Draws strips.
 
         Returns:
           What to wait for, after a ``flush``.
         """
-        tasks = []
+        tasks: list[_Task] = []
         for strip in strips:
             rows = strip.indices.rows
             done = rows - rows % ROWS
             step = ROWS * max(1, min(_SHEETS, done // ROWS // _TASKS))
             for first in range(0, done, step):
                 tasks.append(task := _Task(_Span(strip, first, min(first + step, done))))
-                task.hand_over(program, self._pool)
+                self._pool.submit(task.run, program)
             while done < rows:
                 _, task = self._open.setdefault(program.same, (program, _Task()))
                 taken = min(rows - done, ROWS - task.rows)
@@ -126,7 +124,7 @@ class Drawer:
 
     def _close(self, same: Hashable) -> None:
         program, task = self._open.pop(same)
-        task.hand_over(program, self._pool)
+        self._pool.submit(task.run, program)
 
 
 def _draw(program: SheetProgram, spans: Sequence[_Span]) -> None:

@@ -89,9 +89,10 @@ def with_fences(steps: Sequence[Step], values: int) -> tuple[Step, ...]:
     fenced = list(steps)
     ends = [n for n, step in enumerate(steps) if step.kind == "barrier"]
     first_made = [*itertools.accumulate((s.gives for s in steps), initial=values)]
+    last_use = {r.number: n for n, step in enumerate(steps) for r in step.inputs}
     for start, n, end in zip([-1, *ends], ends, ends[1:], strict=False):
         made = range(first_made[n], first_made[n + 1])
-        used_later = any(r.number in made for s in steps[end + 1 :] for r in s.inputs)
+        used_later = any(last_use.get(number, -1) > end for number in made)
         in_front = all(_is_among(_IN_VECTORS, s) for s in steps[start + 1 : n])
         behind = all(_is_among(_PLAIN, s) for s in steps[n + 1 : end])
         if in_front and behind and not used_later:  # Later ones would share it, too.
