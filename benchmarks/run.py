@@ -55,6 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         names = ", ".join(c.name for c in CASES)
         _say(f"--only {' '.join(wanted)}: no such case. There are {names}.")
         return 2
+    for folder in (options.plots, options.markdown and options.markdown.parent):
+        if folder:  # Now, and not when all is measured.
+            folder.mkdir(parents=True, exist_ok=True)
     repeats = options.repeats or (1 if options.quick else 5)
     outcomes, failed, lines = [], False, _header(arguments)
     for case in chosen:

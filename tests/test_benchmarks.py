@@ -105,6 +105,24 @@ def test_a_wrong_result_fails_the_case(monkeypatch, wrong, message):
         outcome(monkeypatch, case(exact=("lazyinit",), owned=True), runs)
 
 
+def test_where_to_write_is_made_before_anything_is_measured(monkeypatch, tmp_path):
+    plots, tables = tmp_path / "a" / "plots", tmp_path / "b" / "tables.md"
+
+    def fails(*args, **kwargs):
+        assert plots.is_dir()
+        assert tables.parent.is_dir()
+        raise ContenderError("measured")
+
+    monkeypatch.setattr(run, "run_case", fails)
+    monkeypatch.setattr(run, "run_all", lambda folder, **_: [f"plots in {folder.name}"])
+    arguments = ["--only", "record-32", "--plots", str(plots), "--markdown", str(tables)]
+    assert run.main(arguments) == 1
+    assert "plots in plots" in tables.read_text()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        run.main(["--only", "record-32", "--plots", str(tmp_path / "file")])
+
+
 def test_a_scan_prints_what_ran_and_leaves_out_what_did_not():
     scan = scaling.Scan("n", "By depth", "layers", case(), {6: Size(layers=6), 12: Size(layers=12)})
     found = {
