@@ -274,7 +274,7 @@ def is_order_free(work: Work) -> bool:
         return equation.primitive.name in names and all(
             free(inner)
             for body in compat.bodies(equation)
-            for inner in (body.jaxpr if isinstance(body, jex.ClosedJaxpr) else body).eqns
+            for inner in body.eqns
         )
 
     return all(free(equation.origin) for equation in work.equations)

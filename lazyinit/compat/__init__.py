@@ -17,37 +17,15 @@ from jax._src.state.types import AbstractRef
 from jax.interpreters import partial_eval
 
 from lazyinit.compat.again import call as call
+from lazyinit.compat.layouts import Scan as Scan
+from lazyinit.compat.layouts import bodies as bodies
+from lazyinit.compat.layouts import jit_body as jit_body
+from lazyinit.compat.layouts import scan_of as scan_of
+from lazyinit.compat.layouts import transparent_body as transparent_body
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.steps import EagerSteps as EagerSteps
 from lazyinit.compat.steps import TracedValue as TracedValue
 from lazyinit.compat.steps import eager_steps as eager_steps
-
-# What eager JAX runs equation by equation, although a body that was traced before has it as one:
-# the transform matters to derivatives and batches alone. Drop when JAX exposes its eval rules.
-_TRANSPARENT = {
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vmap_call": "call",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-}
-
-
-def transparent_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] | None:
-    """Returns the body and constants of an equation that eager JAX runs step by step, if it is."""
-    name = _TRANSPARENT.get(equation.primitive.name)
-    if name is None:
-        return None
-    body = equation.params[name]
-    return (body.jaxpr, body.consts) if isinstance(body, jex.ClosedJaxpr) else (body, ())
-
-
-def bodies(equation: jex.JaxprEqn) -> Sequence[Any]:
-    """Returns the jaxprs inside an equation: those of a jit, a scan, a cond."""
-    return list(jex.jaxprs_in_params(equation.params))
-
 
 def is_reference(aval: Any) -> bool:
     """Tells whether a value is a mutable array (a ``jax.Ref``). Drop when its type is public."""

@@ -39,11 +39,7 @@ class _Pickler(pickle.Pickler):
             case prng.PRNGImpl():
                 return _prng, (obj.name,)
             case core.JaxprEqnContext():
-                names = (
-                    "compute_type", "threefry_partitionable", "cur_abstract_mesh",
-                    "remove_size_one_mesh_axis", "xla_metadata",
-                )  # fmt: skip
-                return _context, tuple(getattr(obj, name) for name in names)
+                return _context, tuple(getattr(obj, name) for name in _context_fields())
             case source_info_util.SourceInfo():
                 return source_info_util.new_source_info, ()
             case core.DebugInfo():
@@ -89,6 +85,13 @@ def _primitive(module: str, name: str) -> Any:
 
 def _prng(name: str) -> Any:
     return prng.prngs[name]
+
+
+@functools.cache
+def _context_fields() -> tuple[str, ...]:
+    """Returns what a context consists of: in the order in which it is made, the metadata last."""
+    others = {"configs", "__weakref__"}
+    return tuple(name for name in core.JaxprEqnContext.__slots__ if name not in others)
 
 
 def _context(*fields: Any) -> Any:

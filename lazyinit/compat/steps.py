@@ -22,6 +22,8 @@ import jax
 import numpy as np
 from jax._src import core, source_info_util
 
+from lazyinit.compat.layouts import not_inlined
+
 Array: TypeAlias = Any  # Whatever JAX computes with: arrays, numpy, Python scalars, tracers.
 
 
@@ -229,8 +231,7 @@ class EagerSteps(core.Trace):
 
     def process_primitive(self, primitive: Any, args: Any, params: Any, /) -> Any:
         """Traces one operation, and notes how its results are made."""
-        if params.get("inline"):
-            params = {**params, "inline": False}
+        params = not_inlined(params)
         inner, origins = [], _CONSTANTS
         several: set[Origins] = set()
         for x in args:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lazyinit import compat
 from lazyinit.making.elementwise import Elementwise, form_of_body
 from lazyinit.making.steps import Step
 from lazyinit.making.threefry import fold_in
@@ -36,16 +37,15 @@ class Stacked:
         if len(work.equations) != 1 or len(work.outputs) != 1 or len(work.inputs) > 1:
             return None
         (equation,) = (e.origin for e in work.equations)
-        params = equation.params
-        is_plain = equation.primitive.name == "scan" and not params["num_carry"]
-        if not is_plain or params["num_consts"] or len(equation.outvars) != 1:
+        scan = compat.scan_of(equation)
+        if scan is None or scan.num_carry or scan.num_consts or len(equation.outvars) != 1:
             return None
         avals: list[Any] = [v.aval for v in equation.invars]
         if len(avals) != len(work.inputs):  # The same keys twice.
             return None
-        if not params["length"] or any(a.ndim != 1 or not is_key(a) for a in avals):
+        if not scan.length or any(a.ndim != 1 or not is_key(a) for a in avals):
             return None
-        row = form_of_body(params["jaxpr"])
+        row = form_of_body(scan.body)
         if row is None or (avals and all(step.kind != "bits" for step in row.steps)):
             return None
         return cls(*_without_fold(row))

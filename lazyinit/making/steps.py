@@ -148,10 +148,8 @@ class Builder:
         name = equation.primitive.name
         if not compat.is_anywhere(equation):
             raise NotElementwiseError
-        if name == "jit":
-            body = equation.params["jaxpr"]
-            return self.body(body.jaxpr, body.consts, inputs)
-        if (inner := compat.transparent_body(equation)) is not None:
+        inner = compat.jit_body(equation) or compat.transparent_body(equation)
+        if inner is not None:
             return self.body(*inner, inputs)
         if any(r.is_elements for r in inputs):
             return self._on_elements(equation, inputs)
