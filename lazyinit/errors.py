@@ -59,6 +59,14 @@ class SaveError(LazyinitError, ValueError):
     """A tree, or tensors, that cannot be written as asked; nothing has been."""
 
 
+class BitsError(LazyinitError, ValueError):
+    """A leaf whose bits are not those that eager JAX gives it: a fault of this package."""
+
+
+class LazyinitWarning(UserWarning):
+    """What is worth knowing and stops nothing: a slower way, a version that nobody tested."""
+
+
 class WriteError(LazyinitError, OSError):
     """A file that cannot be written: no space, no permission; what was there before still is."""
 

@@ -4,7 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import jax
@@ -14,11 +14,11 @@ from lazyinit import compat, table
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.making import limits
-from lazyinit.making.elementwise import elementwise
-from lazyinit.making.stacked import Stacked
+from lazyinit.making.selfcheck import proofs_on
+from lazyinit.making.ways import Compile, Draw, Replay, way_of
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk, cast_dtype, describe, label
-from lazyinit.slices import Slice, gather, is_order_free
+from lazyinit.slices import Slice
 
 Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable.
 
@@ -174,12 +174,11 @@ def plan(
             shape = leaf.shape if placement is None else placement.shard_shape(leaf.shape)
             shard = nbytes // max(leaf.size, 1) * math.prod(shape)
             devices = {_default_device()} if placement is None else placement.device_set
-            shared = _in_threads(leaf, placement)
-            needed = 0 if shared else _beside(leaf, placement, shard)
-            for device in sorted(devices, key=lambda d: d.id):
+            needed = _beside(leaf, placement, shard)
+            for n, device in enumerate(sorted(devices, key=lambda d: d.id)):
                 arriving[device] += shard
-                beside.setdefault(device, []).append(needed)
-                in_threads.setdefault(device, {}).update(shared)
+                beside.setdefault(device, []).append(needed.each + (needed.first if n == 0 else 0))
+                in_threads.setdefault(device, {}).update(needed.shared)
         item = nbytes // max(leaf.size, 1)
         loaded = {"load": nbytes, "overlap": item * _stored_size(leaf)}.get(action, 0)
         origin = _origin(leaf)
@@ -198,40 +197,46 @@ def plan(
     return Plan(tuple(planned), dict(arriving), peak, tuple(unused))
 
 
-def _in_threads(leaf: Any, placement: Sharding | None) -> dict[str, int]:
-    """Returns the bytes, by what they are for, of threads that make any number of such leaves."""
-    if shardings.platform_of(placement) != "cpu":
-        return {}
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """Bytes that are needed beside the arrays while a leaf is made or read.
+
+    Attributes:
+      shared: by what they are for, of threads that make any number of such leaves.
+      each: on each device that gets a shard.
+      first: on one device more, where the leaf is made before it is cut.
+    """
+
+    shared: Mapping[str, int] = field(default_factory=dict)
+    each: int = 0
+    first: int = 0
+
+
+def _beside(leaf: Any, placement: Sharding | None, shard: int) -> _Beside:
     threads = os.cpu_count() or 1
     match leaf:
         case StoredParam():
-            return {"pieces": threads * limits.PIECE}
-        case OverlapParam():
+            on_cpu = shardings.platform_of(placement) == "cpu"
             pieces = {"pieces": threads * limits.PIECE}
-            drawn = _in_threads(leaf.rest, placement)
-            return drawn and drawn | pieces
-        case LazyParam(init_fn=Slice() as init_fn):
-            work = gather([init_fn])
-            is_drawn = elementwise(work) or Stacked.of(work)
-            return {"sheets": threads * limits.SHEET_BYTES} if is_drawn else {}
-        case _:
-            return {}
-
-
-def _beside(leaf: Any, placement: Sharding | None, shard: int) -> int:
-    """Returns the bytes that a device needs, beside its shard, while a leaf is made or read."""
-    match leaf:
-        case StoredParam():
-            return limits.PIECE
+            return _Beside(shared=pieces) if on_cpu else _Beside(each=limits.PIECE)
         case OverlapParam():
-            return max(limits.PIECE, _beside(leaf.rest, placement, shard))
+            rest = _beside(leaf.rest, placement, shard)
+            if rest.shared:
+                return replace(rest, shared={**rest.shared, "pieces": threads * limits.PIECE})
+            return replace(rest, each=max(limits.PIECE, rest.each))
         case LazyParam(init_fn=Slice() as init_fn):
-            is_whole = placement is not None and not is_order_free(gather([init_fn]))
-            return limits.TEMPORARIES * (leaf.nbytes if is_whole else shard)
+            match way_of([init_fn], placement, proofs_on)[1]:
+                case Draw():
+                    return _Beside(shared={"sheets": threads * limits.SHEET_BYTES})
+                case Compile():
+                    return _Beside(each=limits.TEMPORARIES * shard)
+                case Replay():
+                    is_cut = shard < leaf.nbytes
+                    return _Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes)
         case LazyParam():
-            return limits.TEMPORARIES * leaf.nbytes
+            return _Beside(first=(limits.TEMPORARIES + 1) * leaf.nbytes)
         case _:
-            return 0
+            return _Beside()
 
 
 def _action(leaf: Any, chosen: bool, placement: Sharding | None, target: Any) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lazyinit import compat, errors
 from lazyinit.fingerprint import fingerprint_params
+from lazyinit.separable import is_separable
 
 Value: TypeAlias = int  # The number of a value (an input, a constant, an output) in a program.
 Array: TypeAlias = Any  # jax.Array, numpy or a Python scalar: whatever JAX computes with.
@@ -64,8 +65,8 @@ class Program:
     x64: bool
     looked_at: frozenset[str]
     _small: dict[Value, bool] = field(default_factory=dict)
-    _on_keys: dict[Value, bool] = field(default_factory=dict)
-    _narrowed: dict[tuple[int, frozenset[Value]], Equation] = field(default_factory=dict)
+    _on_keys: dict[bool, dict[Value, bool]] = field(default_factory=dict)
+    _narrowed: dict[tuple[int, frozenset[Value], bool], Equation] = field(default_factory=dict)
     _pickled: list[tuple[bytes, bool]] = field(default_factory=list)  # At most one.
     _traced: list[bool] = field(default_factory=list)  # At most one.
     _fingerprints: dict[Any, Any] = field(default_factory=dict)
@@ -109,15 +110,15 @@ class Program:
 
         return _holds_for_ancestors(value, verdict, self._small)
 
-    def on_keys_alone(self, value: Value) -> bool:
+    def on_keys_alone(self, value: Value, *, drawn: bool) -> bool:
         """Tells whether a value depends on keys and literals alone, on no input data."""
 
         def verdict(v: Value) -> bool | Sequence[Value]:
             if v in self.producers:
-                return self.narrowed(self.producers[v], frozenset([v])).inputs
+                return self.narrowed(self.producers[v], frozenset([v]), drawn=drawn).inputs
             return v in self.literals or v in self.streams
 
-        return _holds_for_ancestors(value, verdict, self._on_keys)
+        return _holds_for_ancestors(value, verdict, self._on_keys.setdefault(drawn, {}))
 
     def streams_of(self, value: Value) -> frozenset[str]:
         """Returns the names of the streams whose root keys a value depends on."""
@@ -200,14 +201,20 @@ class Program:
             seen.update(fresh)
             stack += fresh
 
-    def narrowed(self, equation: Equation, wanted: frozenset[Value]) -> Equation:
-        """Returns the equation less what only its unwanted outputs need."""
+    def narrowed(self, equation: Equation, wanted: frozenset[Value], *, drawn: bool) -> Equation:
+        """Returns the equation less what only its unwanted outputs need, if no bit depends on it.
+
+        Args:
+          equation: one of the program.
+          wanted: some of its outputs.
+          drawn: whether these are drawn, not replayed.
+        """
         unwanted = any(v not in wanted for v in equation.outputs)
         if not unwanted or not compat.bodies(equation.origin):
             return equation
-        memo = (equation.index, wanted)
+        memo = (equation.index, wanted, drawn)
         if memo not in self._narrowed:
-            self._narrowed[memo] = _narrow(equation, wanted)
+            self._narrowed[memo] = _narrow(equation, wanted, drawn)
         return self._narrowed[memo]
 
     def fingerprint(self, origin: jex.JaxprEqn) -> Any:
@@ -233,8 +240,10 @@ def _unpickled(version: str, pickled: bytes) -> Program:
     return Program(*pickle.loads(pickled))
 
 
-def _narrow(equation: Equation, wanted: frozenset[Value]) -> Equation:
-    origin = compat.narrow(equation.origin, [v in wanted for v in equation.outputs])
+def _narrow(equation: Equation, wanted: frozenset[Value], drawn: bool) -> Equation:
+    those = [v in wanted for v in equation.outputs]
+    is_alone = is_separable(equation.origin, those, drawn=drawn)
+    origin = compat.narrow(equation.origin, those) if is_alone else None
     if origin is None:
         return equation
     number: dict[Any, Value] = {}

@@ -101,6 +101,7 @@ class Work:
           barrier: whether to keep XLA from fusing across equations.
         """
         env = dict(zip(self.inputs, inputs, strict=True))
+        last = {v: e.index for e in self.equations for v in (*e.inputs, *e.outputs)}
         for equation in self.equations:
             results = compat.bind(equation.origin, *(env[v] for v in equation.inputs))
             if barrier and not any(is_key(x) for x in results):
@@ -108,7 +109,17 @@ class Work:
                     results = [jax.lax.optimization_barrier(x) for x in results]
                 results = jax.lax.optimization_barrier(list(results))
             env.update(zip(equation.outputs, results, strict=True))
+            del results
+            # What nothing needs any more is let go, as it is in eager JAX.
+            for v in (*equation.inputs, *equation.outputs):
+                if last[v] == equation.index and v not in self.outputs:
+                    env.pop(v, None)
         return [env[v] for v in self.outputs]
+
+    def keeps_all(self) -> bool:
+        """Tells whether every result of its equations is needed: a compiler drops none."""
+        needed = {v for e in self.equations for v in e.inputs} | set(self.outputs)
+        return all(v in needed for e in self.equations for v in e.outputs)
 
     def signature(self) -> tuple[Any, ...]:
         """Returns a hashable value that two works share just if one program serves both."""
@@ -125,8 +136,13 @@ class Work:
         return (self.program.x64, avals, tuple(steps), tuple(number[v] for v in self.outputs))
 
 
-def gather(slices: Sequence[Slice]) -> Work:
-    """Collects the equations that the slices (of one program) need, each once, and their inputs."""
+def gather(slices: Sequence[Slice], *, drawn: bool = False) -> Work:
+    """Collects the equations that the slices need, each once, and their inputs.
+
+    Args:
+      slices: of one program.
+      drawn: whether the work is to be drawn: more can be left out of it then (``separable``).
+    """
     program = slices[0].program
     outputs = tuple(s.output for s in slices)
     keys = {s.key for s in slices if s.key >= 0}
@@ -160,8 +176,8 @@ def gather(slices: Sequence[Slice]) -> Work:
         want(value)
     while queue:
         index = -heapq.heappop(queue)
-        narrowed = program.narrowed(equations[index], frozenset(wanted[index]))
-        if all(program.on_keys_alone(v) for v in narrowed.inputs):
+        narrowed = program.narrowed(equations[index], frozenset(wanted[index]), drawn=drawn)
+        if all(program.on_keys_alone(v, drawn=drawn) for v in narrowed.inputs):
             equations[index] = narrowed
         for value in equations[index].inputs:
             want(value)

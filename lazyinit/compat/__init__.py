@@ -80,14 +80,6 @@ def setting(name: str) -> Any:
     return getattr(jax.config, name)  # Typed nowhere, so not found by type checkers.
 
 
-def keeping_barriers(platform: str) -> dict[str, str | bool]:
-    """Returns the compiler options under which optimization barriers hold where XLA fuses.
-
-    XLA's CPU compiler drops them first. Drop when ``tests/test_compat.py`` passes without.
-    """
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else {}
-
-
 def for_one_thread() -> dict[str, str | bool | int]:
     """Returns the compiler options of a CPU program that several threads run side by side.
 

@@ -1,10 +1,10 @@
-"""Units and stored leaves -> what dispatches them. There are four ways.
+"""Units and stored leaves -> what dispatches them.
 
-A leaf whose elements follow from their indices is *drawn* on CPU, sheet by sheet. Any other unit
-has a program of its own, *compiled*. Within somebody's trace a unit is *staged*: its equations
-become part of that trace. A stored leaf is *read*, on CPU piece by piece.
+A unit is drawn, compiled or replayed, as ``ways`` decides. Within somebody's trace it is *staged*:
+its equations become part of that trace. A stored leaf is *read*, on CPU piece by piece.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,12 +20,14 @@ from lazyinit import sharding as shardings
 from lazyinit.fingerprint import fingerprint
 from lazyinit.making.buffers import Blocks
 from lazyinit.making.draw import Drawer, Indices, SheetProgram, Strip
-from lazyinit.making.elementwise import Elementwise, elementwise
-from lazyinit.making.executable import Argument, compiler, computed_on, encode
+from lazyinit.making.elementwise import Elementwise
+from lazyinit.making.executable import Argument, compiler, encode
 from lazyinit.making.read import pieces
+from lazyinit.making.replay import replaying
 from lazyinit.making.shards import Bounds, Shards, bounds_of
 from lazyinit.making.stacked import Stacked
 from lazyinit.making.units import Job, Unit
+from lazyinit.making.ways import Compile, Draw, Replay
 from lazyinit.params import RngPath, Shape, TracedKey
 from lazyinit.slices import SmallValues
 
@@ -86,36 +88,73 @@ def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start |
       known: keys and scalars that were computed for other units.
       pools: the threads.
     """
-    small = _small_values(unit, known)
-    if _is_traced(unit):
+    small = small_values(unit, known)
+    if is_traced(unit):
         return _staging(unit, small)
-    wanted = [job.sharding for job in unit.jobs]
-    work = elementwise(unit.work) if shardings.platform_of(wanted[0]) == "cpu" else None
-    with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
-        # What needs no traced value is made at once, whatever trace the caller is in. (Around
-        # the compiler, too, this would make JAX compute what it is to compile.)
-        with jax.ensure_compile_time_eval():
-            arguments, parts = encode(unit.work, _own_keys(unit), small)
-        if work is not None:
-            return _drawing(unit, work, arguments, [parts], pools)
-        rows = Stacked.of(unit.work) if shardings.platform_of(wanted[0]) == "cpu" else None
-        if rows is not None:
-            return _drawing_rows(unit, rows, small, pools)
-        placed = zip(unit.work.outputs, wanted, strict=True)
-        computed = tuple(computed_on(unit.work, value, s) for value, s in placed)
-        dtypes = tuple(job.dtype for job in unit.jobs)
-        compiled = compiler.request(pools.compiling, unit.work, arguments, parts, dtypes, computed)
+    match unit.way:
+        case Draw(form=Stacked() as rows):
+            with _settings(unit):
+                return _drawing_rows(unit, rows, small, pools)
+        case Draw(form=Elementwise() as form):
+            with _settings(unit):
+                return _drawing(unit, form, *_handed_in(unit, small), pools)
+        case Compile():
+            return _compiling(unit, small, pools)
+        case Replay():
+            return start_replay(unit, small, pools)
+
+
+def start_replay(unit: Unit, small: SmallValues, pools: Pools) -> Start:
+    """Returns what makes a unit equation by equation, as eager JAX does."""
+
+    def inputs() -> Sequence[Any]:
+        keys = {value: path.key() for value, path in _own_keys(unit).items()}
+        return [keys[v] if v in keys else small[v] for v in unit.work.inputs]
+
+    replay = replaying(unit, inputs, pools.blocks)
 
     def start() -> Dispatched:
-        with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
+        task = pools.compiling.submit(replay)
+        return Dispatched(task.result, [task])
+
+    return start
+
+
+def _compiling(unit: Unit, small: SmallValues, pools: Pools) -> Start:
+    placements = tuple(job.sharding for job in unit.jobs)
+    dtypes = tuple(job.dtype for job in unit.jobs)
+    with _settings(unit):
+        arguments, (parts,) = _handed_in(unit, small)
+        compiled = compiler.request(
+            pools.compiling, unit.work, arguments, parts, dtypes, placements
+        )
+
+    def start() -> Dispatched:
+        with _settings(unit):
             arrays = compiled.result()(parts)
-        placed = [
-            a if s is None or s == c else jax.device_put(a, s)
-            for a, s, c in zip(arrays, wanted, computed, strict=True)
+        placed = [  # Empty arrays stay whole under jit (jax 0.10.2).
+            a if s is None or s == a.sharding else jax.device_put(a, s)
+            for a, s in zip(arrays, placements, strict=True)
         ]
         return Dispatched(lambda: placed)
 
     return start
+
+
+def _handed_in(
+    unit: Unit, small: SmallValues
+) -> tuple[tuple[Argument, ...], Sequence[Sequence[tuple[Any, ...]]]]:
+    # What needs no traced value is made at once, whatever trace the caller is in. (Around the
+    # compiler, too, this would make JAX compute what it is to compile.)
+    with jax.ensure_compile_time_eval():
+        arguments, parts = encode(unit.work, _own_keys(unit), small)
+    return arguments, [parts]
+
+
+@contextlib.contextmanager
+def _settings(unit: Unit) -> Iterator[None]:
+    with compat.enable_x64(unit.work.program.x64), jax.disable_jit(False):
+        yield
 
 
 def start_reading(job: Job, pools: Pools) -> Start | Filling:
@@ -154,7 +193,8 @@ def start_reading(job: Job, pools: Pools) -> Start | Filling:
     return start
 
 
-def _small_values(unit: Unit, known: dict[Any, SmallValues]) -> SmallValues:
+def small_values(unit: Unit, known: dict[Any, SmallValues]) -> SmallValues:
+    """Returns the keys and scalars of a unit: those of ``known``, if its root keys are there."""
     roots = dict(unit.jobs[0].leaf.rng_path.roots)
     which = (id(unit.work.program), frozenset(roots.items()))
     if which not in known:
@@ -224,7 +264,8 @@ def _drawing_rows(unit: Unit, rows: Stacked, small: SmallValues, pools: Pools) -
     return _drawing(unit, rows.row, (argument,), [[(key,)] for key in keys], pools)
 
 
-def _is_traced(unit: Unit) -> bool:
+def is_traced(unit: Unit) -> bool:
+    """Tells whether a unit's keys or inputs are those of a trace around."""
     roots = unit.jobs[0].leaf.rng_path.roots.values()
     return unit.work.program.is_traced or any(isinstance(root, TracedKey) for root in roots)
 

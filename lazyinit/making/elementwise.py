@@ -50,7 +50,7 @@ class Elementwise:
         aval = work.program.avals[work.outputs[0]]
         if len(work.outputs) != 1 or not _is_plain(aval):
             return None
-        builder = Builder(aval.size, [work.program.avals[v] for v in work.inputs])
+        builder = Builder(aval.shape, [work.program.avals[v] for v in work.inputs])
         env = {v: Ref(n) for n, v in enumerate(work.inputs)}
         try:
             for equation in work.equations:
@@ -138,7 +138,7 @@ def form_of_body(body: jex.ClosedJaxpr) -> Elementwise | None:
     (aval,) = body.out_avals
     if not _is_plain(aval):
         return None
-    builder = Builder(aval.size, body.in_avals)
+    builder = Builder(aval.shape, body.in_avals)
     inputs = [Ref(n) for n in range(len(body.in_avals))]
     try:
         (output,) = builder.body(body.jaxpr, body.consts, inputs)

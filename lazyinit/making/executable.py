@@ -1,7 +1,6 @@
 """Compiled programs: one per signature, dtype and sharding, kept for the next call."""
 
 import collections
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +12,12 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from lazyinit import compat
-from lazyinit import sharding as shardings
 from lazyinit.making.elementwise import Elementwise
-from lazyinit.making.limits import COLUMNS, ROWS, SHORT
+from lazyinit.making.limits import COLUMNS, ROWS
 from lazyinit.making.threefry import fold_in
 from lazyinit.params import Key, RngPath
 from lazyinit.program import Value, is_key
-from lazyinit.slices import SmallValues, Work, is_order_free
+from lazyinit.slices import SmallValues, Work
 
 Executable: TypeAlias = Any  # What jax.stages.Compiled is: called with the arguments, gives arrays.
 
@@ -125,13 +123,8 @@ class Compiler:
         """
         device = compat.setting("jax_default_device")
         wanted = (work.signature(), arguments, dtypes, placements, device)
-        platform = next(
-            (shardings.platform_of(p) for p in placements if p is not None),
-            shardings.platform_of(None),
-        )
-        options = compat.keeping_barriers(platform)
         return self._once(
-            pool, wanted, options, lambda: _lower(work, arguments, parts, dtypes, placements)
+            pool, wanted, {}, lambda: _lower(work, arguments, parts, dtypes, placements)
         )
 
     def request_sheet(
@@ -224,22 +217,6 @@ def _lower(
         ]
 
     return jax.jit(lazyinit_make, out_shardings=list(placements)).lower(parts)
-
-
-def computed_on(work: Work, output: Value, placement: Sharding | None) -> Sharding | None:
-    """Returns the sharding to compute an output under, so that its bits do not depend on the mesh.
-
-    Elementwise operations and random bits give every element alone, and may be cut up. A sum or a
-    product of matrices may not: partial sums round in another order. These are computed whole on
-    each device, and cut afterwards. So are empty arrays, which jit leaves whole (jax 0.10.2), and
-    those of which a device would hold so little that XLA computes some elements by themselves.
-    """
-    if placement is None:
-        return placement
-    shard = placement.shard_shape(work.program.avals[output].shape)
-    if is_order_free(work) and math.prod(shard) >= SHORT:
-        return placement
-    return shardings.replicated(placement)
 
 
 compiler = Compiler()

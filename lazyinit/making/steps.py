@@ -5,6 +5,7 @@ does not give each element from its index and from single values is refused.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,17 +25,18 @@ _BY_ELEMENT = frozenset(
     """
 abs add and atan2 bitcast_convert_type cbrt ceil clamp convert_element_type copy copy_p cos cosh
 div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt
-max min mul ne neg nextafter not or population_count pow reduce_precision rem round rsqrt select_n
+max min mul ne neg nextafter not or population_count pow reduce_precision rem round select_n
 shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
 tan tanh xor
 """.split()  # noqa: SIM905 (a list of fifty strings is harder to read)
 )
 # XLA's CPU compiler has them in two forms, for vectors and for single elements, whose last bits
-# differ; which elements of an array of fewer than ``limits.SHORT`` get which depends on its size.
+# differ; which elements get which depends on the size of the array.
 _IN_TWO_FORMS = frozenset(["exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "tanh"])
 # LLVM has vectors for these on any machine, so that a loop is made of vectors with them as without.
 _PLAIN = frozenset(["add", "max", "min", "mul", "neg", "sub"])
 _IN_VECTORS = _PLAIN | {"bitcast_convert_type", "erf_inv", "or", "shift_right_logical"}
+_PRODUCTS = frozenset(["div", "integer_pow", "mul", "square"])  # XLA may divide by multiplying.
 # The output has the elements of the input in the same order, if it has as many.
 _RESHAPING = frozenset(["reshape", "squeeze", "broadcast_in_dim"])
 
@@ -114,12 +116,15 @@ class NotElementwiseError(Exception):
 class Builder:
     """Lays equations out in steps, with what is inside of a jit in its place."""
 
-    def __init__(self, size: int, inputs: Sequence[Any]) -> None:
-        """Takes how many elements the leaf has, and the avals of what is handed in."""
-        self._size = size
+    def __init__(self, shape: Sequence[int], inputs: Sequence[Any]) -> None:
+        """Takes the shape of the leaf, and the avals of what is handed in."""
+        self._size = math.prod(shape)
+        # XLA unrolls loops over short last axes, and joins what it unrolled to other vectors.
+        self._is_short = shape[-1] < SHORT if shape else True
         self._values = len(inputs)
         # Single values that differ from row to row of a sheet: what is, or may be, made of a key.
         self._by_row = {n for n, aval in enumerate(inputs) if not _is_single(aval)}
+        self._products: set[int] = set()  # Of elements, in the stretch since the last barrier.
         self.steps: list[Step] = []
 
     def top(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
@@ -129,6 +134,7 @@ class Builder:
         if len(self.steps) == before or any(is_key(v.aval) for v in equation.outvars):
             return made
         fenced = [r for r in made if r.constant is None]
+        self._products.clear()
         numbered = iter(self._step("barrier", None, fenced, [r.is_elements for r in fenced]))
         return [next(numbered) if r.constant is None else r for r in made]
 
@@ -181,9 +187,17 @@ class Builder:
             raise NotElementwiseError
         if name in _RESHAPING and (name != "reshape" or params["dimensions"] is None):
             return [inputs[0]]
-        if name not in _BY_ELEMENT or (self._size < SHORT and name in _IN_TWO_FORMS):
+        may_differ = name in _IN_TWO_FORMS or (self._is_short and _is_inexact(equation.outvars[0]))
+        if name not in _BY_ELEMENT or may_differ:
             raise NotElementwiseError
-        return self._step("elements", equation, inputs, [True])
+        if name in ("add", "sub") and all(r.number in self._products for r in inputs):
+            # LLVM joins one of the two products with the sum to one rounding, and we cannot know
+            # which.
+            raise NotElementwiseError
+        made = self._step("elements", equation, inputs, [True])
+        if name in _PRODUCTS or (name == "neg" and inputs[0].number in self._products):
+            self._products.add(made[0].number)
+        return made
 
     def _covers(self, equation: jex.JaxprEqn) -> bool:
         return len(equation.outvars) == 1 and _size(equation.outvars[0].aval) == self._size
@@ -215,8 +229,11 @@ def _size(aval: Any) -> int:
 
 
 def _is_rounded(is_elements: bool, var: Any) -> bool:
-    exact = is_key(var.aval) or not jnp.issubdtype(var.aval.dtype, jnp.inexact)
-    return not (is_elements or exact)
+    return not is_elements and _is_inexact(var)
+
+
+def _is_inexact(var: Any) -> bool:
+    return not is_key(var.aval) and jnp.issubdtype(var.aval.dtype, jnp.inexact)
 
 
 def _is_single(aval: Any) -> bool:

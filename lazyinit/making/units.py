@@ -1,6 +1,9 @@
-"""Jobs, one for each array to make, -> units: jobs of lazy leaves that share equations."""
+"""Jobs, one for each array to make, -> units: jobs of lazy leaves that share equations.
 
-from collections.abc import Iterable, Sequence
+What shares equations is made together, in one way.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +12,8 @@ from jax.sharding import Sharding
 
 from lazyinit import errors
 from lazyinit import sharding as shardings
+from lazyinit.making.proofs import Proofs
+from lazyinit.making.ways import Way, way_of
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import Key, LazyParam, describe, label
 from lazyinit.slices import Slice, Work, gather
@@ -35,17 +40,25 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Jobs that are computed together, since they share equations, and what to run for them."""
+    """Jobs that are computed together, since they share equations, and how.
+
+    Attributes:
+      jobs: the arrays to make.
+      work: what to run for them.
+      slices: the part of it that each needs.
+      way: how it is made.
+    """
 
     jobs: Sequence[Job]
     work: Work
     slices: Sequence[Slice]
+    way: Way
 
 
-def units_of(jobs: Sequence[Job]) -> list[Unit]:
+def units_of(jobs: Sequence[Job], proofs: Callable[[str], Proofs]) -> list[Unit]:
     """Groups jobs of lazy leaves: what shares equations runs together, each of them once."""
     slices = [_slice_of(job) for job in jobs]
-    works = [gather([s]) for s in slices]
+    works = [gather([s], drawn=True) for s in slices]
     # Union-find over jobs: one group for all that need the same equation, so that it runs once.
     group = list(range(len(jobs)))
 
@@ -65,14 +78,12 @@ def units_of(jobs: Sequence[Job]) -> list[Unit]:
     members: dict[int, list[int]] = {}
     for n in range(len(jobs)):
         members.setdefault(find(n), []).append(n)
-    return [
-        Unit(
-            [jobs[n] for n in ns],
-            works[ns[0]] if len(ns) == 1 else gather([slices[n] for n in ns]),
-            [slices[n] for n in ns],
-        )
-        for ns in members.values()
-    ]
+    units = []
+    for ns in members.values():
+        parts = [slices[n] for n in ns]
+        work, way = way_of(parts, jobs[ns[0]].sharding, proofs, known=works[ns[0]])
+        units.append(Unit([jobs[n] for n in ns], work, parts, way))
+    return units
 
 
 def _slice_of(job: Job) -> Slice:

@@ -1,0 +1,65 @@
+"""How a leaf is made: one decision, which ``plan`` asks for and ``materialize`` follows.
+
+*Replay* is right by construction: it does what eager ``init`` does. The fast ways rest on what
+XLA happens to do, so each is taken only where it is proven (``proofs``).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from jax.sharding import Sharding
+
+from lazyinit import sharding as shardings
+from lazyinit.making.elementwise import Elementwise, elementwise
+from lazyinit.making.proofs import Proofs, kinds_of
+from lazyinit.making.stacked import Stacked
+from lazyinit.slices import Slice, Work, gather, is_order_free
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """By index, in host memory: any run of elements by one small program that knows no shape."""
+
+    form: Elementwise | Stacked
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """By one program for the whole work, each device its own shard: on accelerators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Equation by equation, eagerly, at its own shape, on one device; then cut."""
+
+
+Way: TypeAlias = Draw | Compile | Replay
+
+
+def way_of(
+    slices: Sequence[Slice],
+    placement: Sharding | None,
+    proofs: Callable[[str], Proofs],
+    known: Work | None = None,
+) -> tuple[Work, Way]:
+    """Decides how leaves that share equations are made, and what to run for them.
+
+    Args:
+      slices: what makes each of them.
+      placement: where the first of them goes; ``None`` is the default device.
+      proofs: returns what is proven on a platform (``"cpu"``).
+      known: what would be drawn for the first of them, if that was gathered before.
+    """
+    platform = shardings.platform_of(placement)
+    if platform == "cpu" and len(slices) == 1:
+        work = gather(slices, drawn=True) if known is None else known
+        # What is not kept alive is fused anew.
+        form = (elementwise(work) or Stacked.of(work)) if work.keeps_all() else None
+        if form is not None and proofs(platform).allow(lambda: kinds_of(work, form)):
+            return work, Draw(form)
+    work = gather(slices)
+    if platform != "cpu" and is_order_free(work) and work.keeps_all():
+        if proofs(platform).allow(lambda: kinds_of(work, None)):
+            return work, Compile()
+    return work, Replay()
