@@ -181,7 +181,7 @@ def test_a_leaf_of_many_pieces_is_read_by_all_threads(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("spec", [None, P(), P("x"), P(None, "y")])
-def test_other_devices_than_cpu_get_one_shard_at_a_time(tmp_path, monkeypatch, spec):
+def test_other_devices_than_cpu_get_their_parts_through_blocks(tmp_path, monkeypatch, spec):
     """With CPU devices that say they are none: there is no other here."""
     monkeypatch.setattr(read, "PIECE", 4096)
     values = np.random.default_rng(0).random((64, 128), np.float32)

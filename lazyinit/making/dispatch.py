@@ -24,8 +24,9 @@ from lazyinit.making.elementwise import Elementwise
 from lazyinit.making.executable import Argument, compiler, encode
 from lazyinit.making.read import pieces
 from lazyinit.making.replay import replaying
-from lazyinit.making.shards import Bounds, Shards, bounds_of
+from lazyinit.making.shards import Bounds, Shards
 from lazyinit.making.stacked import Stacked
+from lazyinit.making.transfer import Transfer, host_of
 from lazyinit.making.units import Job, Unit
 from lazyinit.making.ways import Compile, Draw, Replay
 from lazyinit.params import RngPath, Shape, TracedKey
@@ -168,27 +169,11 @@ def start_reading(job: Job, pools: Pools) -> Start | Filling:
             return [pools.reading.submit(piece.read_into, buffers) for piece in pieces(source)]
 
         return Filling(shards, fill)
-    x64, device = compat.setting("jax_enable_x64"), compat.setting("jax_default_device")
-
-    def read(index: Any) -> np.ndarray:
-        at = bounds_of(index, source.shape)
-        buffer = pools.blocks.empty(tuple(stop - start for start, stop in at), job.dtype)
-        for piece in pieces(source):
-            piece.read_into({at: buffer})
-        return buffer
-
-    def array() -> jax.Array:
-        # Settings belong to threads. One shard at a time: it is gone before the next is read.
-        with compat.enable_x64(x64), jax.default_device(device):
-            if job.sharding is None:
-                made = jax.device_put(read((slice(None),) * len(source.shape)))
-            else:
-                made = jax.make_array_from_callback(source.shape, job.sharding, read)
-            return jax.block_until_ready(made)
+    transfer = Transfer(job, host_of(pools.reading))
 
     def start() -> Dispatched:
-        task = pools.reading.submit(array)
-        return Dispatched(lambda: [task.result()], [task])
+        tasks = transfer.start(pools.reading)
+        return Dispatched(lambda: [transfer.array()], tasks)
 
     return start
 
