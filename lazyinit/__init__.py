@@ -7,8 +7,11 @@ part. See ``docs/architecture.md``.
 
 from lazyinit import errors as errors
 from lazyinit import maps as maps
+from lazyinit.check import Check as Check
+from lazyinit.check import check as check
 from lazyinit.checkpoint import open_checkpoint as open_checkpoint
 from lazyinit.errors import LazyinitError as LazyinitError
+from lazyinit.errors import LazyinitWarning as LazyinitWarning
 from lazyinit.fill import fill as fill
 from lazyinit.lazy import lazy as lazy
 from lazyinit.matching.suggest import suggest_rules as suggest_rules
@@ -40,4 +43,7 @@ from lazyinit.save import save as save
 from lazyinit.sharding import shard_by_metadata as shard_by_metadata
 from lazyinit.sharding import shard_by_rules as shard_by_rules
 from lazyinit.sharding import shard_fsdp as shard_fsdp
+from lazyinit.versions import warn_outside as _warn_outside
 from lazyinit.view.inspect import inspect as inspect
+
+_warn_outside()

@@ -1,6 +1,7 @@
-"""The command line: look at checkpoints, compare them, convert them. No array is ever made.
+"""The command line: look at checkpoints, compare them, convert them; run the self-check.
 
-Exit codes: 0 for success, and for equal checkpoints; 1 for such as differ; 2 for an error.
+Exit codes: 0 for success, and for equal checkpoints; 1 for such as differ, and for a self-check
+that failed; 2 for an error.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors, maps, table
+from lazyinit.check import check
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.compare import compare
 from lazyinit.convert import convert
@@ -78,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
         "--max-shard-size", default="5GB", help="of one file in a folder: 5GB, 512MiB"
     )
     change.set_defaults(run=_convert)
+
+    prove = commands.add_parser("check", help="which fast ways give the bits of eager JAX here")
+    prove.add_argument("--platform", default=None, help="cpu, gpu or tpu; else JAX's default")
+    prove.set_defaults(run=_check)
     return parser
 
 
@@ -137,6 +143,12 @@ def _convert(options: argparse.Namespace) -> int:
     if left := [name for name, source in opened.items() if not read.issuperset(source.names)]:
         print(f"left out: {', '.join(left[:10])}{', ...' * (len(left) > 10)}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    found = check(options.platform)
+    print(found)
+    return 1 if found.failed else 0
 
 
 def _rules(name: str) -> tuple[AnyRule, ...]:

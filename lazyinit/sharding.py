@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from lazyinit import compat, errors, paths
 
@@ -168,17 +168,37 @@ def platform_of(placement: Sharding | None) -> str:
     return getattr(device, "platform", None) or device or jax.default_backend()
 
 
-def replicated(sharding: Sharding) -> Sharding | None:
-    """Returns the sharding with a whole copy on each of its devices, ``None`` if it has no such."""
-    if sharding.num_devices == 1:
-        return sharding
-    if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, PartitionSpec())
-    return None
+def concrete(mesh: AbstractMesh | None, path: str) -> Mesh | None:
+    """Returns a mesh of devices for one that was recorded: the one that is set, if it is like it.
+
+    Args:
+      mesh: what was set while a leaf was recorded; ``None`` if nothing was.
+      path: the leaf, for messages.
+
+    Raises:
+      ShardingError: another mesh is set, or none, and this process has too few devices.
+    """
+    if mesh is None:
+        return None
+    is_set = jax.sharding.get_mesh()
+    if not is_set.empty and is_set.abstract_mesh == mesh:
+        return is_set
+    devices = jax.local_devices()
+    if mesh.size > len(devices):
+        raise errors.ShardingError(
+            f"{path}: wanted a mesh like the one that it was recorded under, {mesh.shape}, got "
+            f"{dict(is_set.shape) or 'none'}, and {len(devices)} devices to make one of. Call "
+            "materialize within jax.set_mesh(mesh)."
+        )
+    grid = np.array(devices[: mesh.size]).reshape(mesh.axis_sizes)
+    return Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
 
 
-def alone() -> AbstractContextManager[None]:
-    """Returns a context for programs on one device, which a mesh that is set would not let run."""
+def under(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Returns a context with this mesh set, whatever is set around it; none, if it is ``None``."""
+    if mesh is not None:
+        return jax.set_mesh(mesh)
+    # Programs on one device would not run under a mesh of several.
     if jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
     return jax.set_mesh(Mesh(np.empty((), object), ()))

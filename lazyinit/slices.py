@@ -116,6 +116,11 @@ class Work:
                     env.pop(v, None)
         return [env[v] for v in self.outputs]
 
+    @property
+    def origins(self) -> Sequence[jex.JaxprEqn]:
+        """The equations, as JAX traced them."""
+        return [equation.origin for equation in self.equations]
+
     def keeps_all(self) -> bool:
         """Tells whether every result of its equations is needed: a compiler drops none."""
         needed = {v for e in self.equations for v in e.inputs} | set(self.outputs)

@@ -135,17 +135,9 @@ def rounds_twice(x):
     return jax.lax.optimization_barrier(jax.lax.optimization_barrier(x * 3.0) + 0.1)
 
 
-def test_barriers_hold_where_xla_fuses():
-    lowered = jax.jit(rounds_twice).lower(X)
-    with_options = lowered.compile(compat.keeping_barriers("cpu"))
-    assert_same(with_options(X), rounds_twice(X))
-    # Drop compat.keeping_barriers when this fails: barriers hold by themselves.
-    assert not bool((lowered.compile()(X) == rounds_twice(X)).all())
-
-
-def test_other_platforms_need_no_option_for_barriers():
-    assert compat.keeping_barriers("gpu") == {}
-    assert compat.keeping_barriers("tpu") == {}
+def test_barriers_hold_in_what_threads_draw():
+    compiled = jax.jit(rounds_twice).lower(X).compile(compat.for_one_thread())
+    assert_same(compiled(X), rounds_twice(X))
 
 
 @pytest.mark.parametrize("on", [True, False])

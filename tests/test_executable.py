@@ -1,5 +1,6 @@
 """Compiled programs: one per signature, dtype and sharding, kept for the next call."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import flax.linen as nn
@@ -13,8 +14,10 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
+from lazyinit import sharding as shardings
 from lazyinit.making import dispatch, executable
-from lazyinit.making.executable import Argument, Compiler, computed_on, encode
+from lazyinit.making.executable import Argument, Compiler, encode
+from lazyinit.making.proofs import TRUSTED
 from lazyinit.slices import SmallValues, gather
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
@@ -57,7 +60,7 @@ def test_another_shape_or_sharding_compiles_nothing_where_an_element_follows_fro
     compiled,
 ):
     def body(self, x):
-        for shape in ((8, 4), (64, 2, 6), (32,)):
+        for shape in ((8, 64), (4, 2, 66), (72,)):
             self.param(f"w{shape[0]}", lambda key, shape=shape: jax.random.normal(key, shape) * 2)
 
     tree = li.lazy(models.Wrap(body)).init(KEY, 0)
@@ -78,20 +81,25 @@ def test_one_value_throughout_compiles_nothing(compiled):
     assert not compiled
 
 
-def test_another_dtype_or_sharding_compiles_another_program(compiled):
-    module = models.Wrap(lambda self, x: self.param("w", nn.initializers.orthogonal(), (8, 4)))
+@pytest.fixture
+def on_accelerators(monkeypatch):
+    """Lets CPU devices pass for ones of a kind on which each signature is compiled."""
+    monkeypatch.setattr(shardings, "platform_of", lambda _: "gpu")
+    monkeypatch.setattr(sys.modules["lazyinit.materialize"], "proofs_on", lambda _: TRUSTED)
+
+
+def test_another_dtype_or_sharding_compiles_another_program(compiled, on_accelerators):
+    module = models.Wrap(lambda self, x: self.param("w", nn.initializers.normal(0.02), (8, 4)))
     tree = li.lazy(module).init(KEY, 0)
     for kwargs in ({"dtype": "bfloat16"}, *({"sharding": s} for s in SHARDINGS)):
         before = len(compiled)
         for _ in range(2):
             li.materialize(tree, **kwargs)
-        # A matrix product is computed whole on each device, and cut afterwards.
-        is_cut = kwargs.get("sharding") == SHARDINGS[2]
-        assert len(compiled) == before + (not is_cut), kwargs
+        assert len(compiled) == before + 1, kwargs
 
 
-def test_another_default_device_compiles_another_program(compiled):
-    module = models.Wrap(lambda self, x: self.param("w", nn.initializers.orthogonal(), (8, 4)))
+def test_another_default_device_compiles_another_program(compiled, on_accelerators):
+    module = models.Wrap(lambda self, x: self.param("w", nn.initializers.normal(0.02), (8, 4)))
     tree = li.lazy(module).init(KEY, 0)
     li.materialize(tree)
     with jax.default_device(jax.devices()[2]):
@@ -134,21 +142,6 @@ def test_keys_are_handed_in_as_words(impl):
     assert Argument("plain").decode(3.0) == 3.0
 
 
-def test_what_sums_is_computed_whole_and_cut_afterwards():
-    def body(self, x):
-        self.param("drawn", jax.random.normal, (16, 32))
-        self.param("short", jax.random.normal, (8, 8))
-        self.param("summed", lambda key: jax.random.normal(key, (8, 8)) @ jnp.ones((8, 8)))
-
-    params = li.lazy(models.Wrap(body)).init(KEY, 0)["params"]
-    cut = NamedSharding(MESH, P("a", "b"))
-    works = {name: gather([params[name].init_fn]) for name in params}
-    on = {name: computed_on(work, work.outputs[0], cut) for name, work in works.items()}
-    whole = NamedSharding(MESH, P())
-    assert on == {"drawn": cut, "short": whole, "summed": whole}
-    assert computed_on(works["summed"], works["summed"].outputs[0], None) is None
-
-
 def test_each_device_draws_its_own_shard_alone():
     leaf = li.lazy(models.Wrap(lambda self, x: self.param("w", jax.random.normal, (64, 64)))).init(
         KEY, 0
@@ -165,7 +158,7 @@ def test_each_device_draws_its_own_shard_alone():
 
 
 def test_an_array_that_no_memory_holds_is_the_error_of_jax_each_time():
-    huge = (1 << 24, 1 << 24)
+    huge = (1 << 24, 1 << 14)
     module = models.Wrap(lambda self, x: self.param("w", lambda key: jnp.ones(huge).cumsum(0)))
     tree = li.lazy(module).init(KEY, 0)
     for _ in range(2):
@@ -175,7 +168,7 @@ def test_an_array_that_no_memory_holds_is_the_error_of_jax_each_time():
 
 def test_a_program_that_failed_to_compile_is_compiled_anew(monkeypatch):
     def init(key):  # Steps that no other test takes, so that its program is not there already.
-        return jnp.sinh(jnp.tan(jax.random.uniform(key, (3, 7))))
+        return jnp.sinh(jnp.tan(jax.random.uniform(key, (3, 77))))
 
     module = models.Wrap(lambda self, x: self.param("w", init))
     tree = li.lazy(module).init(KEY, 0)

@@ -11,11 +11,13 @@ import lazyinit as li
 
 NAMES = [
     "Cast",
+    "Check",
     "Concat",
     "Constant",
     "Ignore",
     "LazyParam",
     "LazyinitError",
+    "LazyinitWarning",
     "OverlapParam",
     "Provenance",
     "Rearrange",
@@ -28,6 +30,7 @@ NAMES = [
     "TORCH",
     "Transpose",
     "Unstack",
+    "check",
     "errors",
     "fill",
     "from_pretrained",

@@ -75,6 +75,15 @@ def is_anywhere(equation: jex.JaxprEqn) -> bool:
     return equation.ctx.cur_abstract_mesh.empty and equation.ctx.compute_type is None
 
 
+def mesh_of(equations: Sequence[jex.JaxprEqn]) -> jax.sharding.AbstractMesh | None:
+    """Returns the mesh that was set where equations were traced, ``None`` if none was.
+
+    Drop when a jaxpr equation says under which settings it was traced.
+    """
+    meshes = (equation.ctx.cur_abstract_mesh for equation in equations)
+    return next((mesh for mesh in meshes if not mesh.empty), None)
+
+
 def setting(name: str) -> Any:
     """Returns the value of a JAX setting that holds in this thread, contexts included."""
     return getattr(jax.config, name)  # Typed nowhere, so not found by type checkers.

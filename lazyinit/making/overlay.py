@@ -10,7 +10,7 @@ from jax.sharding import Sharding
 
 from lazyinit import compat
 from lazyinit.params import Index, Source
-from lazyinit.sharding import alone
+from lazyinit.sharding import under
 
 
 def overlaid(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.Array:
@@ -34,7 +34,7 @@ def overlaid(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax
         if compat.is_tracer(array):
             return _write_over(array, _read(stored, everything, dtype))
         # Whatever trace the caller is in, and whatever mesh is set: each shard is an array alone.
-        with jax.ensure_compile_time_eval(), alone():
+        with jax.ensure_compile_time_eval(), under(None):
             if sharding is None:
                 return _update(array, jax.device_put(_read(stored, everything, dtype)))
             sharding, shape = array.sharding, array.shape

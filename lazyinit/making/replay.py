@@ -32,6 +32,7 @@ def replaying(
     # Settings belong to threads.
     device = _device_of(unit) or compat.setting("jax_default_device")
     program = unit.work.program
+    mesh = shardings.concrete(compat.mesh_of(unit.work.origins), unit.jobs[0].path)
 
     def replay() -> list[jax.Array]:
         with (
@@ -39,7 +40,7 @@ def replaying(
             jax.disable_jit(False),
             jax.default_device(device),
             jax.ensure_compile_time_eval(),  # Whatever trace the caller is in,
-            shardings.alone(),  # and whatever mesh is set.
+            shardings.under(mesh),  # and whatever mesh is set.
         ):
             made = unit.work.run(inputs(), barrier=False)
         with compat.enable_x64(True), jax.ensure_compile_time_eval(), jax.default_device(device):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lazyinit import compat
 from lazyinit.params import Extent, Index, Shape
-from lazyinit.sharding import alone
+from lazyinit.sharding import under
 
 _Ranges = tuple[range, ...]
 
@@ -118,7 +118,7 @@ def _on_host(data: jax.Array, part: _Ranges, held: _Ranges) -> np.ndarray:
         return np.asarray(data)[local]  # A view.
     # Cut on the device: JAX would keep a host copy of all of it beside the array.
     starts = [np.int32(cut.start) for cut in local]
-    with alone():
+    with under(None):
         return np.asarray(_cut(data, starts, tuple(map(len, part))))
 
 
@@ -132,7 +132,7 @@ def _added_up(values: np.ndarray) -> np.ndarray:
     raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     mesh = _one_device_each()
     each = NamedSharding(mesh, PartitionSpec("process"))
-    with compat.enable_x64(False), alone():
+    with compat.enable_x64(False), under(None):
         spread = jax.make_array_from_process_local_data(each, raw[None], (mesh.size, raw.size))
         whole = _total(mesh)(spread)
     return np.asarray(whole.addressable_data(0)).view(values.dtype).reshape(values.shape)
