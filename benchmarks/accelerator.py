@@ -274,21 +274,21 @@ def _compared(
         want = init()
     except Exception as error:  # A dtype that the backend lacks, say.
         return [f"not run: eager init: {_short(error)}"] * 2
-    on_mesh = cases_table.kernel_sharding(mesh)
 
     def alone(tree: Any) -> str:
         return cases_table.equal(li.materialize(tree), want)
 
     def cut(tree: Any) -> str:
-        made = li.materialize(tree, sharding=on_mesh)
+        made = li.materialize(tree, sharding=cases_table.kernel_sharding(mesh))
         return cases_table.equal(*map(cases_table.without_numpy, (made, want)))
 
     answers = []
-    for compare in (alone, cut):
-        try:
-            answers.append(compare(record()))
-        except Exception as error:  # The other cases are of interest, too.
-            answers.append(f"no: {_short(error)}")
+    try:
+        tree = record()
+        for compare in (alone, cut):
+            answers.append(compare(tree))
+    except Exception as error:  # The other cases are of interest, too.
+        answers += [f"no: {_short(error)}"] * (2 - len(answers))
     return answers
 
 
