@@ -1,8 +1,11 @@
 """The command for machines with an accelerator, and its bookkeeping. What it measures is no test."""
 
 import re
+from types import SimpleNamespace
 
 import accelerator
+import jax
+import numpy as np
 import pytest
 from decoder import Size
 from harness import ContenderError
@@ -98,6 +101,21 @@ def test_what_fails_is_an_answer_and_no_end():
 
 def test_the_mesh_has_all_local_devices():
     assert accelerator._mesh().devices.shape == (2, 4)
+
+
+def test_the_peak_is_that_of_the_device_that_had_most_beside_what_it_had(monkeypatch):
+    def device(in_use, peak):
+        stats = {"bytes_in_use": in_use, "peak_bytes_in_use": peak}
+        return SimpleNamespace(memory_stats=lambda: stats)
+
+    noted = SimpleNamespace()
+    monkeypatch.setattr(jax, "local_devices", lambda: [device(5, 20), device(15, 25)])
+    made = accelerator._watched(lambda *a: {"w": jax.numpy.ones(2)}, noted, Size(), None)
+    assert noted.device_peak_bytes == 15
+    assert isinstance(made["w"], np.ndarray)
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: None)])
+    accelerator._watched(lambda *a: {}, noted, Size(), None)
+    assert noted.device_peak_bytes is None
 
 
 @pytest.mark.slow
