@@ -5,7 +5,7 @@ Both are thunks: plain frozen values, pytree leaves.
 
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
@@ -185,10 +185,14 @@ class RngPath:
           RngsError: there is no key at all (``roots`` is empty) but a fold.
         """
         keys = {stream: root.array() for stream, root in self.roots.items()}
-        if len(keys) != 1:
-            return keys
-        (root,) = keys.values()
-        return root if self.fold < 0 else jax.random.fold_in(root, np.uint32(self.fold))
+        if len(keys) != 1 or self.fold < 0:
+            return next(iter(keys.values())) if len(keys) == 1 else keys
+        (root,) = self.roots.values()
+        if not isinstance(root, Key) or root.typed:
+            return jax.random.fold_in(root.array(), np.uint32(self.fold))
+        # Raw words mean what they meant when they were given, whatever the default is now.
+        typed = jax.random.fold_in(replace(root, typed=True).array(), np.uint32(self.fold))
+        return jax.random.key_data(typed)
 
     def __str__(self) -> str:
         names = "/".join(str(x) for x in self.folded if isinstance(x, str))

@@ -630,7 +630,7 @@ def test_what_depends_on_a_shape_by_its_shape_alone_can_be_made():
 def test_an_initializer_that_jax_cannot_run_is_the_error_of_jax(dtype):
     init = nn.initializers.orthogonal()
     module = models.Wrap(lambda self, x: self.param("w", init, (8, 8), jnp.dtype(dtype)))
-    with pytest.raises(NotImplementedError, match="Unsupported dtype"):
+    with pytest.raises((NotImplementedError, TypeError), match="dtype") as eager:
         module.init(KEY, X)
-    with pytest.raises(NotImplementedError, match="Unsupported dtype"):
+    with pytest.raises(eager.type, match="dtype"):
         li.materialize(li.lazy(module).init(KEY, X))

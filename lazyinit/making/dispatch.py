@@ -21,7 +21,7 @@ from lazyinit.fingerprint import fingerprint
 from lazyinit.making.buffers import Blocks
 from lazyinit.making.draw import Drawer, Indices, SheetProgram, Strip
 from lazyinit.making.elementwise import Elementwise
-from lazyinit.making.executable import Argument, compiler, encode
+from lazyinit.making.executable import Argument, compiler, encode, encode_key
 from lazyinit.making.read import pieces
 from lazyinit.making.replay import replaying
 from lazyinit.making.shards import Bounds, Shards
@@ -109,8 +109,10 @@ def start_replay(unit: Unit, small: SmallValues, pools: Pools) -> Start:
     """Returns what makes a unit equation by equation, as eager JAX does."""
 
     def inputs() -> Sequence[Any]:
-        keys = {value: path.key() for value, path in _own_keys(unit).items()}
-        return [keys[v] if v in keys else small[v] for v in unit.work.inputs]
+        keys = {value: encode_key(path) for value, path in _own_keys(unit).items()}
+        return [
+            keys[v][0].decode(*keys[v][1]) if v in keys else small[v] for v in unit.work.inputs
+        ]
 
     replay = replaying(unit, inputs, pools.blocks)
 

@@ -68,15 +68,9 @@ def encode(
     arguments, parts = [], []
     for value in work.inputs:
         if value in own_keys:
-            path = own_keys[value]
-            (root,) = path.roots.values()
-            assert isinstance(root, Key), "a traced key is never handed to a compiled program"
-            words = np.frombuffer(root.data, np.uint32).reshape(root.shape)
-            folded = path.fold >= 0
-            if folded and root.impl == "threefry2x32" and words.shape == (2,):
-                words, folded = fold_in(words, path.fold), False
-            arguments.append(Argument("folded" if folded else "key", root.impl, root.typed))
-            parts.append((words, np.uint32(path.fold)) if folded else (words,))
+            argument, words = encode_key(own_keys[value])
+            arguments.append(argument)
+            parts.append(words)
             continue
         array = small[value]
         if is_key(work.program.avals[value]):
@@ -86,6 +80,18 @@ def encode(
             arguments.append(Argument("plain"))
             parts.append((_on_host(array, work.program.avals[value]),))
     return tuple(arguments), parts
+
+
+def encode_key(path: RngPath) -> tuple[Argument, tuple[Any, ...]]:
+    """Returns how a leaf's own key is handed in, and the host values to hand in."""
+    (root,) = path.roots.values()
+    assert isinstance(root, Key), "a traced key has no value to hand in"
+    words = np.frombuffer(root.data, np.uint32).reshape(root.shape)
+    if path.fold < 0:
+        return Argument("key", root.impl, root.typed), (words,)
+    if root.impl == "threefry2x32" and words.shape == (2,):
+        return Argument("key", root.impl, root.typed), (fold_in(words, path.fold),)
+    return Argument("folded", root.impl, root.typed), (words, np.uint32(path.fold))
 
 
 def _on_host(array: Any, aval: Any) -> Any:

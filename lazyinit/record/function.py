@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.errors import ImmutableVariableError
 
-from lazyinit import compat
+from lazyinit import compat, errors
 from lazyinit.params import LazyParam
 from lazyinit.record.thunks import Inputs, Note, record
 
@@ -61,7 +62,14 @@ class LazyFunction:
                 graphdef, made = nnx.split(made)
             return (made, [nnx.state(rngs) for rngs in _rngs(args, kwargs)]), []
 
-        made, counted = record(init, {}, inputs, f"lazy({name})", own_keys=1)
+        try:
+            made, counted = record(init, {}, inputs, f"lazy({name})", own_keys=1)
+        except ImmutableVariableError as error:
+            raise errors.RecordError(
+                f"lazy({name}): wanted variables that hold arrays, got ones that hold mutable "
+                "arrays, which cannot be recorded. Record the model with "
+                "nnx.var_defaults(hijax=False)."
+            ) from error
         for rngs, state in zip(_rngs(args, kwargs), counted, strict=True):
             nnx.update(rngs, jax.tree.map(_made, state))
         return made if graphdef is None else (graphdef, made)
