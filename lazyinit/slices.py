@@ -101,17 +101,21 @@ class Work:
           barrier: whether to keep XLA from fusing across equations.
         """
         env = dict(zip(self.inputs, inputs, strict=True))
-        last = {v: e.index for e in self.equations for v in (*e.inputs, *e.outputs)}
+        last = {v: e.index for e in self.equations for v in (*e.needed, *e.outputs)}
         for equation in self.equations:
-            results = compat.bind(equation.origin, *(env[v] for v in equation.inputs))
+            taken = [
+                compat.zeros(self.program.avals[v]) if n in equation.idle else env[v]
+                for n, v in enumerate(equation.inputs)
+            ]
+            results = compat.bind(equation.origin, *taken)
             if barrier and not any(is_key(x) for x in results):
                 if len(results) > 1:  # XLA aborts where a whole top_k goes into one (jax 0.10.2).
                     results = [jax.lax.optimization_barrier(x) for x in results]
                 results = jax.lax.optimization_barrier(list(results))
             env.update(zip(equation.outputs, results, strict=True))
-            del results
+            del results, taken
             # What nothing needs any more is let go, as it is in eager JAX.
-            for v in (*equation.inputs, *equation.outputs):
+            for v in (*equation.needed, *equation.outputs):
                 if last[v] == equation.index and v not in self.outputs:
                     env.pop(v, None)
         return [env[v] for v in self.outputs]
@@ -123,7 +127,7 @@ class Work:
 
     def keeps_all(self) -> bool:
         """Tells whether every result of its equations is needed: a compiler drops none."""
-        needed = {v for e in self.equations for v in e.inputs} | set(self.outputs)
+        needed = {v for e in self.equations for v in e.needed} | set(self.outputs)
         return all(v in needed for e in self.equations for v in e.outputs)
 
     def signature(self) -> tuple[Any, ...]:
@@ -131,7 +135,9 @@ class Work:
         number = {v: n for n, v in enumerate(self.inputs)}
         steps = []
         for equation in self.equations:
-            taken = tuple(number[v] for v in equation.inputs)
+            taken = tuple(
+                -1 if n in equation.idle else number[v] for n, v in enumerate(equation.inputs)
+            )
             for v in equation.outputs:
                 number[v] = len(number)
             origin = equation.origin
@@ -184,7 +190,9 @@ def gather(slices: Sequence[Slice], *, drawn: bool = False) -> Work:
         narrowed = program.narrowed(equations[index], frozenset(wanted[index]), drawn=drawn)
         if all(program.on_keys_alone(v, drawn=drawn) for v in narrowed.inputs):
             equations[index] = narrowed
-        for value in equations[index].inputs:
+        elif not drawn:
+            equations[index] = program.idled(equations[index], frozenset(wanted[index]))
+        for value in equations[index].needed:
             want(value)
     ordered = tuple(equations[i] for i in sorted(equations))
     return Work(program, ordered, tuple(inputs), outputs)
@@ -293,9 +301,7 @@ def is_order_free(work: Work) -> bool:
 
     def free(equation: jex.JaxprEqn) -> bool:
         return equation.primitive.name in names and all(
-            free(inner)
-            for body in compat.bodies(equation)
-            for inner in body.eqns
+            free(inner) for body in compat.bodies(equation) for inner in body.eqns
         )
 
     return all(free(equation.origin) for equation in work.equations)

@@ -36,8 +36,7 @@ def elementwise_of(op):
 
 ONE = {
     name: elementwise_of(getattr(lax, name))
-    for name in """abs neg sign floor ceil round sqrt rsqrt cbrt square exp exp2 expm1 log log1p
-    logistic tanh sin cos tan sinh cosh erf erf_inv erfc""".split()
+    for name in ["abs", "neg", "sign", "floor", "ceil", "round", "sqrt", "rsqrt", "cbrt", "square", "exp", "exp2", "expm1", "log", "log1p", "logistic", "tanh", "sin", "cos", "tan", "sinh", "cosh", "erf", "erf_inv", "erfc"]
     if name != "square" or hasattr(lax, "square")
 }
 INITIALIZERS = {
@@ -62,15 +61,21 @@ INITIALIZERS = {
     "cast twice": lambda k, s, d: jax.random.normal(k, s).astype("bfloat16").astype(d),
     "clipped": lambda k, s, d: jnp.clip(jax.random.normal(k, s, d), -0.5, 0.5),
     "rows": lambda k, s, d: lax.scan(
-        lambda _, key: (None, jax.random.normal(key, s[1:], d) * 0.02), None, jax.random.split(k, s[0])
+        lambda _, key: (None, jax.random.normal(key, s[1:], d) * 0.02),
+        None,
+        jax.random.split(k, s[0]),
     )[1],
-    "jitted": jax.jit(lambda k, s, d: jax.random.normal(k, s, d) * 0.3 + 0.1, static_argnums=(1, 2)),
+    "jitted": jax.jit(
+        lambda k, s, d: jax.random.normal(k, s, d) * 0.3 + 0.1, static_argnums=(1, 2)
+    ),
     "jitted products": jax.jit(
         lambda k, s, d: (lambda x: x * 0.3 + x * x * 0.7 - 0.1)(jax.random.normal(k, s, d)),
         static_argnums=(1, 2),
     ),
     "jitted powers": jax.jit(
-        lambda k, s, d: (lambda x: ((x * 0.3 + 0.1) * x + 0.7) * x - x * x)(jax.random.uniform(k, s, d)),
+        lambda k, s, d: (lambda x: ((x * 0.3 + 0.1) * x + 0.7) * x - x * x)(
+            jax.random.uniform(k, s, d)
+        ),
         static_argnums=(1, 2),
     ),
     "transposed": lambda k, s, d: jax.random.normal(k, s[::-1], d).T,
@@ -124,7 +129,11 @@ def random_leaf(seed):
         shape = (min(shape[0], 9), *shape[1:])
     sharding = random_sharding(rng, shape)
     where = None if sharding is None else (sharding.spec, dict(sharding.mesh.shape))
-    return f"{name} {dtype}{shape} {where}", lambda key: INITIALIZERS[name](key, shape, dtype), sharding
+    return (
+        f"{name} {dtype}{shape} {where}",
+        lambda key: INITIALIZERS[name](key, shape, dtype),
+        sharding,
+    )
 
 
 def check_leaf(seed):
@@ -207,7 +216,11 @@ def random_function(seed):
     x = jax.random.normal(jax.random.key(seed + 1), shape)
     if how in linen:
         module = linen[how]()
-        return how, lambda key: module.init(key, x, None), lambda key: li.lazy(module).init(key, x, None)
+        return (
+            how,
+            lambda key: module.init(key, x, None),
+            lambda key: li.lazy(module).init(key, x, None),
+        )
     return how, lambda key: functions[how](key, x), lambda key: li.lazy(functions[how])(key, x)
 
 
@@ -221,7 +234,9 @@ def check_function(seed):
     names = [p for p, leaf in paths.leaves_with_paths(tree) if isinstance(leaf, li.LazyParam)]
     pairs = [(a, b) for n, a in enumerate(names) for b in names[n + 1 :]][:3]
     for some in [(name,) for name in names] + pairs:
-        made = dict(paths.leaves_with_paths(li.materialize(tree, lambda p, _, some=some: p in some)))
+        made = dict(
+            paths.leaves_with_paths(li.materialize(tree, lambda p, _, some=some: p in some))
+        )
         for name in some:
             assert_same(made[name], wanted[name], f"{where}, {some} alone, {name}")
 
@@ -242,7 +257,10 @@ def main():
                 print(type(error).__name__, str(error)[:400], flush=True)
             if seed % 200 == 199:
                 jax.clear_caches()
-        print(f"jax {jax.__version__}: {check.__name__}: {count} tried, {bad} differ so far", flush=True)
+        print(
+            f"jax {jax.__version__}: {check.__name__}: {count} tried, {bad} differ so far",
+            flush=True,
+        )
     sys.exit(bad > 0)
 
 

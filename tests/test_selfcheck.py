@@ -74,7 +74,9 @@ def test_every_kind_passes_where_the_suite_runs():
 
 
 @pytest.mark.filterwarnings("ignore::lazyinit.errors.LazyinitWarning")
-def test_a_planted_wrong_step_is_caught_and_nothing_is_made_by_it(monkeypatch, elsewhere, few_canaries):
+def test_a_planted_wrong_step_is_caught_and_nothing_is_made_by_it(
+    monkeypatch, elsewhere, few_canaries
+):
     plant(monkeypatch, one_more_ulp("erf_inv"))
     module = models.Wrap(body)
     assert_same(li.materialize(li.lazy(module).init(KEY, 0)), module.init(KEY, 0))
@@ -177,14 +179,16 @@ def test_compiler_options_make_another_environment(monkeypatch, name, flags, see
 
 
 def test_a_setting_that_replaces_our_compiler_options_makes_another_environment():
-    with jax.enable_compiler_passes_of_remat(False) if hasattr(
-        jax, "enable_compiler_passes_of_remat"
-    ) else _remat_pass(False):
+    with (
+        jax.enable_compiler_passes_of_remat(False)
+        if hasattr(jax, "enable_compiler_passes_of_remat")
+        else _remat_pass(False)
+    ):
         assert not selfcheck.environment("cpu").is_tested
         assert "remat_pass" in str(selfcheck.environment("cpu"))
 
 
-class _remat_pass:  # noqa: N801 (a context)
+class _remat_pass:
     def __init__(self, on):
         self.on = on
 
@@ -221,9 +225,7 @@ def test_check_true_compares_every_leaf_with_replay(monkeypatch):
     for changed in (executable, dispatch):
         monkeypatch.setattr(changed, "compiler", Compiler())
     plant(monkeypatch, one_more_ulp("erf_inv"))
-    monkeypatch.setattr(
-        sys.modules["lazyinit.materialize"], "proofs_on", lambda _: proofs.TRUSTED
-    )
+    monkeypatch.setattr(sys.modules["lazyinit.materialize"], "proofs_on", lambda _: proofs.TRUSTED)
     with pytest.raises(
         li.errors.BitsError, match=r"^params/kernel: wanted the bits of its replay, got \d+ of 2048"
     ):

@@ -20,12 +20,14 @@ from lazyinit.compat.again import call as call
 from lazyinit.compat.layouts import Scan as Scan
 from lazyinit.compat.layouts import bodies as bodies
 from lazyinit.compat.layouts import jit_body as jit_body
+from lazyinit.compat.layouts import may_loop as may_loop
 from lazyinit.compat.layouts import scan_of as scan_of
 from lazyinit.compat.layouts import transparent_body as transparent_body
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.steps import EagerSteps as EagerSteps
 from lazyinit.compat.steps import TracedValue as TracedValue
 from lazyinit.compat.steps import eager_steps as eager_steps
+
 
 def is_reference(aval: Any) -> bool:
     """Tells whether a value is a mutable array (a ``jax.Ref``). Drop when its type is public."""
@@ -82,6 +84,22 @@ def mesh_of(equations: Sequence[jex.JaxprEqn]) -> jax.sharding.AbstractMesh | No
     """
     meshes = (equation.ctx.cur_abstract_mesh for equation in equations)
     return next((mesh for mesh in meshes if not mesh.empty), None)
+
+
+def is_array(aval: Any) -> bool:
+    """Tells whether a value is a plain array: no key, no mutable array, no token."""
+    return isinstance(aval, core.ShapedArray) and not jnp.issubdtype(
+        aval.dtype, jax.dtypes.extended
+    )
+
+
+def zeros(aval: Any) -> jax.Array:
+    """Returns an array of zeros of a type, its sharding too where that is part of the type."""
+    sharding = getattr(aval, "sharding", None)
+    if sharding is None or sharding.mesh.empty:
+        return jnp.zeros(aval.shape, aval.dtype)
+    here = jax.sharding.NamedSharding(jax.sharding.get_mesh(), sharding.spec)
+    return jnp.zeros(aval.shape, aval.dtype, device=here)
 
 
 def setting(name: str) -> Any:

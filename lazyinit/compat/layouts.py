@@ -84,6 +84,13 @@ def bodies(equation: jex.JaxprEqn) -> Sequence[jex.Jaxpr]:
     return [_open(body)[0] for body in jex.jaxprs_in_params(equation.params)]
 
 
+def may_loop(equation: jex.JaxprEqn) -> bool:
+    """Tells whether an equation has a loop in it that ends by a condition on values."""
+    return equation.primitive.name == "while" or any(
+        may_loop(inner) for body in bodies(equation) for inner in body.eqns
+    )
+
+
 def _open(body: Any) -> tuple[jex.Jaxpr, Sequence[Any]]:
     # Since jax 0.12 a jaxpr is one that may be closed, and is told as such by its type.
     return (body.jaxpr, body.consts) if isinstance(body, jex.ClosedJaxpr) else (body, ())

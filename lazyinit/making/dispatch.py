@@ -110,9 +110,7 @@ def start_replay(unit: Unit, small: SmallValues, pools: Pools) -> Start:
 
     def inputs() -> Sequence[Any]:
         keys = {value: encode_key(path) for value, path in _own_keys(unit).items()}
-        return [
-            keys[v][0].decode(*keys[v][1]) if v in keys else small[v] for v in unit.work.inputs
-        ]
+        return [keys[v][0].decode(*keys[v][1]) if v in keys else small[v] for v in unit.work.inputs]
 
     replay = replaying(unit, inputs, pools.blocks)
 

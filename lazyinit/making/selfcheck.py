@@ -215,7 +215,9 @@ def _try(init: Init, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
     with compat.enable_x64(dtype == "float64"), jax.threefry_partitionable(True):
         traced, values = trace(tree, {"params": key})
     leaves = [
-        LazyParam(traced.avals[v].shape, traced.avals[v].dtype, Slice(traced, v), RngPath({"params": key}))
+        LazyParam(
+            traced.avals[v].shape, traced.avals[v].dtype, Slice(traced, v), RngPath({"params": key})
+        )
         for v in values
     ]
     kinds: set[str] = set()

@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 from lazyinit import errors
 from lazyinit import sharding as shardings
 from lazyinit.making.proofs import Proofs
-from lazyinit.making.ways import Way, way_of
+from lazyinit.making.ways import Way, draw_of, whole_of
 from lazyinit.overlap import OverlapParam
 from lazyinit.params import Key, LazyParam, describe, label
 from lazyinit.slices import Slice, Work, gather
@@ -56,10 +56,28 @@ class Unit:
 
 
 def units_of(jobs: Sequence[Job], proofs: Callable[[str], Proofs]) -> list[Unit]:
-    """Groups jobs of lazy leaves: what shares equations runs together, each of them once."""
-    slices = [_slice_of(job) for job in jobs]
-    works = [gather([s], drawn=True) for s in slices]
-    # Union-find over jobs: one group for all that need the same equation, so that it runs once.
+    """Decides how lazy leaves are made, and which together: each equation runs once.
+
+    What is drawn is drawn by itself: to draw the same numbers twice takes less than to wait.
+    """
+    units, rest, slices = [], [], []
+    for job in jobs:
+        made = _slice_of(job)
+        drawn = draw_of(made, job.sharding, proofs)
+        if drawn is None:
+            rest.append(job)
+            slices.append(made)
+        else:
+            units.append(Unit([job], drawn[0], [made], drawn[1]))
+    for ns in _sharing(rest, [gather([made]) for made in slices]):
+        parts = [slices[n] for n in ns]
+        work, way = whole_of(parts, rest[ns[0]].sharding, proofs)
+        units.append(Unit([rest[n] for n in ns], work, parts, way))
+    return units
+
+
+def _sharing(jobs: Sequence[Job], works: Sequence[Work]) -> Iterable[Sequence[int]]:
+    """Groups jobs by union-find: one group for all that need the same equation, to run it once."""
     group = list(range(len(jobs)))
 
     def find(n: int) -> int:
@@ -78,12 +96,7 @@ def units_of(jobs: Sequence[Job], proofs: Callable[[str], Proofs]) -> list[Unit]
     members: dict[int, list[int]] = {}
     for n in range(len(jobs)):
         members.setdefault(find(n), []).append(n)
-    units = []
-    for ns in members.values():
-        parts = [slices[n] for n in ns]
-        work, way = way_of(parts, jobs[ns[0]].sharding, proofs, known=works[ns[0]])
-        units.append(Unit([jobs[n] for n in ns], work, parts, way))
-    return units
+    return members.values()
 
 
 def _slice_of(job: Job) -> Slice:

@@ -6,7 +6,7 @@ XLA happens to do, so each is taken only where it is proven (``proofs``).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from jax.sharding import Sharding
 
@@ -37,27 +37,38 @@ class Replay:
 Way: TypeAlias = Draw | Compile | Replay
 
 
-def way_of(
-    slices: Sequence[Slice],
-    placement: Sharding | None,
-    proofs: Callable[[str], Proofs],
-    known: Work | None = None,
-) -> tuple[Work, Way]:
-    """Decides how leaves that share equations are made, and what to run for them.
+def draw_of(
+    made: Slice, placement: Sharding | None, proofs: Callable[[str], Proofs]
+) -> tuple[Work, Draw] | None:
+    """Returns how a leaf is drawn, and what of its program that does; ``None`` if it is not.
+
+    Args:
+      made: what makes the leaf.
+      placement: where it goes; ``None`` is the default device.
+      proofs: returns what is proven on a platform (``"cpu"``).
+    """
+    platform = shardings.platform_of(placement)
+    if platform != "cpu":
+        return None
+    work = gather([made], drawn=True)
+    # What is not kept alive would be fused anew.
+    form = (elementwise(work) or Stacked.of(work)) if work.keeps_all() else None
+    if form is None or not proofs(platform).allow(lambda: kinds_of(work, form)):
+        return None
+    return work, Draw(form)
+
+
+def whole_of(
+    slices: Sequence[Slice], placement: Sharding | None, proofs: Callable[[str], Proofs]
+) -> tuple[Work, Compile | Replay]:
+    """Returns how leaves that are not drawn are made together, and what to run for them.
 
     Args:
       slices: what makes each of them.
       placement: where the first of them goes; ``None`` is the default device.
-      proofs: returns what is proven on a platform (``"cpu"``).
-      known: what would be drawn for the first of them, if that was gathered before.
+      proofs: returns what is proven on a platform.
     """
     platform = shardings.platform_of(placement)
-    if platform == "cpu" and len(slices) == 1:
-        work = gather(slices, drawn=True) if known is None else known
-        # What is not kept alive is fused anew.
-        form = (elementwise(work) or Stacked.of(work)) if work.keeps_all() else None
-        if form is not None and proofs(platform).allow(lambda: kinds_of(work, form)):
-            return work, Draw(form)
     work = gather(slices)
     if platform != "cpu" and is_order_free(work) and work.keeps_all():
         if proofs(platform).allow(lambda: kinds_of(work, None)):
