@@ -38,7 +38,7 @@ def fingerprint(param: Any) -> Any:
     match param:
         case tuple() | list():
             return (type(param), tuple(map(fingerprint, param)))
-        case jex.ClosedJaxpr():
+        case compat.ClosedJaxpr():
             consts = tuple(
                 fingerprint_constant(c, v.aval)
                 for c, v in zip(param.consts, param.jaxpr.constvars, strict=True)

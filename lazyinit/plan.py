@@ -218,7 +218,7 @@ def _beside(leaf: Any, placement: Sharding | None, shard: int) -> _Beside:
         case StoredParam():
             on_cpu = shardings.platform_of(placement) == "cpu"
             pieces = {"pieces": threads * limits.PIECE}
-            return _Beside(shared=pieces) if on_cpu else _Beside(each=limits.PIECE)
+            return _Beside(shared=pieces if on_cpu else {})  # Elsewhere, of the host: transfer.
         case OverlapParam():
             rest = _beside(leaf.rest, placement, shard)
             if rest.shared:

@@ -126,7 +126,7 @@ def _numbered(body: jex.Jaxpr) -> Mapping[jex.Var, Any]:
     return value
 
 
-def _is_number(v: jex.Var) -> bool:
+def _is_number(v: Any) -> bool:
     return _is_rounded(v) and v.aval.shape == ()
 
 
@@ -134,5 +134,5 @@ def _is_key(v: Any) -> bool:
     return hasattr(v.aval, "dtype") and jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key)
 
 
-def _is_rounded(v: jex.Var) -> bool:
+def _is_rounded(v: Any) -> bool:
     return hasattr(v.aval, "dtype") and jnp.issubdtype(v.aval.dtype, jnp.inexact)

@@ -36,7 +36,33 @@ def elementwise_of(op):
 
 ONE = {
     name: elementwise_of(getattr(lax, name))
-    for name in ["abs", "neg", "sign", "floor", "ceil", "round", "sqrt", "rsqrt", "cbrt", "square", "exp", "exp2", "expm1", "log", "log1p", "logistic", "tanh", "sin", "cos", "tan", "sinh", "cosh", "erf", "erf_inv", "erfc"]
+    for name in [
+        "abs",
+        "neg",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "sqrt",
+        "rsqrt",
+        "cbrt",
+        "square",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "logistic",
+        "tanh",
+        "sin",
+        "cos",
+        "tan",
+        "sinh",
+        "cosh",
+        "erf",
+        "erf_inv",
+        "erfc",
+    ]
     if name != "square" or hasattr(lax, "square")
 }
 INITIALIZERS = {

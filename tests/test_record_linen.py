@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from flax.errors import IncorrectPostInitOverrideError
 from jax.sharding import PartitionSpec as P
 from oracles import assert_same, kernel_sharding, large_arrays_since, live
 
@@ -634,3 +635,20 @@ def test_an_initializer_that_jax_cannot_run_is_the_error_of_jax(dtype):
         module.init(KEY, X)
     with pytest.raises(eager.type, match="dtype"):
         li.materialize(li.lazy(module).init(KEY, X))
+
+
+def test_a_post_init_without_super_is_the_error_of_flax():
+    class Module(nn.Module):
+        features: int = 2
+
+        def __post_init__(self):
+            pass
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(self.features)(x)
+
+    with pytest.raises(IncorrectPostInitOverrideError):
+        Module().init(KEY, X)
+    with pytest.raises(IncorrectPostInitOverrideError):
+        li.lazy(Module()).init(KEY, X)

@@ -17,6 +17,7 @@ from jax._src.state.types import AbstractRef
 from jax.interpreters import partial_eval
 
 from lazyinit.compat.again import call as call
+from lazyinit.compat.layouts import ClosedJaxpr as ClosedJaxpr
 from lazyinit.compat.layouts import Scan as Scan
 from lazyinit.compat.layouts import bodies as bodies
 from lazyinit.compat.layouts import jit_body as jit_body
@@ -160,6 +161,23 @@ def flax_make_rng(scope: Any, name: str) -> Any | None:
     scope.rng_counters[name] += 1
     number = flax_fold((*rng.suffix, scope.rng_counters[name]))
     return prng.random_fold_in_p.bind(rng.rng, np.uint32(number))
+
+
+def flax_check(module: Any) -> None:
+    """Does what Flax does first with a Linen module: says if its ``__post_init__`` is incomplete.
+
+    Drop when ``nn.init`` does so, too. Where Flax has no such check, nothing is checked.
+    """
+    getattr(module, "_module_checks", lambda: None)()
+
+
+def static_attributes(graphdef: Any) -> list[tuple[str, Any]]:
+    """Returns the attributes of an NNX module that are no data, by name, from its graph.
+
+    Drop when a graph definition lists them. Empty where it is laid out in another way.
+    """
+    attributes = getattr(graphdef, "attributes", ())
+    return [(str(name), a.value) for name, a in attributes if hasattr(a, "value")]
 
 
 def is_tracer(x: Any) -> bool:

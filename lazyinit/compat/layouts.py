@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
+# A jaxpr with its constants; since jax 0.12 every jaxpr may have them.
+ClosedJaxpr: Any = getattr(jex, "ClosedJaxpr", jex.Jaxpr)
+
 # What eager JAX runs equation by equation, although a body that was traced before has it as one:
 # the transform matters to derivatives and batches alone. Drop when JAX exposes its eval rules.
 _TRANSPARENT = {
@@ -46,7 +49,7 @@ class Scan:
       length: how many steps.
     """
 
-    body: jex.ClosedJaxpr
+    body: Any
     num_consts: int
     num_carry: int
     length: int
@@ -93,4 +96,4 @@ def may_loop(equation: jex.JaxprEqn) -> bool:
 
 def _open(body: Any) -> tuple[jex.Jaxpr, Sequence[Any]]:
     # Since jax 0.12 a jaxpr is one that may be closed, and is told as such by its type.
-    return (body.jaxpr, body.consts) if isinstance(body, jex.ClosedJaxpr) else (body, ())
+    return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())

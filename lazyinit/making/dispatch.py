@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -26,9 +26,9 @@ from lazyinit.making.read import pieces
 from lazyinit.making.replay import replaying
 from lazyinit.making.shards import Bounds, Shards
 from lazyinit.making.stacked import Stacked
-from lazyinit.making.transfer import Transfer, host_of
+from lazyinit.making.transfer import Host, Transfer
 from lazyinit.making.units import Job, Unit
-from lazyinit.making.ways import Compile, Draw, Replay
+from lazyinit.making.ways import Compile, Draw
 from lazyinit.params import RngPath, Shape, TracedKey
 from lazyinit.slices import SmallValues
 
@@ -73,12 +73,14 @@ class Pools:
       reading: read files.
       drawer: draws elements.
       blocks: the memory that they fill.
+      host: the blocks of host memory on their way to devices that have memory of their own.
     """
 
     compiling: ThreadPoolExecutor
     reading: ThreadPoolExecutor
     drawer: Drawer
     blocks: Blocks
+    host: Host = field(default_factory=Host)
 
 
 def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start | Filling:
@@ -101,8 +103,7 @@ def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start |
                 return _drawing(unit, form, *_handed_in(unit, small), pools)
         case Compile():
             return _compiling(unit, small, pools)
-        case Replay():
-            return start_replay(unit, small, pools)
+    return start_replay(unit, small, pools)
 
 
 def start_replay(unit: Unit, small: SmallValues, pools: Pools) -> Start:
@@ -169,7 +170,7 @@ def start_reading(job: Job, pools: Pools) -> Start | Filling:
             return [pools.reading.submit(piece.read_into, buffers) for piece in pieces(source)]
 
         return Filling(shards, fill)
-    transfer = Transfer(job, host_of(pools.reading))
+    transfer = Transfer(job, pools.host)
 
     def start() -> Dispatched:
         tasks = transfer.start(pools.reading)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
@@ -133,7 +132,7 @@ def elementwise(work: Work) -> Elementwise | None:
         return _known[wanted]
 
 
-def form_of_body(body: jex.ClosedJaxpr) -> Elementwise | None:
+def form_of_body(body: Any) -> Elementwise | None:
     """Returns the body of an equation, which XLA compiles as one, in this form, if it has it."""
     (aval,) = body.out_avals
     if not _is_plain(aval):

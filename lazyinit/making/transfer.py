@@ -23,7 +23,6 @@ transfer; and to write into it from here would be to change an array behind JAX'
 import contextlib
 import math
 import threading
-import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -109,16 +108,6 @@ class Host:
             for lock in locks:  # In one order, whoever takes them.
                 held.enter_context(lock)
             yield
-
-
-def host_of(reading: ThreadPoolExecutor) -> Host:
-    """Returns the blocks that these threads fill: they are there for as long as the threads."""
-    with _lock:
-        return _hosts.setdefault(reading, Host())
-
-
-_hosts: weakref.WeakKeyDictionary[ThreadPoolExecutor, Host] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
 
 
 class Transfer:

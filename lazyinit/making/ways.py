@@ -70,7 +70,7 @@ def whole_of(
     """
     platform = shardings.platform_of(placement)
     work = gather(slices)
-    if platform != "cpu" and is_order_free(work) and work.keeps_all():
-        if proofs(platform).allow(lambda: kinds_of(work, None)):
-            return work, Compile()
-    return work, Replay()
+    # What rounds by order is made once; what a compiler would drop is kept alive.
+    is_plain = platform != "cpu" and is_order_free(work) and work.keeps_all()
+    is_proven = is_plain and proofs(platform).allow(lambda: kinds_of(work, None))
+    return work, Compile() if is_proven else Replay()

@@ -14,6 +14,7 @@ from flax.errors import ImmutableVariableError
 
 from lazyinit import compat, errors
 from lazyinit.params import LazyParam
+from lazyinit.record.opaque import refuse_tracers
 from lazyinit.record.thunks import Inputs, Note, record
 
 # An attribute of an NNX module that is an array is data, one that is a tracer is not: Flax asks
@@ -60,6 +61,7 @@ class LazyFunction:
             made = self.function(*args, **kwargs)
             if isinstance(made, nnx.Module):
                 graphdef, made = nnx.split(made)
+                refuse_tracers(compat.static_attributes(graphdef))
             return (made, [nnx.state(rngs) for rngs in _rngs(args, kwargs)]), []
 
         try:

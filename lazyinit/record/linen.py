@@ -58,6 +58,7 @@ class LazyModule:
           RngsError: a key of the wrong kind.
           RecordError: the module's Python code depends on a value that is not known when tracing.
         """
+        compat.flax_check(self.module)
         streams = _keys(rngs, type(self.module).__name__)
         inputs = Inputs.of(args, kwargs, raw_keys=False)
         real = _unbound(self.module, method)

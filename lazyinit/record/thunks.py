@@ -11,6 +11,7 @@ import numpy as np
 from lazyinit import compat, errors, paths, program
 from lazyinit.garbage import uncollected
 from lazyinit.params import AnyKey, Key, LazyParam, RngPath, Thunk
+from lazyinit.record.opaque import refuse_tracers
 from lazyinit.slices import Slice, SmallValues
 from lazyinit.tracing import trace
 
@@ -146,6 +147,11 @@ def record(
         made, noted = init(keys, stand_ins)
         leaves = jax.tree.leaves(made)
         _refuse_references(made, own_keys)
+        refuse_tracers([
+            (_less(own_keys, path), x)
+            for path, x in paths.leaves_with_paths(made)
+            if not compat.is_tracer(x) and not isinstance(x, np.ndarray | np.generic)
+        ])  # fmt: skip
         traced = [x for x in leaves if compat.is_tracer(x)]
         # No tracer may outlive the trace: its place in what is returned stands for it.
         place = iter(range(len(traced)))
