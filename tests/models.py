@@ -145,6 +145,8 @@ SLOW = {
     "scan of length one",
     "scan unrolled",
     "scan with remat",
+    "threefry4x32",
+    "philox2x32",
     "unsafe_rbg",
     "vmap axis 1",
 }
@@ -261,6 +263,8 @@ case("one key", MLP())
 case("raw key", MLP(), rngs=jax.random.PRNGKey(3))
 case("numpy raw key", MLP(), rngs=np.array([1, 2], np.uint32))
 case("rbg", MLP(), rngs=jax.random.key(3, impl="rbg"))
+for impl in ("threefry4x32", "philox2x32", "philox4x32"):
+    case(impl, MLP(), rngs=jax.random.key(3, impl=impl))
 case("unsafe_rbg", MLP(), rngs=jax.random.key(3, impl="unsafe_rbg"))
 case("dict of typed and raw", Flags(), X, "a", (8,), rate=0.5,
      rngs={"dropout": jax.random.PRNGKey(1), "params": jax.random.key(3)})  # fmt: skip

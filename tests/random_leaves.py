@@ -280,6 +280,14 @@ def main():
                 check(seed)
             except Exception as error:
                 bad += 1
+                again = []
+                for _ in range(3):  # Does it differ each time, or does eager JAX from itself?
+                    try:
+                        check(seed)
+                        again.append("equal")
+                    except AssertionError:
+                        again.append("differs")
+                print("again:", *again, flush=True)
                 print(type(error).__name__, str(error)[:400], flush=True)
             if seed % 200 == 199:
                 jax.clear_caches()

@@ -12,9 +12,11 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax._src import core
+from jax._src import mesh as mesh_lib
 from jax._src.random import prng
 from jax._src.state.types import AbstractRef
 from jax.interpreters import partial_eval
+from jax.sharding import AbstractMesh
 
 from lazyinit.compat.again import call as call
 from lazyinit.compat.layouts import ClosedJaxpr as ClosedJaxpr
@@ -38,7 +40,13 @@ def is_reference(aval: Any) -> bool:
 def bind(equation: jex.JaxprEqn, *args: Any) -> Sequence[Any]:
     """Runs one equation, eagerly or under a trace, in the context that it was traced in."""
     # Drop the manager when jax.extend.core.eval_jaxpr runs single equations.
-    params = equation.primitive.get_bind_params(equation.params)
+    params = equation.params
+    ctx_mesh = params.get("ctx_mesh")
+    if isinstance(ctx_mesh, AbstractMesh) and not ctx_mesh.empty:
+        # Recorded under a mesh without devices: it runs on those of the mesh that is set now.
+        here = mesh_lib.get_concrete_mesh()
+        params = params if here.empty else {**params, "ctx_mesh": here}
+    params = equation.primitive.get_bind_params(params)
     with equation.ctx.manager:
         out = equation.primitive.bind(*args, **params)
     return out if equation.primitive.multiple_results else [out]
