@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
+from lazyinit import sharding as shardings
 from lazyinit.making import dispatch, elementwise, executable, proofs, selfcheck
 from lazyinit.making.executable import Compiler
 from lazyinit.making.proofs import Proofs
@@ -227,3 +228,28 @@ def test_check_true_of_a_leaf_without_a_value_is_the_usual_error():
     )
     with pytest.raises(li.errors.AbstractInputError, match=r"^params/w: "):
         li.materialize(tree, check=True)
+
+
+@pytest.mark.filterwarnings("ignore::lazyinit.errors.LazyinitWarning")
+def test_on_other_devices_programs_of_their_own_are_checked(monkeypatch):
+    """CPU devices pass for a GPU here: what XLA fuses on them decides what is compiled."""
+    here = selfcheck.environment("cpu")
+    monkeypatch.setattr(selfcheck, "environment", lambda _: here)
+    real = jax.local_devices
+    monkeypatch.setattr(jax, "local_devices", lambda *a, **k: real())
+    monkeypatch.setattr(shardings, "platform_of", lambda _: "gpu")
+    few = [(name, init, ("float32",)) for name, init, _ in selfcheck._CANARIES[1:6]]
+    monkeypatch.setattr(selfcheck, "_CANARIES", few)
+    found = selfcheck.run("gpu")
+    kinds = {*found.passed, *found.failed}
+    assert {"compile erf_inv float32", "compile random_bits uint32"} <= kinds
+    assert all(kind.startswith("compile") for kind in kinds)
+    monkeypatch.setattr(sys.modules["lazyinit.materialize"], "proofs_on", lambda _: found)
+
+    def init(key):
+        return jax.random.normal(key, (64, 128)) * 0.3 + 0.7
+
+    cut = NamedSharding(jax.make_mesh((8,), ("a",)), P("a"))
+    for sharding in (None, cut):
+        made = li.materialize(li.lazy(init)(KEY), sharding=sharding)
+        assert_same(np.asarray(made), np.asarray(init(KEY)))
