@@ -1,7 +1,6 @@
 """Plain functions and NNX constructors; the oracle is the function itself, run eagerly."""
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -320,62 +319,6 @@ def test_what_is_read_from_a_mutable_array_says_what_to_do():
         li.lazy(make)(jax.random.key(0))
     within = jax.jit(through_a_reference)
     assert_same(li.materialize(li.lazy(within)(jax.random.key(0))), within(jax.random.key(0)))
-
-
-class Box:
-    """An object that JAX cannot look into."""
-
-    def __init__(self, value):
-        self.value = value
-
-
-class Slotted:
-    __slots__ = ("__weakref__", "inner")
-
-    def __init__(self, inner):
-        self.inner = inner
-
-
-def closure(value):
-    return lambda: value
-
-
-@pytest.mark.parametrize(
-    ("wrap", "where"),
-    [
-        (Box, r"\.value"),
-        (lambda x: Box({"a": [x]}), r"\.value\['a'\]\[0\]"),
-        (Slotted, r"\.inner"),
-        (lambda x: Slotted(Box(x)), r"\.inner\.value"),
-        (closure, r"\.value"),
-        (lambda x: functools.partial(jnp.add, x), r"\[0\]"),
-    ],
-)
-def test_an_object_that_holds_an_array_out_of_sight_is_refused_with_its_path(wrap, where):
-    def make(key):
-        return {"w": jax.random.normal(key, (3,)), "box": wrap(jax.random.normal(key, (3,)))}
-
-    with pytest.raises(li.errors.RecordError, match=rf"^box: .* holds an array in {where}, "):
-        li.lazy(make)(KEY)
-
-
-def test_an_attribute_of_an_nnx_module_that_holds_an_array_out_of_sight_is_refused():
-    class Module(nnx.Module):
-        def __init__(self, rngs):
-            self.linear = nnx.Linear(2, 3, rngs=rngs)
-            self.box = Box(jnp.ones(3) * 2)
-
-    with pytest.raises(
-        li.errors.RecordError, match=r"^box: .*a Box that holds an array in \.value"
-    ):
-        li.lazy(Module)(nnx.Rngs(0))
-
-
-def test_objects_without_a_traced_value_pass_as_they_are():
-    box = Box(np.ones(3))
-    kept = {"box": box, "text": "x", "fn": closure(jnp.ones(2)), "slots": Slotted(3)}
-    made = li.lazy(lambda key: {**kept, "w": jax.random.normal(key, (3,))})(KEY)
-    assert {name: made[name] for name in kept} == kept
 
 
 def test_nothing_leaks_from_a_recording_within_jit():

@@ -83,6 +83,10 @@ class TracedValue(core.Tracer):
         is_cheap = self.dtype.kind == "i" or not _calls(self)
         return self._look() if is_cheap else None
 
+    def is_current(self) -> bool:
+        """Tells whether it belongs to the trace that is current, not to one around it."""
+        return self._trace is core.trace_ctx.trace
+
     def _look(self) -> Any:
         return self._trace.value_of(self)
 

@@ -4,6 +4,7 @@ An NNX constructor is such a function, too: it maps the keys inside an ``nnx.Rng
 that ``nnx.split`` takes out of the module.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +61,9 @@ class LazyFunction:
             args, kwargs = inputs.join(keys, stand_ins)
             made = self.function(*args, **kwargs)
             if isinstance(made, nnx.Module):
-                graphdef, made = nnx.split(made)
-                refuse_tracers(compat.static_attributes(graphdef))
+                module = made
+                graphdef, made = nnx.split(module)
+                refuse_tracers(compat.static_attributes(graphdef), functools.partial(_path, module))
             return (made, [nnx.state(rngs) for rngs in _rngs(args, kwargs)]), []
 
         try:
@@ -75,6 +77,12 @@ class LazyFunction:
         for rngs, state in zip(_rngs(args, kwargs), counted, strict=True):
             nnx.update(rngs, jax.tree.map(_made, state))
         return made if graphdef is None else (graphdef, made)
+
+
+def _path(module: nnx.Module, name: str, attribute: Any) -> str:
+    """Returns where in a module an attribute is that is no data."""
+    found = (path for path, x in nnx.iter_graph(module) if x is attribute)
+    return "/".join(map(str, next(found, (name,))))
 
 
 def _made(leaf: Any) -> Any:

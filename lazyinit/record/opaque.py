@@ -2,50 +2,99 @@
 
 A tracer that leaves the recording in such an object fails later, in somebody else's code. JAX
 refuses every object that is no array; here one without a traced value may pass as it is.
+
+How far the search goes is a matter of cost: an object of a user may hold a vocabulary, a module of
+Python or a device. Attributes, slots, built-in containers, arrays of objects, and what functions
+close over, have as defaults or are bound to are looked into, four deep, and two more in what a
+pytree holds beside its leaves. Not looked into are classes, modules of Python, weak references,
+iterators and mappings that are computed: to read these is to run code of others.
 """
 
+import collections
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from lazyinit import compat, errors
+from lazyinit import compat, errors, paths
 
-_DEPTH = 4  # Objects, containers and closures within each other that are looked into.
-_ARRAYS = (jax.Array, np.ndarray, np.generic)
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), type)
+_DEPTH = 4  # Objects, containers and functions within each other that are looked into.
+_DEPTH_OF_STATICS = 6  # Two more, as what is no leaf lies in tuples of tuples.
+_CLOSED = (str, bytes, int, float, complex, type(None), type, types.ModuleType, compat.EagerSteps)
+_BUILT_IN = (dict, list, tuple, type(None))  # Beside their leaves these pytrees hold keys alone.
+_ROOT = "what is returned"
+_SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 
 
-def refuse_tracers(objects: Sequence[tuple[str, Any]]) -> None:
-    """Raises if an object holds a traced value.
-
-    Attributes, slots, containers and the variables of closures are looked into, four deep.
+def refuse_tracers(
+    objects: Iterable[tuple[str, Any]], path_of: Callable[[str, Any], str] = lambda name, _: name
+) -> None:
+    """Raises if an object holds a traced value of the recording that is under way.
 
     Args:
       objects: what is returned beside arrays, with the path or name of each.
+      path_of: the path of one of them, by name and object. Asked for that which is refused alone.
 
     Raises:
       RecordError: an object holds a traced value.
     """
-    for path, x in objects:
-        where = "" if type(x) in _PLAIN else _find(x, _DEPTH, set())
+    for name, x in objects:
+        where = _find(x, _DEPTH, set())
         if where:
             raise errors.RecordError(
-                f"{path}: wanted an array or a pytree of them, got a {type(x).__name__} that "
-                f"holds an array in {where}, which JAX cannot look into. Register the class "
-                "as a pytree (jax.tree_util.register_dataclass), or return its arrays."
+                f"{path_of(name, x) or _ROOT}: wanted an array or a pytree of them, got a "
+                f"{type(x).__name__} that holds an array in {where}, which JAX cannot look into. "
+                "Register the class as a pytree (jax.tree_util.register_dataclass), or return its "
+                "arrays."
             )
+
+
+def refuse_tracers_in_statics(tree: Any, own_keys: int) -> None:
+    """Raises if a node of a pytree holds a traced value of this recording beside its leaves.
+
+    Args:
+      tree: any pytree.
+      own_keys: how many keys at the start of each path are the recorder's, not the model's.
+
+    Raises:
+      RecordError: static metadata holds a traced value.
+    """
+    stack: list[tuple[Any, tuple[int, ...]]] = [(jax.tree.structure(tree), ())]
+    while stack:
+        structure, indices = stack.pop()
+        if data := structure.node_data():
+            kind, static = data
+            if kind not in _BUILT_IN and (where := _find(static, _DEPTH_OF_STATICS, set())):
+                raise errors.RecordError(
+                    f"{_path_at(tree, indices, own_keys)}: wanted arrays as leaves, got a "
+                    f"{kind.__name__} that holds one in what JAX takes as static ({where}). Make "
+                    "that field one of its data, or keep no array there."
+                )
+        children = enumerate(structure.children())
+        stack += [(child, (*indices, n)) for n, child in children]
+
+
+def _path_at(node: Any, indices: Iterable[int], own_keys: int) -> str:
+    keys: list[Any] = []
+    for n in indices:
+        level, _ = jax.tree_util.tree_flatten_with_path(
+            node, is_leaf=lambda x, at=node: x is not at
+        )
+        ((key,), node) = level[n]
+        keys.append(key)
+    return paths.path_string(keys[own_keys:]) or _ROOT
 
 
 def _find(x: Any, depth: int, seen: set[int]) -> str:
     """Returns where in an object a traced value is, ``""`` if nowhere."""
-    if depth == 0 or type(x) in _PLAIN or isinstance(x, _ARRAYS) or id(x) in seen:
+    if depth == 0 or isinstance(x, _CLOSED) or id(x) in seen or isinstance(x, jax.Array):
         return ""
     seen.add(id(x))
     for name, part in _parts(x):
-        if compat.is_tracer(part):
+        if isinstance(part, compat.TracedValue) and part.is_current():
             return name
         inner = _find(part, depth - 1, seen)
         if inner:
@@ -55,23 +104,47 @@ def _find(x: Any, depth: int, seen: set[int]) -> str:
 
 def _parts(x: Any) -> Iterator[tuple[str, Any]]:
     match x:
-        case Mapping():
+        case dict():
+            yield from ((f"[{key!r}]", value) for key, value in dict.items(x))
+        case types.MappingProxyType():
             yield from ((f"[{key!r}]", value) for key, value in x.items())
-        case list() | tuple() | set() | frozenset():
+        case np.ndarray() | np.generic():
+            if x.dtype == object:
+                yield from ((f"[{n}]", value) for n, value in enumerate(np.ravel(x)))
+        case _ if isinstance(x, _SEQUENCES):
             yield from ((f"[{n}]", value) for n, value in enumerate(x))
+        case types.FunctionType():
+            yield from _parts_of_function(x)
+        case types.MethodType():
+            yield from ((".__self__", x.__self__), (".__func__", x.__func__))
         case functools.partial():
-            yield from _parts((*x.args, *x.keywords.values()))
-        case _:
-            fields = getattr(x, "__dict__", None)
-            if isinstance(fields, dict):
-                yield from ((f".{name}", value) for name, value in fields.items())
-            slots = getattr(type(x), "__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if not name.startswith("__") and hasattr(x, name):
-                    yield f".{name}", getattr(x, name)
-            code, cells = getattr(x, "__code__", None), getattr(x, "__closure__", None)
-            for name, cell in zip(getattr(code, "co_freevars", ()), cells or (), strict=False):
-                try:
-                    yield f".{name}", cell.cell_contents
-                except ValueError:  # A variable that was never set.
-                    continue
+            yield from ((".func", x.func), (".args", x.args), (".keywords", x.keywords))
+    if not isinstance(x, types.MethodType):
+        yield from _attributes(x)
+
+
+def _parts_of_function(x: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
+        try:
+            yield f".{name}", cell.cell_contents
+        except ValueError:  # A variable that was never set.
+            continue
+    yield from ((".__defaults__", x.__defaults__), (".__kwdefaults__", x.__kwdefaults__))
+
+
+def _attributes(x: Any) -> Iterator[tuple[str, Any]]:
+    """Yields what an object holds by name, past properties and whatever else is computed."""
+    try:
+        fields = object.__getattribute__(x, "__dict__")
+    except AttributeError:
+        fields = {}
+    if isinstance(fields, dict):
+        yield from ((f".{name}", value) for name, value in fields.items())
+    for cls in type(x).__mro__:
+        if "__slots__" in vars(cls):
+            for name, member in vars(cls).items():
+                if isinstance(member, types.MemberDescriptorType):
+                    try:
+                        yield f".{name}", member.__get__(x)
+                    except AttributeError:  # A slot that was never set.
+                        continue

@@ -11,7 +11,7 @@ import numpy as np
 from lazyinit import compat, errors, paths, program
 from lazyinit.garbage import uncollected
 from lazyinit.params import AnyKey, Key, LazyParam, RngPath, Thunk
-from lazyinit.record.opaque import refuse_tracers
+from lazyinit.record.opaque import refuse_tracers, refuse_tracers_in_statics
 from lazyinit.slices import Slice, SmallValues
 from lazyinit.tracing import trace
 
@@ -145,13 +145,11 @@ def record(
     def flat(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> list[Any]:
         nonlocal tree
         made, noted = init(keys, stand_ins)
-        leaves = jax.tree.leaves(made)
-        _refuse_references(made, own_keys)
-        refuse_tracers([
-            (_less(own_keys, path), x)
-            for path, x in paths.leaves_with_paths(made)
-            if not compat.is_tracer(x) and not isinstance(x, np.ndarray | np.generic)
-        ])  # fmt: skip
+        named = [(_less(own_keys, path), x) for path, x in paths.leaves_with_paths(made)]
+        leaves = [x for _, x in named]
+        _refuse_references(named)
+        refuse_tracers((path, x) for path, x in named if not compat.is_tracer(x))
+        refuse_tracers_in_statics(made, own_keys)
         traced = [x for x in leaves if compat.is_tracer(x)]
         # No tracer may outlive the trace: its place in what is returned stands for it.
         place = iter(range(len(traced)))
@@ -192,11 +190,11 @@ _NO_VALUE = (
 )
 
 
-def _refuse_references(made: Any, own_keys: int) -> None:
-    for path, leaf in paths.leaves_with_paths(made):
+def _refuse_references(leaves: Sequence[tuple[str, Any]]) -> None:
+    for path, leaf in leaves:
         if isinstance(leaf, jax.Ref):
             raise errors.RecordError(
-                f"{_less(own_keys, path)}: wanted an array, got a mutable one (a jax.Ref), which "
+                f"{path}: wanted an array, got a mutable one (a jax.Ref), which "
                 "cannot be recorded. Return arrays, for NNX by nnx.var_defaults(ref=False)."
             )
 
