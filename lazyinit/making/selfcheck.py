@@ -39,7 +39,7 @@ from lazyinit.tracing import trace
 
 # Where the whole suite was run: versions of jax and jaxlib, and the units of the CPU.
 _UNITS = "avx avx2 fma f16c avx512f avx512vl avx512dq avx512bw avx512_bf16 avx512_fp16 amx_bf16"
-TESTED_JAX = ("0.10.2", "0.11.2", "0.12.0.1")
+TESTED_JAX = ("0.10.2", "0.12.0.1")
 TESTED_UNITS = frozenset([" ".join(["x86_64", *sorted(_UNITS.split())])])  # Sapphire Rapids.
 
 
