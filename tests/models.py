@@ -523,6 +523,26 @@ def _(self, x):
     return nn.remat(MLP, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)(8, 8)(x)
 
 
+@compact("checkpoint")
+def _(self, x):
+    # The primitive below jax.checkpoint is another one since jax 0.12.
+    @jax.checkpoint
+    def drawn(key):
+        return jax.random.normal(key, (8, 70)) * 0.3 + 0.7
+
+    def scanned(key):
+        step = jax.checkpoint(lambda c, key: (c, jax.random.normal(key, (70,)) * 0.3 + c))
+        return jax.lax.scan(step, 1.3, jax.random.split(key, 3))[1]
+
+    policy = jax.checkpoint_policies.dots_saveable
+    within = jax.checkpoint(jax.jit(lambda w: jnp.sin(w) * 0.1 + 0.3), policy=policy)
+    w = self.param("drawn", drawn)
+    self.param("scanned", scanned)
+    self.param("within jit", jax.jit(lambda key: drawn(key) * 0.3 + 0.7))
+    self.variable("cache", "computed", within, w)
+    self.variable("cache", "derived", jax.grad(lambda w: within(w).sum()), w)
+
+
 @compact("jit class called twice")
 def _(self, x):
     layer = nn.jit(MLP)(8, 8)

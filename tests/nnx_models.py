@@ -189,6 +189,13 @@ def rematerialized(rngs):
     return nnx.remat(Block)(rngs)
 
 
+def ran_rematerialized(rngs):
+    module = Block(rngs)
+    out = nnx.remat(lambda module, x: module(x))(module, jnp.arange(16.0).reshape(2, 8))
+    module.linear.bias = nnx.Param(out[0] * 0.3 + 0.1)
+    return module
+
+
 def branched(rngs):
     module = Block(rngs)
     wide, narrow = (lambda m: m.linear(jnp.ones((1, 8))) * n for n in (2.0, 3.0))
@@ -211,6 +218,7 @@ case("split_rngs of one stream", split_one_stream)
 case("scan", scanned)
 case("jit", jitted)
 case("remat", rematerialized)
+case("remat of a run", ran_rematerialized)
 case("cond", branched)
 case("run while it is built", ran)
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from oracles import assert_same, kernel_sharding, large_arrays_since, live
 
 import lazyinit as li
@@ -319,6 +320,33 @@ def test_what_is_read_from_a_mutable_array_says_what_to_do():
         li.lazy(make)(jax.random.key(0))
     within = jax.jit(through_a_reference)
     assert_same(li.materialize(li.lazy(within)(jax.random.key(0))), within(jax.random.key(0)))
+
+
+EXPLICIT = {
+    "normal": lambda key: jax.random.normal(key, (8, 128), out_sharding=P("x", "y")),
+    "uniform": lambda key: jax.random.uniform(key, (8, 128), out_sharding=P("x")) * 0.3 + 0.7,
+    "initializer": lambda key: jax.nn.initializers.lecun_normal()(
+        key, (8, 128), jnp.float32, P("x", "y")
+    ),
+    "orthogonal": lambda key: jax.sharding.reshard(
+        jax.nn.initializers.orthogonal()(key, (8, 16)), P("x")
+    ),
+    "computed": lambda key: (
+        jax.random.normal(key, (8, 128), out_sharding=P("x", "y")) + jnp.arange(128.0)
+    ),
+    "sum": lambda key: jax.random.normal(key, (8, 128), out_sharding=P("x")).sum(0) * 0.1,
+}
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_an_array_with_an_explicit_sharding_has_the_bits_and_the_place_of_eager_jax(name):
+    make = EXPLICIT[name]
+    with jax.set_mesh(mesh()):  # Explicit by default, at both ends.
+        want = make(KEY)
+        made = li.materialize(li.lazy(make)(KEY))
+    assert want.sharding.mesh.axis_types == (jax.sharding.AxisType.Explicit,) * 2
+    assert made.sharding == want.sharding
+    assert_same(made, want)
 
 
 def test_nothing_leaks_from_a_recording_within_jit():
