@@ -23,10 +23,13 @@ from lazyinit import compat, errors, paths
 
 _DEPTH = 4  # Objects, containers and functions within each other that are looked into.
 _DEPTH_OF_STATICS = 6  # Two more, as what is no leaf lies in tuples of tuples.
-_CLOSED = (str, bytes, int, float, complex, type(None), type, types.ModuleType, compat.EagerSteps)
+_CLOSED = (
+    str, bytes, bool, int, float, complex, type(None), type, types.ModuleType, compat.EagerSteps,
+)  # fmt: skip
 _BUILT_IN = (dict, list, tuple, type(None))  # Beside their leaves these pytrees hold keys alone.
 _ROOT = "what is returned"
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
+_WITHOUT_ATTRIBUTES = frozenset([dict, *_SEQUENCES, types.MappingProxyType, types.MethodType])
 
 
 def refuse_tracers(
@@ -35,13 +38,18 @@ def refuse_tracers(
     """Raises if an object holds a traced value of the recording that is under way.
 
     Args:
-      objects: what is returned beside arrays, with the path or name of each.
+      objects: what is returned beside arrays, with the path or name of each. Somebody else keeps
+        them alive.
       path_of: the path of one of them, by name and object. Asked for that which is refused alone.
 
     Raises:
       RecordError: an object holds a traced value.
     """
+    clean: set[int] = set()  # Layers share their functions and settings.
     for name, x in objects:
+        if id(x) in clean:
+            continue
+        clean.add(id(x))
         where = _find(x, _DEPTH, set())
         if where:
             raise errors.RecordError(
@@ -94,6 +102,8 @@ def _find(x: Any, depth: int, seen: set[int]) -> str:
         return ""
     seen.add(id(x))
     for name, part in _parts(x):
+        if type(part) in _CLOSED:  # Most are, and this is soon asked.
+            continue
         if isinstance(part, compat.TracedValue) and part.is_current():
             return name
         inner = _find(part, depth - 1, seen)
@@ -119,7 +129,7 @@ def _parts(x: Any) -> Iterator[tuple[str, Any]]:
             yield from ((".__self__", x.__self__), (".__func__", x.__func__))
         case functools.partial():
             yield from ((".func", x.func), (".args", x.args), (".keywords", x.keywords))
-    if not isinstance(x, types.MethodType):
+    if type(x) not in _WITHOUT_ATTRIBUTES:
         yield from _attributes(x)
 
 
