@@ -75,7 +75,8 @@ def fingerprint_params(params: Mapping[str, Any], known: dict[Any, Any]) -> Any:
 
 def fingerprint_constant(constant: Any, aval: Any) -> Any:
     """Returns a hashable stand-in for a constant array: by value if small, else by identity."""
-    if np.size(constant) > 64 or not hasattr(aval, "weak_type") or compat.is_tracer(constant):
+    is_plain = compat.is_array(aval) and not compat.is_tracer(constant)  # A key is none.
+    if np.size(constant) > 64 or not is_plain:
         return _ByIdentity(constant)
     array = np.asarray(constant)
     return (aval.dtype, array.dtype, array.shape, aval.weak_type, array.tobytes())

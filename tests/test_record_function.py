@@ -1,6 +1,7 @@
 """Plain functions and NNX constructors; the oracle is the function itself, run eagerly."""
 
 import dataclasses
+import pickle
 
 import flax.linen as nn
 import jax
@@ -357,3 +358,17 @@ def test_nothing_leaks_from_a_recording_within_jit():
         made = jax.jit(lambda key: li.materialize(li.lazy(make)(key)))(KEY)
         assert jax.jit(lambda: li.lazy(make)(KEY).size)() == 210
     assert made.shape == (3, 70)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "philox4x32"])
+def test_a_typed_key_that_a_function_closes_over_is_a_constant(impl):
+    held = jax.random.key(3, impl=impl)
+
+    def make(key):
+        return jax.random.normal(held, (3, 70)), jax.random.normal(key, (3,)), held
+
+    want, tree = make(KEY), li.lazy(make)(KEY)
+    assert_same(li.materialize(tree), want)
+    assert_same(li.materialize(pickle.loads(pickle.dumps(tree))), want)
+    other = jax.random.key(9)
+    assert_same(li.materialize(li.reseed(tree, {"0": other})), make(other))
