@@ -222,7 +222,7 @@ def look(limit: int | None) -> dict[str, Any]:
         limit = _CASES_ON_CPU
     mesh = _mesh()
     found = []
-    for name, init, record in _chosen(list(_cases()), limit):
+    for name, init, record in _chosen(list(cases_table.cases()), limit):
         _say(name)
         found.append((name, *_compared(init, record, mesh, cases_table)))
     return {
@@ -237,27 +237,6 @@ def look(limit: int | None) -> dict[str, Any]:
         "seconds": seconds,
         "cases": found,
     }
-
-
-def _cases() -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
-    """Yields each case of the tests: its name, what initializes it eagerly, what records it."""
-    import models
-    import nnx_models
-    from flax import nnx
-
-    for name, (module, rngs, args, kwargs) in models.CASES.items():
-        given = (rngs, *args)
-        yield (
-            f"Linen: {name}",
-            lambda module=module, a=given, k=kwargs: module.init(*a, **k),
-            lambda module=module, a=given, k=kwargs: li.lazy(module).init(*a, **k),
-        )
-    for name, build in nnx_models.CASES.items():
-        yield (
-            f"NNX: {name}",
-            lambda build=build: nnx.split(build(nnx_models.rngs()))[1],
-            lambda build=build: li.lazy(build)(nnx_models.rngs())[1],
-        )
 
 
 def _chosen(all_of_them: list[Any], limit: int | None) -> list[Any]:

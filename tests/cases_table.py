@@ -57,14 +57,23 @@ def equal(got, want):
     return "yes"
 
 
-def rows():
-    """Yields the rows of all cases."""
+def cases():
+    """Yields, for each case, its name, a function that makes its tree eagerly, one that records it."""
     for name, (module, rngs, args, kwargs) in models.CASES.items():
-        want = module.init(rngs, *args, **kwargs)
-        yield row(f"Linen: {name}", want, lambda: li.lazy(module).init(rngs, *args, **kwargs))
+        given = (rngs, *args)
+        yield (
+            f"Linen: {name}",
+            lambda module=module, given=given, kwargs=kwargs: module.init(*given, **kwargs),
+            lambda module=module, given=given, kwargs=kwargs: li.lazy(module).init(
+                *given, **kwargs
+            ),
+        )
     for name, build in nnx_models.CASES.items():
-        want = nnx.split(build(nnx_models.rngs()))[1]
-        yield row(f"NNX: {name}", want, lambda: li.lazy(build)(nnx_models.rngs())[1])
+        yield (
+            f"NNX: {name}",
+            lambda build=build: nnx.split(build(nnx_models.rngs()))[1],
+            lambda build=build: li.lazy(build)(nnx_models.rngs())[1],
+        )
 
 
 def main():
@@ -87,8 +96,8 @@ def main():
     print("that are alive while the recorded tree is held.\n")
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---|--:|--:|---|---|---|---|")
-    for cells in rows():
-        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    for name, init, record in cases():
+        print("| " + " | ".join(map(str, row(name, init(), record))) + " |", flush=True)
 
 
 if __name__ == "__main__":
