@@ -165,7 +165,7 @@ def _on_host(tree: Any) -> Any:
 
 def _prove() -> None:
     """Sees to it that no contender pays for the self-check: its outcome is kept on disk."""
-    from lazyinit.making.selfcheck import proofs_on
+    from lazyinit.make.selfcheck import proofs_on
 
     proofs_on(jax.default_backend())
 
@@ -210,7 +210,7 @@ def look(limit: int | None) -> dict[str, Any]:
     sys.path.insert(0, str(_TESTS))
     import cases_table  # Makes eight devices of a CPU.
 
-    from lazyinit.making import selfcheck
+    from lazyinit.make import selfcheck
 
     here = jax.default_backend()
     device = jax.local_devices()[0]

@@ -2,6 +2,6 @@
 
 import sys
 
-from lazyinit.cli import main
+from lazyinit.tools.cli import main
 
 sys.exit(main())

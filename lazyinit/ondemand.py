@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lazyinit.materialize import materialize
+from lazyinit._materialize import materialize
 from lazyinit.params import Extent, Index, Shape, Thunk
 from lazyinit.writing.arrays import DeviceArray
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import lazyinit as li
 from lazyinit import errors
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.matching.match import places
-from lazyinit.matching.unmatch import unmatch
+from lazyinit.match.match import places
+from lazyinit.match.unmatch import unmatch
 from lazyinit.rules.change import Frame, Grid, Layout
 from lazyinit.rules.check import check_rules
 from lazyinit.rules.joins import Concat, Split, Stack, Unstack

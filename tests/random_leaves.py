@@ -1,7 +1,7 @@
 """Random initializers, shapes, dtypes and shardings; random functions whose leaves share arithmetic.
 
 Eager JAX is the oracle. ``python tests/random_leaves.py --leaves 10000 --functions 1000`` runs as
-many as one likes; ``tests/test_random_leaves.py`` a sample of them.
+many as one likes; ``tests/make/test_random_leaves.py`` a sample of them.
 """
 
 import argparse

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from lazyinit import errors
+from lazyinit._fill import fill
 from lazyinit.checkpoint import open_checkpoint
-from lazyinit.fill import fill
 from lazyinit.params import LazyParam, StoredParam
 from lazyinit.rules.renames import Rename, strip_prefix
 from lazyinit.rules.rule import Rule

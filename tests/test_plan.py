@@ -11,7 +11,7 @@ from models import Decoder, Wrap
 from oracles import large_arrays_since, live
 
 import lazyinit as li
-from lazyinit.making import limits
+from lazyinit.make import limits
 
 IDS = jax.ShapeDtypeStruct((1, 4), "int32")
 

@@ -19,13 +19,7 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import nested
-from lazyinit.checkpoint.headers import (
-    DTYPES,
-    FETCH_AGAIN,
-    HEADER_LIMIT,
-    check_shape,
-    damaged,
-)
+from lazyinit.checkpoint.headers import DTYPES, FETCH_AGAIN, HEADER_LIMIT, check_shape, damaged
 from lazyinit.checkpoint.inline import InlineNumber
 from lazyinit.checkpoint.mapped import File, MappedTensor
 from lazyinit.checkpoint.memory import HeldTensor

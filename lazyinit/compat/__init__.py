@@ -1,6 +1,6 @@
 """The only package that touches names of JAX and Flax that are not public.
 
-Each shim says which version can drop it; ``tests/test_compat.py`` tests every one.
+Each shim says which version can drop it; ``tests/compat/test_compat.py`` tests every one.
 """
 
 from collections.abc import Sequence

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import compat, errors, paths, program
-from lazyinit.garbage import uncollected
+from lazyinit import compat, errors, paths
+from lazyinit.compat.garbage import uncollected
 from lazyinit.params import AnyKey, Key, LazyParam, RngPath, Thunk
+from lazyinit.program import equations as program
+from lazyinit.program.slices import Slice, SmallValues
+from lazyinit.program.tracing import trace
 from lazyinit.record.opaque import refuse_tracers, refuse_tracers_in_statics
-from lazyinit.slices import Slice, SmallValues
-from lazyinit.tracing import trace
 
 Shapes: TypeAlias = Sequence[tuple[str, jax.ShapeDtypeStruct]]
 

@@ -9,7 +9,7 @@ from treescope.renderers import TreescopeRenderer
 
 from lazyinit.params import StoredParam, Thunk, describe
 from lazyinit.sharding import describe as where
-from lazyinit.table import format_bytes
+from lazyinit.view.table import format_bytes
 
 _LAZY, _STORED = "oklch(0.88 0.08 85)", "oklch(0.88 0.07 235)"
 

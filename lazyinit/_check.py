@@ -1,0 +1,74 @@
+"""The verb ``check``: what of the fast ways is proven on this JAX and these devices."""
+
+import time
+from dataclasses import dataclass
+
+import jax
+
+from lazyinit.make import selfcheck
+from lazyinit.make.proofs import Proofs
+from lazyinit.view import table
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Check:
+    """What a self-check found; prints as a table.
+
+    Attributes:
+      where: the versions and the device.
+      is_tested: whether the suite of this package was run there, so that no check is needed.
+      passed: the kinds of steps that give the bits of eager JAX.
+      failed: the kinds that do not, and the canary that showed it. Leaves that need one are made
+        equation by equation, as eager JAX makes them.
+      seconds: how long it took.
+    """
+
+    where: str
+    is_tested: bool
+    passed: tuple[str, ...]
+    failed: dict[str, str]
+    seconds: float
+
+    def __str__(self) -> str:
+        title = (
+            f"{self.where}: {len(self.passed)} kinds of steps proven, {len(self.failed)} not, in "
+            f"{self.seconds:.1f} s"
+        )
+        rows: dict[tuple[str, str, str], list[str]] = {}
+        for kind in self.passed:
+            way, step, *dtype = kind.split()
+            rows.setdefault((way, step, "proven"), []).extend(dtype)
+        for kind, canary in self.failed.items():
+            way, step, *dtype = kind.split()
+            rows.setdefault((way, step, f"other bits, shown by {canary!r}"), []).extend(dtype)
+        cells = [(way, step, ", ".join(d), found) for (way, step, found), d in rows.items()]
+        text = table.render(title, ("way", "step", "dtypes", "found"), cells)
+        ends = [
+            "The test suite was run on these versions and this CPU: everything is taken as proven."
+            if self.is_tested
+            else "What is not proven is made equation by equation: the same bits, more slowly."
+        ]
+        return "\n".join([text, *ends])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def check(platform: str | None = None) -> Check:
+    """Runs the self-check: makes a set of canaries in the fast ways, and as eager JAX does.
+
+    ``materialize`` runs it by itself where it is needed, and remembers what it found in
+    ``$LAZYINIT_CACHE``, by default ``~/.cache/lazyinit``.
+
+    Args:
+      platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; ``None`` for JAX's default.
+
+    Returns:
+      What is proven, and what is not. Printed, it is a table.
+    """
+    platform = platform or jax.default_backend()
+    start = time.perf_counter()
+    found: Proofs = selfcheck.run(platform)
+    is_tested = selfcheck.environment(platform).is_tested
+    seconds = time.perf_counter() - start
+    return Check(found.where, is_tested, tuple(sorted(found.passed)), dict(found.failed), seconds)

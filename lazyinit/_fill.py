@@ -1,0 +1,263 @@
+"""Fills a tree of thunks from a checkpoint: names and headers only, nothing is read or made."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import errors, paths
+from lazyinit._provenance import provenance
+from lazyinit.checkpoint import Checkpoint, open_checkpoint
+from lazyinit.checkpoint.casts import same_kind
+from lazyinit.match import refusals
+from lazyinit.match.match import Match, Matching, Place, View, match, places, slashed
+from lazyinit.match.policies import (
+    MismatchWord,
+    MissingWord,
+    OnMismatch,
+    OnMissing,
+    OnUnexpected,
+    Policy,
+    UnexpectedWord,
+)
+from lazyinit.match.report import Entry, Report
+from lazyinit.params import LazyParam, StoredParam, Thunk
+from lazyinit.rules.check import AnyRule, check_rules
+
+Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
+
+
+def fill(
+    tree: Any,
+    checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
+    rules: Iterable[AnyRule] = (),
+    *,
+    at: str = "",
+    on_missing: OnMissing = "init",
+    on_unexpected: OnUnexpected = "report",
+    on_mismatch: OnMismatch = "error",
+) -> tuple[Any, Report]:
+    """Replaces each leaf that a checkpoint has by a ``StoredParam``; reads headers only.
+
+    Names that equal a path match by themselves, whether joined by ``/`` or ``.``; rules say what
+    else does. A leaf keeps its own dtype: a tensor of another dtype of the same kind (float,
+    integer, complex, bool) is cast when it is read. Layout follows the rule, never the shape.
+
+    Args:
+      tree: any pytree (hence ``Any``). Thunks and arrays are matched; other leaves, and PRNG
+        keys, stay as they are.
+      checkpoint: a file, a folder, a mapping of arrays (nested or flat), or what
+        ``open_checkpoint`` returned.
+      rules: how the checkpoint's names and layouts differ; ``lazyinit.TORCH`` for PyTorch's.
+      at: the subtree under which the checkpoint hangs, ``"params/bert"``.
+      on_missing: ``"init"`` leaves a leaf that the checkpoint lacks to be initialized; ``"error"``;
+        or a callable ``(path, leaf)`` that returns one of these words.
+      on_unexpected: ``"report"``, ``"ignore"`` or ``"error"`` for a tensor that makes no leaf; or a
+        callable ``(name, source)`` that returns one of these.
+      on_mismatch: ``"error"`` for a leaf whose tensor has another shape or kind; ``"init"`` leaves
+        it as it was; or a callable ``(path, leaf, source)`` that returns one of these, or another
+        leaf: ``lazyinit.overlap`` for one. A callable may raise ``FillError``, too.
+
+    Each policy may be a mapping from globs to such words and callables, over paths (for
+    ``on_unexpected`` over names of tensors): ``{"params/head/**": "init"}``. The first glob that
+    matches decides. What no glob matches is an error, so end with ``"**"`` to say otherwise.
+
+    Returns:
+      The tree, filled, and a report of what was done.
+
+    Raises:
+      CheckpointError: the checkpoint is broken, unsafe or of an unknown format.
+      FillError: no tensor matches at all, some do not fit, or a policy says so.
+      PathError: ``at`` names no subtree, or a glob of a policy matches nothing.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from lazyinit.params import LazyParam
+      >>> from lazyinit.rules.torch import TORCH
+      >>> zeros = jax.nn.initializers.zeros
+      >>> tree = {"params": {"fc": {"kernel": LazyParam((2, 3), "float32", zeros)}}}
+      >>> tree, report = fill(tree, {"fc.weight": np.ones((3, 2), "float32")}, TORCH)
+      >>> tree["params"]["fc"]["kernel"]
+      StoredParam(float32[2,3], the mapping:fc.weight.T)
+      >>> report.loaded
+      ('params/fc/kernel',)
+    """
+    rules = check_rules(rules)
+    opened = open_checkpoint(checkpoint)
+    everything = places(tree)
+    known = [place.path for place, leaf in everything if _is_array_like(leaf)]
+    missing_policy = Policy.of("on_missing", on_missing, get_args(MissingWord), known)
+    mismatch_policy = Policy.of("on_mismatch", on_mismatch, get_args(MismatchWord), known)
+    unexpected_policy = Policy.of(
+        "on_unexpected", on_unexpected, get_args(UnexpectedWord), list(opened)
+    )
+    at = _check_at(at, [place for place, _ in everything])
+    fillable = [place for place, leaf in everything if _is_fillable(leaf)]
+    _check_distinct(place for place, leaf in everything if _is_array_like(leaf))
+    if not opened:
+        raise errors.FillError(
+            f"{opened.origin}: the checkpoint holds no tensors. Is it the right one?"
+        )
+    found = match(fillable, opened, rules=rules, at=at)
+    if fillable and not found.matches:
+        raise errors.FillError(refusals.nothing_matches(fillable, opened, rules))
+
+    entries = {
+        place.path: _entry(place, leaf, found.matches.get(place.path), opened)
+        for place, leaf in everything
+        if _is_array_like(leaf)
+    }
+    asked = _Asked(missing_policy, mismatch_policy, unexpected_policy)
+    adapted = asked.mismatched(everything, entries, found, opened)
+    absent = asked.missing(everything, entries)
+    asked.problems += refusals.missing(absent, entries, opened, View.of(fillable, at), rules)
+    extra = asked.unexpected(opened, found)
+    if asked.problems:
+        raise errors.FillError(errors.listing(asked.problems))
+
+    for path in adapted:
+        entries[path] = replace(entries[path], status="adapted")
+    filled = adapted | {
+        place.path: StoredParam(
+            leaf.shape, leaf.dtype, found.matches[place.path].source, path=place.path
+        )
+        for place, leaf in everything
+        if place.path in entries and entries[place.path].status == "loaded"
+    }
+    tree = paths.replace_leaves(tree, [filled.get(p.path, leaf) for p, leaf in everything])
+    return tree, Report(
+        opened.origin, (*entries.values(), *extra), found.unused_rules, provenance(tree)
+    )
+
+
+class _Asked:
+    """What the policies said, case by case; problems are collected."""
+
+    def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy) -> None:
+        self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected
+        self.problems: list[str] = []
+
+    def mismatched(
+        self, leaves: Leaves, entries: Mapping[str, Entry], found: Matching, checkpoint: Checkpoint
+    ) -> dict[str, Any]:  # Any: a leaf, and what a callable puts in its place.
+        """Returns, by path, what goes in place of leaves whose tensors do not fit."""
+        adapted: dict[str, Any] = {}
+        for place, leaf in leaves:
+            entry = entries.get(place.path)
+            if entry is None or entry.status != "mismatched":
+                continue
+            match = found.matches[place.path]
+            # Of tensors that cannot make the leaf, whatever its shape, no callable is asked.
+            case = () if match.problem else (leaf, match.source)
+            answer = self._ask(self._mismatch, place.path, *case)
+            if answer == "error":
+                self.problems.append(refusals.mismatch(entry, match.problem, checkpoint))
+            elif _is_array_like(answer):
+                self.problems += refusals.unlike(place.path, leaf, answer)
+                adapted[place.path] = answer
+            else:
+                self._check_word(self._mismatch, place.path, answer, ", or a leaf")
+        return adapted
+
+    def missing(self, leaves: Leaves, entries: Mapping[str, Entry]) -> list[Place]:
+        """Returns the places of leaves that may not be missing, and are."""
+        refused = []
+        for place, leaf in leaves:
+            if not _is_fillable(leaf) or entries[place.path].status != "missing":
+                continue
+            answer = self._ask(self._missing, place.path, leaf)
+            if answer == "error":
+                refused.append(place)
+            else:
+                self._check_word(self._missing, place.path, answer)
+        return refused
+
+    def unexpected(self, checkpoint: Checkpoint, found: Matching) -> list[Entry]:
+        """Returns the entries of the tensors left over that are to be reported."""
+        reported = []
+        for entry in _unexpected(checkpoint, found):
+            answer = self._ask(self._unexpected, entry.path, checkpoint[entry.tensor])
+            if answer == "error":
+                self.problems.append(refusals.left_over(entry))
+            elif answer == "report":
+                reported.append(entry)
+            else:
+                self._check_word(self._unexpected, entry.path, answer)
+        return reported
+
+    def _ask(self, policy: Policy, path: str, *case: Any) -> Any:
+        try:
+            return policy.decide(path, *case)
+        except errors.FillError as error:
+            self.problems.append(str(error))
+            return policy.words[0] if policy.words[0] != "error" else policy.words[1]
+
+    def _check_word(self, policy: Policy, path: str, answer: object, others: str = "") -> None:
+        if not policy.knows(answer):
+            self.problems.append(policy.refuse(path, answer, others))
+
+
+def _check_at(at: str, leaves: Sequence[Place]) -> str:
+    at = slashed(at).strip("/")
+    if at and not any(place.name.startswith(at + "/") for place in leaves):
+        subtrees = {"/".join(keys[:n]) for keys in _keys(leaves) for n in range(1, len(keys))}
+        raise errors.PathError(
+            f"{at}: at= wants a subtree of the tree, which has none at this path"
+            f"{errors.nearest(at, sorted(subtrees))}"
+        )
+    return at
+
+
+def _keys(leaves: Sequence[Place]) -> Iterator[list[str]]:
+    return (place.name.split("/") for place in leaves)
+
+
+def _check_distinct(leaves: Iterable[Place]) -> None:
+    paths_by_name: dict[str, str] = {}
+    for place in leaves:
+        if place.name in paths_by_name:
+            raise errors.FillError(
+                f"{place.path}: wanted one leaf of this name, but {paths_by_name[place.name]!r} "
+                "goes by it too, as '.' and '/' mean the same. Fill them as trees of their own."
+            )
+        paths_by_name[place.name] = place.path
+
+
+def _is_array_like(leaf: object) -> bool:
+    return isinstance(leaf, Thunk | jax.Array | np.ndarray | np.generic)
+
+
+def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
+    return _is_array_like(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _entry(place: Place, leaf: Any, found: Match | None, checkpoint: Checkpoint) -> Entry:
+    if found is None:
+        status = "missing" if isinstance(leaf, LazyParam) else "kept"
+        return Entry(place.path, status, leaf.shape, leaf.dtype, "", leaf.shape, leaf.dtype)
+    source = found.source
+    fits = source.shape == leaf.shape and same_kind(source.dtype, leaf.dtype)
+    first = checkpoint[found.tensors[0]] if found.tensors else source
+    return Entry(
+        place.path,
+        "loaded" if fits and not found.problem else "mismatched",
+        leaf.shape,
+        leaf.dtype,
+        refusals.called(found.tensors) or repr(source),
+        first.shape,
+        first.dtype,
+        found.tensors,
+    )
+
+
+def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[Entry, ...]:
+    used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
+    return tuple(
+        Entry(name, "unexpected", tensor.shape, tensor.dtype, name, tensor.shape, tensor.dtype)
+        for name, tensor in checkpoint.items()
+        if name not in used
+    )

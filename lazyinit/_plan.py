@@ -1,0 +1,283 @@
+"""Thunks and shardings -> bytes: what ``materialize`` will do, before it does it. Pure."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import jax
+from jax.sharding import Sharding
+
+from lazyinit import compat
+from lazyinit import paths as tree_paths
+from lazyinit import sharding as shardings
+from lazyinit._overlap import OverlapParam
+from lazyinit.make import limits
+from lazyinit.make.selfcheck import proofs_on
+from lazyinit.make.ways import Compile, Replay, draw_of, whole_of
+from lazyinit.params import LazyParam, Source, StoredParam, Thunk, cast_dtype, describe, label
+from lazyinit.program.slices import Slice
+from lazyinit.view import table
+
+Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable.
+
+
+@dataclass(frozen=True, slots=True)
+class LeafPlan:
+    """What will be done with one leaf.
+
+    Attributes:
+      path: where it is.
+      action: ``"initialize"``, ``"load"``, ``"overlap"`` (initialize, then load a part over it),
+        ``"move"`` (an array that gets another sharding or dtype), ``"share"`` (the same array as
+        at an earlier path) or ``"keep"``.
+      shape: of the whole array.
+      dtype: that it will have.
+      nbytes: of the whole array.
+      bytes_per_device: of the shard that each device of ``sharding`` gets; 0 for ``"share"`` and
+        ``"keep"``, which bring nothing new.
+      sharding: where it goes; ``None`` is the default device.
+      origin: what makes it: an initializer, or a file.
+      loaded_nbytes: of the part that is loaded, in the dtype that it will have: all of it, none,
+        or the part that an ``"overlap"`` has from the checkpoint.
+    """
+
+    path: str
+    action: str
+    shape: tuple[int, ...]
+    dtype: Any
+    nbytes: int
+    bytes_per_device: int
+    sharding: Sharding | None
+    origin: str
+    loaded_nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan:
+    """What ``materialize`` will do; prints as a table.
+
+    Attributes:
+      leaves: one entry for each array or thunk of the tree, in its order.
+      bytes_per_device: bytes that arrive on each device, by device.
+      peak_bytes_per_device: these, and what is needed beside them while they are made: a bound for
+        leaves that are drawn or read, an estimate for leaves with a program of their own
+        (``docs/performance.md``).
+      unused_rules: patterns of ``shard_by_rules`` that match no leaf.
+    """
+
+    leaves: tuple[LeafPlan, ...]
+    bytes_per_device: Mapping[Device, int]
+    peak_bytes_per_device: Mapping[Device, int]
+    unused_rules: tuple[str, ...] = ()
+
+    def bytes_of(self, action: str) -> int:
+        """Returns the bytes, over all devices' distinct shards, of the leaves with this action.
+
+        An ``"overlap"`` is counted under ``"initialize"`` as well, whole, and under ``"load"`` with
+        the part that is loaded.
+        """
+        actions = (action, "overlap") if action == "initialize" else (action,)
+        total = sum(leaf.nbytes for leaf in self.leaves if leaf.action in actions)
+        overlaps = (leaf for leaf in self.leaves if leaf.action == "overlap")
+        return total + (sum(x.loaded_nbytes for x in overlaps) if action == "load" else 0)
+
+    def __str__(self) -> str:
+        counts, sizes = Counter[str](), Counter[str]()
+        for leaf in self.leaves:
+            counts[leaf.action] += 1
+            sizes[leaf.action] += leaf.nbytes
+        parts = [f"{n} {a} ({table.format_bytes(sizes[a])})" for a, n in counts.items()]
+        rows = table.fold(
+            (
+                leaf.path,
+                leaf.action,
+                describe(leaf.shape, leaf.dtype),
+                leaf.origin,
+                shardings.describe(leaf.sharding),
+                table.format_bytes(leaf.bytes_per_device),
+            )
+            for leaf in self.leaves
+        )
+        columns = ("path", "leaves", "action", "array", "from", "sharding", "bytes per device")
+        cells = [(row.label, str(row.count), *row.cells) for row in rows]
+        title = f"{len(self.leaves)} leaves: {', '.join(parts)}"
+        text = table.render(title, columns, cells, right=("leaves", "bytes per device"))
+        return "\n".join([text, *self._per_device(), *self._unused()])
+
+    def _per_device(self) -> list[str]:
+        sizes: dict[int, list[Device]] = {}
+        for device, size in self.bytes_per_device.items():
+            sizes.setdefault(size, []).append(device)
+        return [
+            f"{table.format_bytes(size)} on {'each of ' if len(devices) > 1 else ''}"
+            f"{', '.join(map(str, devices[:8]))}{', ...' if len(devices) > 8 else ''}"
+            for size, devices in sizes.items()
+        ]
+
+    def _unused(self) -> list[str]:
+        return [f"sharding rule {pattern!r} matches no leaf" for pattern in self.unused_rules]
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def plan(
+    tree: Any,
+    sharding: shardings.ShardingLike = None,
+    *,
+    paths: tree_paths.Paths = None,
+    dtype: Any = None,
+) -> Plan:
+    """Says what ``materialize`` with the same arguments will do, and allocates nothing.
+
+    Args:
+      tree: any pytree with thunks among its leaves.
+      sharding: as for ``materialize``.
+      paths: as for ``materialize``.
+      dtype: as for ``materialize``.
+
+    Returns:
+      What is done with each leaf, and the bytes that arrive on each device.
+
+    Raises:
+      PathError: a pattern selects nothing.
+      ShardingError: a sharding does not fit a leaf.
+
+    Example:
+      >>> import jax, flax.linen as nn, lazyinit as li
+      >>> x = jax.ShapeDtypeStruct((1, 512), "float32")
+      >>> tree = li.lazy(nn.Dense(1024)).init(jax.random.key(0), x)
+      >>> li.plan(tree).bytes_of("initialize")
+      2101248
+    """
+    leaves = tree_paths.leaves_with_paths(tree)
+    selected = tree_paths.select(paths, leaves)
+    placements = shardings.resolve(sharding, tree, leaves, selected)
+    seen: set[Any] = set()
+    planned = []
+    arriving: Counter[Device] = Counter()
+    beside: dict[Device, list[int]] = {}
+    in_threads: dict[Device, dict[str, int]] = {}
+    for (path, leaf), chosen, placement in zip(leaves, selected, placements, strict=True):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            continue
+        target = cast_dtype(leaf.dtype, dtype) if chosen else leaf.dtype
+        action = _action(leaf, chosen, placement, target)
+        if action != "keep" and (id(leaf), placement, target) in seen:
+            action = "share"
+        seen.add((id(leaf), placement, target))
+        nbytes = leaf.size * target.itemsize
+        shard = 0
+        if action not in ("keep", "share"):
+            shape = leaf.shape if placement is None else placement.shard_shape(leaf.shape)
+            shard = nbytes // max(leaf.size, 1) * math.prod(shape)
+            devices = {_default_device()} if placement is None else placement.device_set
+            needed = _beside(leaf, placement, shard)
+            for n, device in enumerate(sorted(devices, key=lambda d: d.id)):
+                arriving[device] += shard
+                beside.setdefault(device, []).append(needed.each + (needed.first if n == 0 else 0))
+                in_threads.setdefault(device, {}).update(needed.shared)
+        item = nbytes // max(leaf.size, 1)
+        loaded = {"load": nbytes, "overlap": item * _stored_size(leaf)}.get(action, 0)
+        origin = _origin(leaf)
+        planned.append(
+            LeafPlan(path, action, leaf.shape, target, nbytes, shard, placement, origin, loaded)
+        )
+    unused = (
+        sharding.unused([path for path, _ in leaves])
+        if isinstance(sharding, shardings.ShardByRules)
+        else []
+    )
+    peak = {
+        d: n + sum(in_threads[d].values()) + sum(sorted(beside[d])[-limits.IN_FLIGHT :])
+        for d, n in arriving.items()
+    }
+    return Plan(tuple(planned), dict(arriving), peak, tuple(unused))
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """Bytes that are needed beside the arrays while a leaf is made or read.
+
+    Attributes:
+      shared: by what they are for, of threads that make any number of such leaves.
+      each: on each device that gets a shard.
+      first: on one device more, where the leaf is made before it is cut.
+    """
+
+    shared: Mapping[str, int] = field(default_factory=dict)
+    each: int = 0
+    first: int = 0
+
+
+def _beside(leaf: Any, placement: Sharding | None, shard: int) -> _Beside:
+    threads = os.cpu_count() or 1
+    match leaf:
+        case StoredParam():
+            on_cpu = shardings.platform_of(placement) == "cpu"
+            pieces = {"pieces": threads * limits.PIECE}
+            return _Beside(shared=pieces if on_cpu else {})  # Elsewhere, of the host: transfer.
+        case OverlapParam():
+            rest = _beside(leaf.rest, placement, shard)
+            if rest.shared:
+                return replace(rest, shared={**rest.shared, "pieces": threads * limits.PIECE})
+            return replace(rest, each=max(limits.PIECE, rest.each))
+        case LazyParam(init_fn=Slice() as init_fn):
+            if draw_of(init_fn, placement, proofs_on):
+                return _Beside(shared={"sheets": threads * limits.SHEET_BYTES})
+            match whole_of([init_fn], placement, proofs_on)[1]:
+                case Compile():
+                    return _Beside(each=limits.TEMPORARIES * shard)
+                case Replay():
+                    is_cut = shard < leaf.nbytes
+                    return _Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes)
+        case LazyParam():
+            return _Beside(first=(limits.TEMPORARIES + 1) * leaf.nbytes)
+        case _:
+            return _Beside()
+
+
+def _action(leaf: Any, chosen: bool, placement: Sharding | None, target: Any) -> str:
+    match leaf:
+        case LazyParam() if chosen:
+            return "initialize"
+        case StoredParam() if chosen:
+            return "load"
+        case OverlapParam() if chosen:
+            return "overlap"
+        case Thunk():
+            return "keep"
+    moved = chosen and (target != leaf.dtype or placement not in (None, _placement(leaf)))
+    return "move" if moved else "keep"
+
+
+def _placement(leaf: Any) -> Sharding | None:
+    return getattr(leaf, "sharding", None)
+
+
+def _stored_size(leaf: Any) -> int:
+    return math.prod(leaf.stored.shape) if isinstance(leaf, OverlapParam) else 0
+
+
+def _origin(leaf: Any) -> str:
+    match leaf:
+        case OverlapParam():
+            return f"{_file(leaf.stored)} over {label(leaf.rest.init_fn)}"
+        case LazyParam():
+            return label(leaf.init_fn)
+        case StoredParam():
+            return _file(leaf.source)
+        case _:
+            return ""
+
+
+def _file(source: Source) -> str:
+    return os.path.basename(source.origin.rstrip("/")) or source.origin
+
+
+def _default_device() -> Device:
+    device = compat.setting("jax_default_device")
+    return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]

@@ -1,0 +1,117 @@
+"""``from_pretrained``: record, fill and materialize in one call."""
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lazyinit._fill import fill
+from lazyinit._lazy import lazy
+from lazyinit._materialize import materialize
+from lazyinit.match.policies import OnMismatch, OnMissing, OnUnexpected
+from lazyinit.match.report import Report
+from lazyinit.rules.check import AnyRule
+from lazyinit.sharding import ShardingLike
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+
+def from_pretrained(
+    model: Any,
+    checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
+    rngs: Any,
+    *args: Any,
+    rules: Iterable[AnyRule] = (),
+    at: str = "",
+    sharding: ShardingLike = None,
+    dtype: Any = None,
+    on_missing: OnMissing = "init",
+    on_unexpected: OnUnexpected = "report",
+    on_mismatch: OnMismatch = "error",
+    progress: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, Report]:
+    """Makes a model's parameters: from a checkpoint what it has, from their keys the others.
+
+    The same as ``lazy``, ``fill`` and ``materialize``, one after the other. Nothing is allocated
+    before names, shapes, policies and shardings are known to fit.
+
+    Args:
+      model: what ``lazy`` takes: a Linen module, an NNX module class or a function that makes an
+        NNX module, or a pure function of a key. Models and their arguments may be of any type.
+      checkpoint: as for ``fill``.
+      rngs: a key, a dict of keys by stream, or an ``nnx.Rngs``: the first argument of
+        ``module.init`` or of the function; for NNX passed as ``rngs=`` (a key as
+        ``nnx.Rngs(key)``).
+      *args: the other arguments of ``module.init``, of the class or of the function; a
+        ``jax.ShapeDtypeStruct`` will do for an array.
+      rules: as for ``fill``.
+      at: as for ``fill``.
+      sharding: as for ``materialize``.
+      dtype: as for ``materialize``: of all floating-point leaves.
+      on_missing: as for ``fill``.
+      on_unexpected: as for ``fill``.
+      on_mismatch: as for ``fill``.
+      progress: as for ``materialize``.
+      **kwargs: as ``args``.
+
+    Returns:
+      The tree that ``module.init`` would have returned, or the NNX module; and the report of
+      ``fill``, whose ``provenance`` says of each leaf where it came from.
+
+    Raises:
+      LazyinitError: as ``lazy``, ``fill`` and ``materialize`` do.
+
+    Example:
+      >>> import jax, flax.linen as nn, numpy as np, lazyinit as li
+      >>> x = jax.ShapeDtypeStruct((1, 3), "float32")
+      >>> checkpoint = {"weight": np.ones((2, 3), "float32")}
+      >>> params, report = li.from_pretrained(
+      ...     nn.Dense(2), checkpoint, jax.random.key(0), x, rules=li.TORCH
+      ... )
+      >>> params["params"]["kernel"].shape, report.missing
+      ((3, 2), ('params/bias',))
+    """
+    graphdef, tree = _record(model, rngs, args, kwargs)
+    tree, report = fill(
+        tree,
+        checkpoint,
+        rules,
+        at=at,
+        on_missing=on_missing,
+        on_unexpected=on_unexpected,
+        on_mismatch=on_mismatch,
+    )
+    made = materialize(tree, sharding=sharding, dtype=dtype, progress=progress)
+    return _merged(graphdef, made), report
+
+
+def _record(
+    model: Any, rngs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> "tuple[list[nnx.GraphDef[Any]], Any]":
+    """Returns the lazy tree, and for an NNX module its graph definition."""
+    import flax.linen as nn
+    from flax import nnx
+
+    if isinstance(model, nn.Module):
+        return [], lazy(model).init(rngs, *args, **kwargs)
+    is_nnx_class = inspect.isclass(model) and issubclass(model, nnx.Module)
+    if is_nnx_class and not isinstance(rngs, nnx.Rngs):
+        rngs = nnx.Rngs(rngs)
+    if isinstance(rngs, nnx.Rngs):
+        recorded = lazy(model)(*args, rngs=rngs, **kwargs)
+    else:
+        recorded = lazy(model)(rngs, *args, **kwargs)
+    match recorded:
+        case (nnx.GraphDef() as graphdef, tree):
+            return [graphdef], tree
+    return [], recorded
+
+
+def _merged(graphdef: "list[nnx.GraphDef[Any]]", tree: Any) -> Any:
+    if not graphdef:
+        return tree
+    from flax import nnx
+
+    return nnx.merge(graphdef[0], tree)

@@ -1,0 +1,119 @@
+"""A lazy tree under other keys: the tree that another seed would have given, not traced again."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from lazyinit import errors, paths
+from lazyinit._overlap import OverlapParam
+from lazyinit.params import AnyKey, Key, LazyParam, RngPath, TracedKey
+from lazyinit.program.slices import Slice
+
+
+def reseed(tree: Any, rngs: Any) -> Any:
+    """Returns the lazy tree that other keys would have given; nothing is traced or allocated.
+
+    Args:
+      tree: any pytree with ``LazyParam`` leaves.
+      rngs: a key, in place of the key that was given alone (for Linen that of ``params``); or a
+        dict of keys by stream, or an ``nnx.Rngs``. Streams that it lacks keep their keys. Of the
+        kind of the keys that they replace: typed or raw, of the same PRNG implementation. The
+        counts of an ``nnx.Rngs`` are those of the recording.
+
+    Returns:
+      The tree with new root keys in its ``LazyParam`` leaves, and where an ``OverlapParam``
+      initializes; other leaves stay as they are.
+
+    Raises:
+      RngsError: a key of another kind, or for a stream that the tree does not use.
+      RecordError: the model's Python code looked at a value that came from one of these keys, so
+        that under another key it might have made other leaves.
+
+    Example:
+      >>> import jax, flax.linen as nn, lazyinit as li
+      >>> x = jax.ShapeDtypeStruct((1, 4), "float32")
+      >>> tree = li.lazy(nn.Dense(3)).init(jax.random.key(0), x)
+      >>> li.reseed(tree, jax.random.key(1)) == li.lazy(nn.Dense(3)).init(jax.random.key(1), x)
+      False
+    """
+    leaves = paths.leaves_with_paths(tree)
+    lazy = [(path, made) for path, leaf in leaves for made in _initialized(leaf)]
+    roots: dict[str, AnyKey] = {}
+    for _, leaf in lazy:
+        roots |= leaf.rng_path.roots
+    fresh = _by_stream(rngs, roots)
+    for stream, key in fresh.items():
+        _check(stream, key, roots[stream])
+    problems = [
+        f"{path}: wanted a leaf that is the same program under any key, but the model's Python "
+        f"code looked at a value that came from {', '.join(map(repr, sorted(seen)))} while it was "
+        "recorded. Record the model again with the new key."
+        for path, leaf in lazy
+        if isinstance(leaf.init_fn, Slice) and (seen := leaf.init_fn.program.looked_at & set(fresh))
+    ]
+    if problems:
+        raise errors.RecordError(errors.listing(problems))
+    made: dict[int, LazyParam] = {}  # A thunk at two places stays one.
+    for _, leaf in lazy:
+        path = leaf.rng_path
+        changed = {stream: fresh.get(stream, key) for stream, key in path.roots.items()}
+        new = RngPath(changed, path.folded, path.fold)
+        made[id(leaf)] = leaf if new == path else replace(leaf, rng_path=new)
+    overlaps = [leaf for _, leaf in leaves if isinstance(leaf, OverlapParam)]
+    placed = {id(leaf): replace(leaf, rest=made[id(leaf.rest)]) for leaf in overlaps} | made
+    return paths.replace_leaves(tree, [placed.get(id(leaf), leaf) for _, leaf in leaves])
+
+
+def _initialized(leaf: Any) -> list[LazyParam]:
+    """Returns what makes a leaf, or the rest of it, from a key; nothing for other leaves."""
+    if isinstance(leaf, OverlapParam):
+        return [leaf.rest]
+    return [leaf] if isinstance(leaf, LazyParam) else []
+
+
+def _by_stream(rngs: Any, roots: Mapping[str, AnyKey]) -> dict[str, AnyKey]:
+    if isinstance(rngs, jax.Array | np.ndarray):
+        stream = next(iter(roots)) if len(roots) == 1 else "params"
+        if roots and stream not in roots:
+            raise errors.RngsError(
+                f"reseed: wanted a dict of keys by stream ({', '.join(map(repr, sorted(roots)))}), "
+                "got one key. Say which it replaces."
+            )
+        return {stream: Key.of(rngs)} if roots else {}
+    fresh = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(rngs):
+        name = paths.path_string(key_path)
+        if name.endswith("/count/value"):  # Of an nnx.Rngs.
+            continue
+        stream = name.removesuffix("/key/value")
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise errors.RngsError(
+                f"reseed: rngs[{stream!r}]: wanted a key such as jax.random.key(0), got "
+                f"{type(leaf).__name__}."
+            )
+        fresh[stream] = Key.of(leaf)
+    used = {stream: key for stream, key in fresh.items() if stream in roots}
+    if roots and not used:
+        known, got = (", ".join(map(repr, sorted(streams))) for streams in (roots, fresh))
+        raise errors.RngsError(
+            f"reseed: wanted a key for a stream that the tree uses ({known}), got {got or 'none'}."
+        )
+    return used
+
+
+def _check(stream: str, key: AnyKey, replaced: AnyKey) -> None:
+    if isinstance(key, TracedKey) or isinstance(replaced, TracedKey):
+        return
+    wanted, got = ((k.typed, k.impl, k.shape) for k in (replaced, key))
+    if wanted != got:
+        raise errors.RngsError(
+            f"reseed: rngs[{stream!r}]: wanted a key of the kind that it replaces, "
+            f"{_kind(replaced)}, got {_kind(key)}. Make it so, or record the model again."
+        )
+
+
+def _kind(key: Key) -> str:
+    return f"{'a typed' if key.typed else 'a raw'} {key.impl} key of {key.shape[-1]} words"

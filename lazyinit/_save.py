@@ -1,0 +1,152 @@
+"""``save``: a tree -> a Hugging Face folder of safetensors files, rules read backwards."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import compat, errors
+from lazyinit._overlap import OverlapParam
+from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.match.match import Place, places
+from lazyinit.match.unmatch import unmatch
+from lazyinit.ondemand import Maker, OnDemand
+from lazyinit.params import LazyParam, Source, StoredParam, Thunk, describe
+from lazyinit.rules.check import AnyRule, check_rules
+from lazyinit.sources.single import AsDtype
+from lazyinit.writing.arrays import DeviceArray
+from lazyinit.writing.folder import local_path, planned, write_folder
+
+Lazy: TypeAlias = Literal["refuse", "make"]
+
+_PT = MappingProxyType({"format": "pt"})
+
+
+def save(
+    tree: Any,
+    folder: str | os.PathLike[str],
+    *,
+    rules: Iterable[AnyRule] = (),
+    at: str = "",
+    max_shard_size: int | str = "5GB",
+    metadata: Mapping[str, str] = _PT,
+    lazy: Lazy = "refuse",
+) -> None:
+    """Writes the leaves of a tree as safetensors, as Hugging Face's libraries read them.
+
+    One file, ``model.safetensors``, or several and an index. The host holds a piece of one tensor
+    at a time: arrays are gathered from their shards by pieces, stored leaves go from file to file.
+    A reader of the folder finds the old checkpoint or the new one at every instant, also if the
+    process is killed; other files in the folder stay. With several processes all of them must
+    call this, and the first one writes.
+
+    Args:
+      tree: any pytree of arrays, numbers and thunks.
+      folder: where to; is made if it is not there.
+      rules: as for ``fill``, with which it would be read: read backwards, they give names and
+        layouts. Without a rule a tensor goes by the path of its leaf.
+      at: as for ``fill``: only the subtree there is saved.
+      max_shard_size: bytes of values in one file: a number, or text such as ``"5GB"`` (five
+        billion) or ``"512MiB"``. A tensor that is larger has a file of its own.
+      metadata: what the files say beside the tensors, text by text. transformers wants a
+        ``"format"``, and ``"pt"`` stands for PyTorch's names and layouts.
+      lazy: what to do with leaves that are not made yet: ``"refuse"``, or ``"make"`` them one by
+        one, on the default device, and let each go once it is written.
+
+    Raises:
+      NotMaterializedError: leaves are not made yet, and ``lazy`` does not say to make them.
+      SaveError: a leaf that is no array, a dtype that safetensors has not, a folder in which
+        another process is saving; all problems with leaves at once.
+      FillError: a rule cannot be read backwards.
+      PathError: ``at`` names no subtree.
+      WriteError: no space, no permission; the checkpoint that was there still is.
+
+    Example:
+      >>> import tempfile, numpy as np, lazyinit as li
+      >>> tree = {"params": {"fc": {"kernel": np.ones((2, 3), "float32")}}}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     li.save(tree, folder, rules=li.TORCH)
+      ...     li.open_checkpoint(folder)["fc.weight"].shape
+      (3, 2)
+    """
+    if lazy not in get_args(Lazy):
+        raise errors.SaveError(f"lazy: wanted one of 'refuse', 'make', got {lazy!r}.")
+    path, rules = local_path(folder), check_rules(rules)
+    leaves = [(p, x) for p, x in places(tree) if _is_below(p, at)]
+    if not leaves:
+        everything = [p.path for p, _ in places(tree)]
+        raise errors.PathError(
+            f"{at}: at= wants a subtree of the tree, which has {len(everything)} leaves and none "
+            f"there{errors.nearest(at, everything)}"
+            if at
+            else "save: wanted a tree with leaves, got one that has none."
+        )
+    _check(leaves, lazy)
+    maker = Maker()
+    sources = [(place, _source(place.path, leaf, maker)) for place, leaf in leaves]
+    plans = planned(
+        unmatch(sources, rules=rules, at=at), metadata=metadata, max_shard_size=max_shard_size
+    )
+    if jax.process_count() == 1:
+        write_folder(path, plans)
+        return
+    from lazyinit.writing.together import write_together
+
+    spread = {p.path for p, x in sources if isinstance(x, DeviceArray) and x.is_spread}
+    ordered = [source for plan in plans for _, source in plan.tensors]
+    write_together(ordered, spread, lambda read: write_folder(path, plans, read))
+
+
+def _is_below(place: Place, at: str) -> bool:
+    at = at.replace(".", "/").strip("/")
+    return not at or place.name.startswith(at + "/")
+
+
+def _check(leaves: Sequence[tuple[Place, Any]], lazy: Lazy) -> None:
+    not_made = [
+        f"{place.path}: wanted an array or a leaf from a checkpoint, got {leaf!r}, which is not "
+        'made yet. Make it with lazyinit.materialize, or one by one with lazy="make".'
+        for place, leaf in leaves
+        if isinstance(leaf, LazyParam | OverlapParam)
+    ]
+    if not_made and lazy == "refuse":
+        raise errors.NotMaterializedError(errors.listing(not_made))
+    problems = [problem for place, leaf in leaves if (problem := _problem(place.path, leaf))]
+    if problems:
+        raise errors.SaveError(errors.listing(problems))
+
+
+def _problem(path: str, leaf: Any) -> str:
+    if isinstance(leaf, bool | int | float | complex):
+        return ""
+    if not isinstance(leaf, Thunk | jax.Array | np.ndarray | np.generic):
+        return f"{path}: wanted an array, got {type(leaf).__name__}. Leave it out of the tree."
+    if compat.is_tracer(leaf):
+        return f"{path}: wanted an array with values, got a tracer. Save outside of jax.jit."
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return (
+            f"{path}: wanted an array of numbers, got {describe(leaf.shape, leaf.dtype)}. Save "
+            "jax.random.key_data of it, or leave it out of the tree."
+        )
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        return f"{path}: wanted an array with values, got one that was deleted or donated."
+    return ""
+
+
+def _source(path: str, leaf: Any, maker: Maker) -> Source:
+    match leaf:
+        case StoredParam():
+            same = leaf.source.dtype == leaf.dtype
+            return leaf.source if same else AsDtype(leaf.source, leaf.dtype)
+        case Thunk():
+            return OnDemand(path, leaf, maker)
+        case jax.Array():
+            return DeviceArray(path, leaf)
+        case _:
+            held = HeldTensor(path, np.asarray(leaf))
+            native = held.dtype.newbyteorder("=")
+            return held if native == held.dtype else AsDtype(held, native)

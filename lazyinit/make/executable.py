@@ -1,0 +1,228 @@
+"""Compiled programs: one per signature, dtype and sharding, kept for the next call."""
+
+import collections
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from lazyinit import compat
+from lazyinit.make.elementwise import Elementwise
+from lazyinit.make.limits import COLUMNS, ROWS
+from lazyinit.make.threefry import fold_in
+from lazyinit.params import Key, RngPath
+from lazyinit.program.equations import Value, is_key
+from lazyinit.program.slices import SmallValues, Work
+
+Executable: TypeAlias = Any  # What jax.stages.Compiled is: called with the arguments, gives arrays.
+
+_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """How an input of a work is handed to its compiled program.
+
+    Keys go in as raw words, which every mesh and every host can take.
+
+    Attributes:
+      kind: ``"plain"``, ``"key"``, or ``"folded"``: a root key and what to fold into it.
+      impl: the PRNG implementation of a key.
+      typed: whether the work wants the key typed.
+    """
+
+    kind: str
+    impl: str = ""
+    typed: bool = True
+
+    @property
+    def is_key(self) -> bool:
+        """Whether it is a key."""
+        return self.kind != "plain"
+
+    def decode(self, *parts: Any) -> Any:
+        """Returns the input (under the trace of the program) from what was handed in."""
+        if self.kind == "plain":
+            return parts[0]
+        key = jax.random.wrap_key_data(parts[0], impl=self.impl)
+        if self.kind == "folded":
+            key = jax.random.fold_in(key, parts[1])
+        return key if self.typed else jax.random.key_data(key)
+
+
+def encode(
+    work: Work, own_keys: Mapping[Value, RngPath], small: SmallValues
+) -> tuple[tuple[Argument, ...], list[tuple[Any, ...]]]:
+    """Returns how each input of a work is handed in, and the host values to hand in.
+
+    Args:
+      work: what will run.
+      own_keys: the inputs that are a parameter's own key, and how to make it.
+      small: the other keys and scalars.
+    """
+    arguments, parts = [], []
+    for value in work.inputs:
+        if value in own_keys:
+            argument, words = encode_key(own_keys[value])
+            arguments.append(argument)
+            parts.append(words)
+            continue
+        array = small[value]
+        if is_key(work.program.avals[value]):
+            arguments.append(Argument("key", str(jax.random.key_impl(array))))
+            parts.append((np.asarray(jax.random.key_data(array)),))
+        else:
+            arguments.append(Argument("plain"))
+            parts.append((_on_host(array, work.program.avals[value]),))
+    return tuple(arguments), parts
+
+
+def encode_key(path: RngPath) -> tuple[Argument, tuple[Any, ...]]:
+    """Returns how a leaf's own key is handed in, and the host values to hand in."""
+    (root,) = path.roots.values()
+    assert isinstance(root, Key), "a traced key has no value to hand in"
+    words = np.frombuffer(root.data, np.uint32).reshape(root.shape)
+    if path.fold < 0:
+        return Argument("key", root.impl, root.typed), (words,)
+    if root.impl == "threefry2x32" and words.shape == (2,):
+        return Argument("key", root.impl, root.typed), (fold_in(words, path.fold),)
+    return Argument("folded", root.impl, root.typed), (words, np.uint32(path.fold))
+
+
+def _on_host(array: Any, aval: Any) -> Any:
+    if aval.weak_type and aval.shape == ():
+        return np.asarray(array).item()  # A Python scalar stays weakly typed under jit.
+    return np.asarray(array, aval.dtype)
+
+
+class Compiler:
+    """Compiles programs side by side, each once."""
+
+    def __init__(self) -> None:
+        """Starts with nothing compiled."""
+        self._lock = threading.Lock()
+        self._kept: collections.OrderedDict[Any, Future[Executable]] = collections.OrderedDict()
+
+    def request(
+        self,
+        pool: ThreadPoolExecutor,
+        work: Work,
+        arguments: tuple[Argument, ...],
+        parts: Sequence[tuple[Any, ...]],
+        dtypes: tuple[Any, ...],
+        placements: tuple[Sharding | None, ...],
+    ) -> Future[Executable]:
+        """Returns the compiled program of a work, or the promise of it.
+
+        Args:
+          pool: where to compile.
+          work: what to compile.
+          arguments: how its inputs are handed in.
+          parts: host values of the right shapes and dtypes.
+          dtypes: what to cast each output to.
+          placements: the sharding of each output.
+        """
+        device = compat.setting("jax_default_device")
+        wanted = (work.signature(), arguments, dtypes, placements, device)
+        return self._once(
+            pool, wanted, {}, lambda: _lower(work, arguments, parts, dtypes, placements)
+        )
+
+    def request_sheet(
+        self,
+        pool: ThreadPoolExecutor,
+        work: Elementwise,
+        arguments: tuple[Argument, ...],
+        parts: Sequence[tuple[Any, ...]],
+        dtype: Any,
+    ) -> Future[Executable]:
+        """Returns the compiled program that draws any sheet of a work, or the promise of it.
+
+        Args:
+          pool: where to compile.
+          work: what to compile.
+          arguments: how its inputs are handed in.
+          parts: host values of the right shapes and dtypes for one row.
+          dtype: what to cast the elements to.
+        """
+        wanted = (work.signature, arguments, _types(parts), dtype)
+        options = compat.for_one_thread()
+        return self._once(
+            pool, wanted, options, lambda: _lower_sheet(work, arguments, parts, dtype)
+        )
+
+    def _once(
+        self,
+        pool: ThreadPoolExecutor,
+        wanted: Any,
+        options: dict[str, Any],
+        lower: Callable[[], jax.stages.Lowered],
+    ) -> Future[Executable]:
+        wanted = (wanted, bool(compat.setting("jax_enable_x64")))
+        with self._lock:
+            known = self._kept.get(wanted)
+            if known is not None and not (known.done() and known.exception()):
+                self._kept.move_to_end(wanted)
+                return known
+            compiled = self._kept[wanted] = pool.submit(lower().compile, options)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return compiled
+
+
+def _types(parts: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple((type(x), np.shape(x), getattr(x, "dtype", None)) for part in parts for x in part)
+
+
+def _lower_sheet(
+    work: Elementwise, arguments: tuple[Argument, ...], parts: Sequence[tuple[Any, ...]], dtype: Any
+) -> jax.stages.Lowered:
+    def lazyinit_sheet(
+        parts: Sequence[tuple[Any, ...]], bases: Any, offsets: Any, zero: Any
+    ) -> Any:
+        # What all rows share stays a scalar, which XLA computes in the form that it has for one.
+        inputs = [
+            jax.vmap(a.decode)(*p) if a.is_key else a.decode(*p)
+            for a, p in zip(arguments, parts, strict=True)
+        ]
+        low = bases[:, 1:] + offsets
+        high = bases[:, :1] + (low < offsets).astype(np.uint32)  # With the carry.
+        made = work.run(inputs, [a.is_key for a in arguments], high, low, zero)
+        if made.dtype == dtype:
+            return made
+        # Without a barrier XLA would drop the rounding of what it casts back: bfloat16 -> float32.
+        return jax.lax.convert_element_type(jax.lax.optimization_barrier(made), dtype)
+
+    handed_in = [
+        tuple(np.broadcast_to(x, (ROWS, *np.shape(x))) for x in part) if a.is_key else part
+        for a, part in zip(arguments, parts, strict=True)
+    ]
+    words = [np.zeros((ROWS, n), np.uint32) for n in (2, COLUMNS)]
+    here = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    return jax.jit(lazyinit_sheet, out_shardings=here).lower(handed_in, *words, np.uint32(0))
+
+
+def _lower(
+    work: Work,
+    arguments: tuple[Argument, ...],
+    parts: Sequence[tuple[Any, ...]],
+    dtypes: tuple[Any, ...],
+    placements: tuple[Sharding | None, ...],
+) -> jax.stages.Lowered:
+    def lazyinit_make(parts: Sequence[tuple[Any, ...]]) -> list[Any]:
+        inputs = [a.decode(*p) for a, p in zip(arguments, parts, strict=True)]
+        outputs = work.run(inputs, barrier=True)
+        return [
+            x if x.dtype == dtype else jax.lax.convert_element_type(x, dtype)
+            for x, dtype in zip(outputs, dtypes, strict=True)
+        ]
+
+    return jax.jit(lazyinit_make, out_shardings=list(placements)).lower(parts)
+
+
+compiler = Compiler()

@@ -1,0 +1,101 @@
+"""What the fast ways rely on, as *kinds*, and which of them are proven on this machine.
+
+A kind is one operation on one dtype, made in one way: ``draw erf_inv float32``. What a work
+needs is a set of kinds, and it is made in a fast way only if all of them are proven.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+import jax.extend.core as jex
+
+from lazyinit import compat, errors
+from lazyinit.make.elementwise import Elementwise
+from lazyinit.make.stacked import Stacked
+from lazyinit.make.steps import Step
+from lazyinit.program.slices import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """What is proven on one kind of device.
+
+    Attributes:
+      where: the versions and the device, for people.
+      is_tested: whether all of the suite was run there: everything is proven.
+      passed: the kinds that are proven elsewhere.
+      failed: the kinds that the self-check found to be wrong, and the canary that showed it.
+      silent: whether nobody is told what is not allowed.
+    """
+
+    where: str
+    is_tested: bool
+    passed: Set[str] = frozenset()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    silent: bool = False
+
+    def allow(self, kinds: Callable[[], Set[str]]) -> bool:
+        """Tells whether what needs these kinds may be made in a fast way; warns once if not."""
+        if self.is_tested:  # No need to list them.
+            return True
+        unproven = sorted(kinds() - self.passed)
+        if not unproven:
+            return True
+        self._warn_once(unproven)
+        return False
+
+    def _warn_once(self, unproven: Sequence[str]) -> None:
+        if self.silent or self.where in _warned:
+            return
+        _warned.add(self.where)
+        wrong = [f"{kind} (shown by {canary!r})" for kind, canary in sorted(self.failed.items())]
+        if wrong:
+            why = f"the self-check found other bits than those of eager JAX in {', '.join(wrong)}"
+        else:
+            why = f"the self-check does not cover {', '.join(unproven)}"
+        warnings.warn(
+            f"lazyinit on {self.where}: {why}. Leaves that need it are made equation by equation, "
+            "as eager init makes them: the same bits, more slowly. `lazyinit check` prints what is "
+            "proven.",
+            errors.LazyinitWarning,
+            stacklevel=2,
+        )
+
+
+_warned: set[str] = set()  # Where a warning was given in this process.
+
+TRUSTED = Proofs("everywhere", is_tested=True)  # For the self-check: what is to be proven is tried.
+NOTHING = Proofs("nowhere", is_tested=False, silent=True)  # For what is to be replayed.
+
+
+def kinds_of(work: Work, form: Elementwise | Stacked | None) -> frozenset[str]:
+    """Returns the kinds that a fast way of making a work needs.
+
+    Args:
+      work: what to make.
+      form: how it is drawn; ``None`` if it is compiled.
+    """
+    if form is None:
+        return frozenset(k for e in work.equations for k in _compiled(e.origin))
+    row = form.row if isinstance(form, Stacked) else form
+    rows = {"draw rows"} if isinstance(form, Stacked) else set()
+    return frozenset(rows | set(map(_drawn, row.steps)))
+
+
+def _drawn(step: Step) -> str:
+    return f"draw {step.kind}" if step.equation is None else _kind("draw", step.equation)
+
+
+def _compiled(equation: jex.JaxprEqn) -> Iterator[str]:
+    inner = compat.bodies(equation)
+    if not inner:
+        yield _kind("compile", equation)
+    for body in inner:
+        for one in body.eqns:
+            yield from _compiled(one)
+
+
+def _kind(way: str, equation: jex.JaxprEqn) -> str:
+    dtypes = sorted({str(getattr(v.aval, "dtype", v.aval)) for v in equation.outvars})
+    return f"{way} {equation.primitive.name} {'+'.join(dtypes)}"

@@ -1,0 +1,124 @@
+"""A stored leaf -> host buffers: each shard its own part of the file, copied once, by pieces.
+
+A piece is read into the buffers of all shards that have a part of it, and then its pages of the
+memory map are given back. So memory beyond the array is a piece per thread, whatever the size of
+the leaf. A transposed piece is copied in tiles that fit a cache.
+
+The buffers are our own: JAX on CPU would take an aligned piece of the memory map as it is, and the
+array would change, or fault, with the file.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lazyinit.checkpoint.mapped import give_back
+from lazyinit.make.limits import PIECE
+from lazyinit.make.shards import Bounds
+from lazyinit.params import Index, Source
+
+_TILE = 256  # Elements along each side of what is copied at once where the order changes.
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some of what a source has along the axis on which neighbors lie farthest apart in the file.
+
+    Attributes:
+      source: what to read.
+      axis: that axis.
+      start: where the piece starts on it.
+      stop: where it ends.
+    """
+
+    source: Source
+    axis: int
+    start: int
+    stop: int
+
+    def read_into(self, buffers: Mapping[Bounds, np.ndarray]) -> None:
+        """Fills what buffers have of it, on any thread; casts to their dtype.
+
+        Args:
+          buffers: by the bounds, in the source, of what they hold; no two overlap.
+        """
+        parts = {at: part for at in buffers if (part := self._within(at)) is not None}
+        if not parts:
+            return
+        around = tuple(
+            (min(start for start, _ in bounds), max(stop for _, stop in bounds))
+            for bounds in zip(*parts.values(), strict=True)
+        )
+        # All at once if that is no more, and else each by itself.
+        size = _size(around)
+        is_one = sum(map(_size, parts.values())) == size
+        if is_one and size * self.source.dtype.itemsize <= PIECE:
+            values = self.source.read(_index(around))
+            for at, part in parts.items():
+                _copy_tiles(self._place(buffers[at], at, part), values[_index(part, around)])
+            give_back(values)
+            return
+        read = []
+        for at, part in parts.items():
+            read.append(values := self.source.read(_index(part)))
+            _copy_tiles(self._place(buffers[at], at, part), values)
+        for values in read:  # Not before the last: shards share pages.
+            give_back(values)
+
+    def _within(self, at: Bounds) -> Bounds | None:
+        if not at:
+            return at
+        start, stop = max(self.start, at[self.axis][0]), min(self.stop, at[self.axis][1])
+        if start >= stop:
+            return None
+        return (*at[: self.axis], (start, stop), *at[self.axis + 1 :])
+
+    def _place(self, buffer: np.ndarray, at: Bounds, part: Bounds) -> np.ndarray:
+        return buffer[(*_index(part, at), ...)]
+
+
+def pieces(source: Source) -> Sequence[Piece]:
+    """Cuts a source up."""
+    axis = _slowest(source)
+    length = source.shape[axis] if source.shape else 1
+    row = max(1, math.prod(source.shape) // max(length, 1) * source.dtype.itemsize)
+    step = max(1, PIECE // row)
+    return [
+        Piece(source, axis, start, min(start + step, length)) for start in range(0, length, step)
+    ]
+
+
+def _index(bounds: Bounds, start_of: Bounds | None = None) -> Index:
+    """Returns what selects these bounds, in an array that starts where others do (or at 0)."""
+    if start_of is None:
+        return tuple(slice(start, stop) for start, stop in bounds)
+    return tuple(
+        slice(start - first, stop - first)
+        for (start, stop), (first, _) in zip(bounds, start_of, strict=True)
+    )
+
+
+def _size(bounds: Bounds) -> int:
+    return math.prod(stop - start for start, stop in bounds)
+
+
+def _slowest(source: Any) -> int:
+    """Returns the axis along which neighbors lie farthest from each other in the file."""
+    axes = getattr(source, "axes", None)
+    return axes.index(0) if isinstance(axes, tuple) and axes else 0
+
+
+def _copy_tiles(to: np.ndarray, values: np.ndarray) -> None:
+    if values.ndim < 2 or values.flags.c_contiguous or values.strides[-1] == values.itemsize:
+        np.copyto(to, values, casting="unsafe")
+        return
+    fast = int(np.argmin(np.abs(values.strides)))
+    for first in range(0, values.shape[fast], _TILE):
+        for second in range(0, values.shape[-1], _TILE):
+            place: list[Any] = [slice(None)] * values.ndim
+            place[fast] = slice(first, first + _TILE)
+            place[-1] = slice(second, second + _TILE)
+            np.copyto(to[tuple(place)], values[tuple(place)], casting="unsafe")

@@ -1,0 +1,307 @@
+"""The self-check: what the fast ways rely on, compared with replay on this machine.
+
+Where the test suite was run (``TESTED``), everything is taken as proven. Anywhere else (another
+version of JAX, a GPU, a CPU with other vector units, compiler options that somebody set) a set of
+*canaries* is made both ways first, from the simplest to those that combine what others have shown.
+What a canary with other bits than its replay relies on, and no earlier one has proven, has failed.
+The outcome is kept in the user's cache folder, by all that it depends on.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform as machine
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from lazyinit import compat
+from lazyinit.make.proofs import TRUSTED, Proofs, kinds_of
+from lazyinit.make.run import make
+from lazyinit.make.units import Job, units_of
+from lazyinit.make.ways import Replay
+from lazyinit.params import Key, LazyParam, RngPath
+from lazyinit.program.slices import Slice
+from lazyinit.program.tracing import trace
+
+# Where the whole suite was run: versions of jax and jaxlib, and the units of the CPU.
+_UNITS = "avx avx2 fma f16c avx512f avx512vl avx512dq avx512bw avx512_bf16 avx512_fp16 amx_bf16"
+TESTED_JAX = ("0.10.2", "0.12.0.1")
+TESTED_UNITS = frozenset([" ".join(["x86_64", *sorted(_UNITS.split())])])  # Sapphire Rapids.
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """All that the bits of a compiled program may depend on.
+
+    Attributes:
+      jax: its version.
+      jaxlib: its version.
+      platform: ``"cpu"``, ``"gpu"``, ``"tpu"``.
+      device: the kind of device; for a CPU, its vector units.
+      runtime: the version of what is below jaxlib; ``""`` for a CPU.
+      options: compiler options that somebody set.
+    """
+
+    jax: str
+    jaxlib: str
+    platform: str
+    device: str
+    runtime: str
+    options: str
+
+    def __str__(self) -> str:
+        device = self.device.split()[0] if self.platform == "cpu" else self.device
+        options = f" with {self.options}" if self.options else ""
+        return f"jax {self.jax}, {self.platform} ({device}){options}"
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the suite was run here."""
+        return (
+            self.jax in TESTED_JAX
+            and self.jax == self.jaxlib
+            and self.platform == "cpu"
+            and self.device in TESTED_UNITS
+            and not self.options
+        )
+
+
+def environment(platform: str) -> Environment:
+    """Returns what the bits of programs on a platform depend on."""
+    device = jax.local_devices(backend=platform)[0]
+    is_cpu = platform == "cpu"
+    return Environment(
+        jax.__version__,
+        importlib.metadata.version("jaxlib"),
+        platform,
+        _cpu() if is_cpu else device.device_kind,
+        "" if is_cpu else str(device.client.platform_version),
+        " ".join(_options()),
+    )
+
+
+@functools.cache
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:  # Not on Linux.
+        flags = machine.processor()
+    return " ".join([machine.machine(), *sorted(set(_UNITS.split()) & set(flags.split()))])
+
+
+def _options() -> Iterator[str]:
+    for flag in os.environ.get("XLA_FLAGS", "").split():
+        if not flag.startswith(("--xla_force_host_platform_device_count", "--xla_dump")):
+            yield flag
+    yield from os.environ.get("LIBTPU_INIT_ARGS", "").split()
+    # It may replace the compiler options that drawing asks for (jax 0.10.2).
+    if not compat.setting("jax_compiler_enable_remat_pass"):
+        yield "jax_compiler_enable_remat_pass=False"
+
+
+# The canaries.
+
+Init = Callable[[Any, Sequence[int], Any], Any]
+
+# Shapes that have shown differences: rows that are not a multiple of a vector, what XLA cuts up for
+# its threads; vectors alone, short last axes, and what is smaller than a vector.
+_FEW = ((3, 67), (400, 513))
+_MANY = (*_FEW, (2, 5, 192), (64, 3), ())
+
+
+_normal = initializers.normal(0.02)
+
+
+def _scaled(init: Init) -> Init:
+    # Variance scaling wants a fan in and a fan out.
+    def scaled(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+        return init(key, shape if len(shape) > 1 else (2, *(shape or (3,))), dtype)
+
+    return scaled
+
+
+def _moved(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+    x = jax.random.normal(key, shape, dtype)
+    return x * 0.3 + 0.7
+
+
+def _products(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+    x = jax.random.uniform(key, shape, dtype)
+    return x * 0.3 + x * 0.7 - 0.1
+
+
+def _exact(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+    x = jax.random.uniform(key, shape, dtype)
+    x = jnp.where(jnp.abs(x) > 0.5, -x, jnp.maximum(jnp.minimum(x, 0.4), 0.1))
+    x = jnp.where(x >= 0.3, jnp.sign(x), jnp.floor(x) + jnp.ceil(x))
+    return jnp.where((x < 0.2) | (x <= 0.1), x, jax.lax.round(x)).astype(dtype)
+
+
+def _roots(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+    x = jax.random.uniform(key, shape, dtype) + 1
+    return jax.lax.integer_pow(jnp.sqrt(x), 3) / (x + 0.5)
+
+
+def _rows(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+    def row(_: None, key: Any) -> tuple[None, Any]:
+        return None, jax.random.normal(key, shape, dtype) * 0.02
+
+    return jax.lax.scan(row, None, jax.random.split(key, 3))[1]
+
+
+def _bits(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+    return jax.random.bits(key, shape, dtype)
+
+
+# From the simplest on. A kind is proven by the first canary that has it.
+_FLOATS = ("float32", "bfloat16", "float16")
+_CANARIES: Sequence[tuple[str, Init, Sequence[str]]] = (
+    ("bits", _bits, ("uint32", "uint16", "uint8")),
+    ("uniform", jax.random.uniform, _FLOATS),
+    ("comparisons", _exact, ("float32", "bfloat16")),
+    ("normal", _normal, (*_FLOATS, "float64")),
+    ("truncated normal", _scaled(initializers.lecun_normal()), _FLOATS),
+    ("scaled and moved", _moved, _FLOATS),
+    ("sum of products", _products, ("float32",)),
+    ("powers and roots", _roots, ("float32",)),
+    ("rows of a scan", _rows, ("float32", "bfloat16")),
+)
+
+
+def run(platform: str) -> Proofs:
+    """Runs the self-check on this process's devices of a platform, whatever is remembered."""
+    where = str(environment(platform))
+    passed: set[str] = set()
+    failed: dict[str, str] = {}
+    canaries = [(name, init, dtype) for name, init, dtypes in _CANARIES for dtype in dtypes]
+    # Settings, meshes and traces of the caller's stay on its thread.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tried = list(pool.map(lambda canary: _try(canary[1], canary[2], platform), canaries))
+    for (name, _, dtype), (kinds, differs) in zip(canaries, tried, strict=True):
+        if not differs:
+            passed |= kinds
+        else:
+            failed |= dict.fromkeys(kinds - passed or kinds, f"{name} {dtype}")
+    return Proofs(where, False, frozenset(passed - set(failed)), failed)
+
+
+def _try(init: Init, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
+    """Returns what making a canary in the fast way relies on, and whether its bits differ."""
+    shapes = _MANY if init is _normal and dtype == "float32" else _FEW
+    key = Key.of(jax.random.key(7, impl="threefry2x32"))
+
+    def tree(keys: Any, _: Any) -> list[Any]:
+        return [init(jax.random.fold_in(keys["params"], n), s, dtype) for n, s in enumerate(shapes)]
+
+    with compat.enable_x64(dtype == "float64"), jax.threefry_partitionable(True):
+        traced, values = trace(tree, {"params": key})
+    leaves = [
+        LazyParam(
+            traced.avals[v].shape, traced.avals[v].dtype, Slice(traced, v), RngPath({"params": key})
+        )
+        for v in values
+    ]
+    kinds: set[str] = set()
+    differs = False
+    for sharding_of in _placements(platform):
+        jobs = [Job(dtype, x, sharding_of(x), x.dtype) for x in leaves]
+        for unit in units_of(jobs, lambda _: TRUSTED):
+            if not isinstance(unit.way, Replay):
+                kinds |= kinds_of(unit.work, getattr(unit.way, "form", None))
+        for place, job in enumerate(jobs):
+            job.places.append(place)
+        try:
+            for _ in make(jobs, lambda _: TRUSTED, check=True):
+                pass
+        except Exception:  # Other bits, or an error of the compiler: not to be relied on.
+            differs = True
+    return frozenset(kinds), differs
+
+
+def _placements(platform: str) -> Sequence[Callable[[Any], Sharding]]:
+    devices = jax.local_devices(backend=platform)
+    alone = SingleDeviceSharding(devices[0])
+    if len(devices) == 1:
+        return [lambda _: alone]
+    mesh = jax.sharding.Mesh(np.array(devices), ("x",), axis_types=(AxisType.Auto,))
+
+    def cut(leaf: Any) -> Sharding:
+        axis = next((n for n, size in enumerate(leaf.shape) if size % len(devices) == 0), None)
+        spec = [] if axis is None else [None] * axis + ["x"]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return [lambda _: alone, cut]
+
+
+# What is remembered.
+
+_known: dict[Environment, Proofs] = {}
+_lock = threading.Lock()
+
+
+def proofs_on(platform: str) -> Proofs:
+    """Returns what is proven on a platform: tested, remembered, or checked now."""
+    here = environment(platform)
+    with _lock:
+        if here not in _known:
+            _known[here] = (
+                Proofs(str(here), is_tested=True)
+                if here.is_tested
+                else _remembered(here) or _checked(here)
+            )
+        return _known[here]
+
+
+def _checked(here: Environment) -> Proofs:
+    found = run(here.platform)
+    with contextlib.suppress(OSError):  # A folder that cannot be written: it is checked again.
+        path = _path(here)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(
+            {"where": asdict(here), "passed": sorted(found.passed), "failed": dict(found.failed)}
+        )
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    return found
+
+
+def _remembered(here: Environment) -> Proofs | None:
+    try:
+        stored = json.loads(_path(here).read_text())
+        passed, failed = frozenset(stored["passed"]), dict(stored["failed"])
+        if stored["where"] != asdict(here) or not all(isinstance(k, str) for k in passed):
+            return None
+    except (OSError, ValueError, TypeError, KeyError):  # Not there, or rubbish: it is checked anew.
+        return None
+    return Proofs(str(here), False, passed, failed)
+
+
+def _path(here: Environment) -> Path:
+    folder = os.environ.get("LAZYINIT_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "lazyinit"
+    )
+    name = hashlib.sha256(f"{here!r} {_code()}".encode()).hexdigest()[:32]
+    return Path(folder) / f"self-check-{name}.json"
+
+
+@functools.cache
+def _code() -> str:
+    """Returns a digest of the code that is checked: other code is to be checked anew."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,0 +1,77 @@
+"""Works that are one scan over keys: each row of the leaf is made from a key of its own.
+
+So ``nn.scan`` makes the parameters of layers. A scan that carries nothing compiles its body as
+one, so a row is drawn by the steps of the body with no barrier between them. A device makes the
+rows that it holds, and no others.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from lazyinit import compat
+from lazyinit.make.elementwise import Elementwise, form_of_body
+from lazyinit.make.steps import Step
+from lazyinit.make.threefry import fold_in
+from lazyinit.program.equations import is_key
+from lazyinit.program.slices import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """A leaf whose rows along its first axis have the same steps and a key each.
+
+    Attributes:
+      row: what makes one row, from its key.
+      fold: what is folded into each key first; ``-1`` for nothing.
+    """
+
+    row: Elementwise
+    fold: int
+
+    @classmethod
+    def of(cls, work: Work) -> "Stacked | None":
+        """Returns a work in this form, ``None`` if it has no such."""
+        if len(work.equations) != 1 or len(work.outputs) != 1 or len(work.inputs) > 1:
+            return None
+        (equation,) = (e.origin for e in work.equations)
+        scan = compat.scan_of(equation)
+        if scan is None or scan.num_carry or scan.num_consts or len(equation.outvars) != 1:
+            return None
+        avals: list[Any] = [v.aval for v in equation.invars]
+        if len(avals) != len(work.inputs):  # The same keys twice.
+            return None
+        if not scan.length or any(a.ndim != 1 or not is_key(a) for a in avals):
+            return None
+        row = form_of_body(scan.body)
+        if row is None or (avals and all(step.kind != "bits" for step in row.steps)):
+            return None
+        return cls(*_without_fold(row))
+
+    def keys(self, keys: Any) -> list[np.ndarray]:
+        """Returns the words of each row's key from the keys that are scanned over."""
+        words = np.asarray(jax.random.key_data(keys))
+        return [w if self.fold < 0 else fold_in(w, self.fold) for w in words]
+
+
+def _without_fold(row: Elementwise) -> tuple[Elementwise, int]:
+    """Takes the fold at the start out of the steps: one program then serves all names."""
+    first = row.steps[0] if row.steps else None
+    if first is None or first.kind != "whole":
+        return row, -1
+    is_fold = first.equation.primitive.name == "random_fold_in" and first.inputs[0].number == 0
+    used = [r.number for s in row.steps[1:] for r in s.inputs if r.constant is None]
+    if not is_fold or first.inputs[1].constant is None or 0 in used:
+        return row, -1
+
+    def earlier(step: Step) -> Step:
+        inputs = (
+            r if r.constant is not None else replace(r, number=r.number - 1) for r in step.inputs
+        )
+        return replace(step, inputs=tuple(inputs))
+
+    output = replace(row.output, number=row.output.number - 1)
+    steps = tuple(map(earlier, row.steps[1:]))
+    return Elementwise.with_signature(steps, output, row.dtype), int(first.inputs[1].constant)

@@ -1,0 +1,240 @@
+"""Equations -> steps: what is done once, with keys and scalars, and what to each element.
+
+What is inside of a jit is laid out in its place, the shapes of the leaf are forgotten, and what
+does not give each element from its index and from single values is refused.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import compat
+from lazyinit.make.limits import SHORT
+from lazyinit.program.equations import is_key
+
+_SMALL = 1024  # Elements of a value that is made whole beside the elements: keys, scalars.
+
+# Every element of the output is made of the elements of the inputs at its place.
+_BY_ELEMENT = frozenset(
+    """
+abs add and atan2 bitcast_convert_type cbrt ceil clamp convert_element_type copy copy_p cos cosh
+div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt
+max min mul ne neg nextafter not or population_count pow reduce_precision rem round select_n
+shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
+tan tanh xor
+""".split()  # noqa: SIM905 (a list of fifty strings is harder to read)
+)
+# XLA's CPU compiler has them in two forms, for vectors and for single elements, whose last bits
+# differ; which elements get which depends on the size of the array.
+_IN_TWO_FORMS = frozenset(["exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "tanh"])
+# LLVM has vectors for these on any machine, so that a loop is made of vectors with them as without.
+_PLAIN = frozenset(["add", "max", "min", "mul", "neg", "sub"])
+_IN_VECTORS = _PLAIN | {"bitcast_convert_type", "erf_inv", "or", "shift_right_logical"}
+_PRODUCTS = frozenset(["div", "integer_pow", "mul", "square"])  # XLA may divide by multiplying.
+# The output has the elements of the input in the same order, if it has as many.
+_RESHAPING = frozenset(["reshape", "squeeze", "broadcast_in_dim"])
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A value that a step takes.
+
+    Attributes:
+      number: which value, counted from the inputs of the work on; ``-1`` for a constant.
+      constant: a NumPy array of no dimensions, if it is one.
+      is_elements: whether it stands for all elements of the leaf.
+    """
+
+    number: int
+    constant: Any = None  # Any: NumPy's arrays are not compared by ==.
+    is_elements: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation.
+
+    Attributes:
+      kind: ``"whole"`` (an equation on keys and scalars), ``"elements"`` (one on a run of
+        elements), ``"bits"`` (random ones for a run of elements), ``"barrier"`` (between two
+        loops), or ``"fence"`` (one within a loop).
+      equation: what to run; ``None`` for a barrier and a fence.
+      inputs: what it takes.
+    """
+
+    kind: str
+    equation: Any
+    inputs: tuple[Ref, ...]
+
+    @property
+    def gives(self) -> int:
+        """How many values it gives."""
+        return len(self.inputs if self.equation is None else self.equation.outvars)
+
+
+def with_fences(steps: Sequence[Step], values: int) -> tuple[Step, ...]:
+    """Turns barriers into fences where what is behind them may share the loop in front.
+
+    Every loop more takes 15 ms to compile. But what else is in a loop can change whether LLVM makes
+    it of vectors, and so the form of an ``exp`` in it: only what is sure of its vectors may share.
+
+    Args:
+      steps: what to run.
+      values: how many values are handed in.
+    """
+    fenced = list(steps)
+    ends = [n for n, step in enumerate(steps) if step.kind == "barrier"]
+    first_made = [*itertools.accumulate((s.gives for s in steps), initial=values)]
+    last_use = {r.number: n for n, step in enumerate(steps) for r in step.inputs}
+    for start, n, end in zip([-1, *ends], ends, ends[1:], strict=False):
+        made = range(first_made[n], first_made[n + 1])
+        used_later = any(last_use.get(number, -1) > end for number in made)
+        in_front = all(_is_among(_IN_VECTORS, s) for s in steps[start + 1 : n])
+        behind = all(_is_among(_PLAIN, s) for s in steps[n + 1 : end])
+        if in_front and behind and not used_later:  # Later ones would share it, too.
+            fenced[n] = replace(steps[n], kind="fence")
+    return tuple(fenced)
+
+
+def _is_among(names: frozenset[str], step: Step) -> bool:
+    if step.kind != "elements" or not any(r.is_elements for r in step.inputs):
+        return True  # In a loop of its own, or in none.
+    is_word = all(v.aval.dtype in (np.float32, np.uint32) for v in step.equation.outvars)
+    return step.equation.primitive.name in names and is_word
+
+
+class NotElementwiseError(Exception):
+    """What was laid out does not give each element from its index."""
+
+
+class Builder:
+    """Lays equations out in steps, with what is inside of a jit in its place."""
+
+    def __init__(self, shape: Sequence[int], inputs: Sequence[Any]) -> None:
+        """Takes the shape of the leaf, and the avals of what is handed in."""
+        self._size = math.prod(shape)
+        # XLA unrolls loops over short last axes, and joins what it unrolled to other vectors.
+        self._is_short = shape[-1] < SHORT if shape else True
+        self._values = len(inputs)
+        # Single values that differ from row to row of a sheet: what is, or may be, made of a key.
+        self._by_row = {n for n, aval in enumerate(inputs) if not _is_single(aval)}
+        self._products: set[int] = set()  # Of elements, in the stretch since the last barrier.
+        self.steps: list[Step] = []
+
+    def top(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
+        """Adds a top-level equation, with a barrier behind it if it has taken a step."""
+        before = len(self.steps)
+        made = self._equation(equation, inputs)
+        if len(self.steps) == before or any(is_key(v.aval) for v in equation.outvars):
+            return made
+        fenced = [r for r in made if r.constant is None]
+        self._products.clear()
+        numbered = iter(self._step("barrier", None, fenced, [r.is_elements for r in fenced]))
+        return [next(numbered) if r.constant is None else r for r in made]
+
+    def _step(
+        self, kind: str, equation: Any, inputs: Sequence[Ref], gives: Sequence[bool]
+    ) -> list[Ref]:
+        self.steps.append(Step(kind, equation, tuple(inputs)))
+        first, self._values = self._values, self._values + len(gives)
+        if any(r.number in self._by_row for r in inputs):
+            # One for each row is an array, of which XLA may compute an element in another form.
+            if equation is not None and any(map(_is_rounded, gives, equation.outvars)):
+                raise NotElementwiseError
+            self._by_row.update(range(first, self._values))
+        return [Ref(first + n, None, is_elements) for n, is_elements in enumerate(gives)]
+
+    def _equation(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
+        name = equation.primitive.name
+        if not compat.is_anywhere(equation):
+            raise NotElementwiseError
+        inner = compat.jit_body(equation) or compat.transparent_body(equation)
+        if inner is not None:
+            return self.body(*inner, inputs)
+        if any(r.is_elements for r in inputs):
+            return self._on_elements(equation, inputs)
+        if name == "random_bits" and self._covers(equation):
+            if not compat.counts_by_index(equation):
+                raise NotElementwiseError
+            return self._step("bits", equation, inputs, [True])
+        if (
+            name == "broadcast_in_dim"
+            and self._covers(equation)
+            and _size(equation.invars[0].aval) == 1
+        ):
+            return [replace(inputs[0], is_elements=True)]
+        if all(_is_single(v.aval) for v in (*equation.invars, *equation.outvars)):
+            # How many dimensions of 1 it has follows from the leaf's, and does not matter.
+            if name in _RESHAPING:
+                return [inputs[0]]
+            if name in _BY_ELEMENT:
+                return self._step("elements", equation, inputs, [False])
+        if any(_size(v.aval) > _SMALL for v in (*equation.invars, *equation.outvars)):
+            raise NotElementwiseError
+        return self._step("whole", equation, inputs, [False] * len(equation.outvars))
+
+    def _on_elements(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
+        name, params = equation.primitive.name, equation.params
+        pairs = zip(equation.invars, inputs, strict=True)
+        is_single = all(r.is_elements or _size(a.aval) == 1 for a, r in pairs)
+        if not self._covers(equation) or not is_single or params.get("sharding") is not None:
+            raise NotElementwiseError
+        if name in _RESHAPING and (name != "reshape" or params["dimensions"] is None):
+            return [inputs[0]]
+        may_differ = name in _IN_TWO_FORMS or (self._is_short and _is_inexact(equation.outvars[0]))
+        if name not in _BY_ELEMENT or may_differ:
+            raise NotElementwiseError
+        if name in ("add", "sub") and all(r.number in self._products for r in inputs):
+            # LLVM joins one of the two products with the sum to one rounding, and we cannot know
+            # which.
+            raise NotElementwiseError
+        made = self._step("elements", equation, inputs, [True])
+        if name in _PRODUCTS or (name == "neg" and inputs[0].number in self._products):
+            self._products.add(made[0].number)
+        return made
+
+    def _covers(self, equation: jex.JaxprEqn) -> bool:
+        return len(equation.outvars) == 1 and _size(equation.outvars[0].aval) == self._size
+
+    def body(self, jaxpr: jex.Jaxpr, consts: Sequence[Any], inputs: Sequence[Ref]) -> list[Ref]:
+        """Adds the equations of a body, with no barrier."""
+        env: dict[Any, Ref] = dict(zip(jaxpr.invars, inputs, strict=True))
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = _constant(const, var.aval)
+
+        def taken(atom: Any) -> Ref:
+            is_literal = isinstance(atom, jex.Literal)
+            return _constant(atom.val, atom.aval) if is_literal else env[atom]
+
+        for equation in jaxpr.eqns:
+            made = self._equation(equation, [taken(a) for a in equation.invars])
+            env.update(zip(equation.outvars, made, strict=True))
+        return [taken(a) for a in jaxpr.outvars]
+
+
+def _constant(value: Any, aval: Any) -> Ref:
+    if is_key(aval) or aval.size != 1 or compat.is_tracer(value):
+        raise NotElementwiseError
+    return Ref(-1, np.asarray(value, aval.dtype).reshape(()))
+
+
+def _size(aval: Any) -> int:
+    return getattr(aval, "size", _SMALL + 1)  # A mutable array, a token: nothing for us.
+
+
+def _is_rounded(is_elements: bool, var: Any) -> bool:
+    return not is_elements and _is_inexact(var)
+
+
+def _is_inexact(var: Any) -> bool:
+    return not is_key(var.aval) and jnp.issubdtype(var.aval.dtype, jnp.inexact)
+
+
+def _is_single(aval: Any) -> bool:
+    return _size(aval) == 1 and not is_key(aval)

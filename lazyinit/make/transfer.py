@@ -1,0 +1,278 @@
+"""A stored leaf -> an array on devices that are no CPU: read into host blocks, copied from there.
+
+The distinct shards of a leaf that this process's devices hold are read together, a *batch* of them
+at a time, by all threads, as ``read`` does it on CPU: whatever is replicated is read once, and
+casts happen on the way into the block. Whoever reads the last piece of a batch hands its shards to
+their devices, and waits. Meanwhile the other threads read what comes next. A device gets one batch
+at a time: its link is busy with one copy, and a second would only hold a block for longer.
+
+**The bound.** The blocks of one ``materialize`` that are filled, copied from or kept for the next
+batch are ``HOST_BYTES`` together, or one shard, if that is larger: a thread that finds no room
+waits for a copy to end. It cannot wait forever. Threads take pieces in the order in which they
+were handed out, so the pieces of a batch that has its block are all with threads that are not
+waiting for one.
+
+**Whose memory it is.** A block is filled anew once the copy out of it has ended, on devices that
+are known to copy, into memory of their own. JAX on CPU takes an aligned block as the array itself,
+and does so with ``may_alias=False`` too (0.10.2, 0.12.0.1), so the platform of the device decides.
+Any other device keeps the block that it got. Memory of kind ``pinned_host`` is not used: JAX fills
+it by a copy out of such a block as well, which the runtime makes by itself when it stages the
+transfer; and to write into it from here would be to change an array behind JAX's back.
+"""
+
+import contextlib
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from lazyinit import compat
+from lazyinit.make.read import Piece, pieces
+from lazyinit.make.shards import Bounds, bounds_of
+from lazyinit.make.units import Job
+from lazyinit.params import describe
+
+HOST_BYTES = 2**29  # Of host blocks, by one call: filled, copied from, or kept to be filled again.
+_ALIGNMENT = 64  # Bytes, of each shard in a block.
+_COPYING = frozenset({"gpu", "cuda", "rocm", "tpu"})  # Platforms whose memory is not the host's.
+
+
+class Host:
+    """The blocks of one call, and which devices are being copied to. For any thread."""
+
+    def __init__(self) -> None:
+        """Starts with no block."""
+        self._room = threading.Condition()
+        self._used = 0  # Bytes of the blocks that somebody has.
+        self._idle: list[np.ndarray] = []
+        self._copying: defaultdict[Any, threading.Lock] = defaultdict(threading.Lock)
+
+    @property
+    def alive(self) -> int:
+        """Bytes of all blocks, taken or idle."""
+        with self._room:
+            return self._used + sum(block.size for block in self._idle)
+
+    def take(self, size: int) -> np.ndarray:
+        """Returns a block uint8 of at least this size (bytes); waits until there is room for it.
+
+        Raises:
+          MemoryError: the system has too little of it.
+        """
+        with self._room:
+            while self._used and self._used + size > HOST_BYTES:
+                self._room.wait()
+            block = self._again(size)
+            self._used += block.size
+            return block
+
+    def _again(self, size: int) -> np.ndarray:
+        fitting = [b for b in self._idle if size <= b.size <= 2 * size]
+        block = min(fitting, key=lambda b: b.size, default=None)
+        if block is not None and (not self._used or self._used + block.size <= HOST_BYTES):
+            self._idle = [b for b in self._idle if b is not block]
+        else:
+            block = None
+        while self._idle and self._over(size if block is None else block.size):
+            self._idle.pop(0)
+        return _aligned(size) if block is None else block
+
+    def _over(self, size: int) -> bool:
+        return self._used + size + sum(b.size for b in self._idle) > HOST_BYTES
+
+    def give(self, block: np.ndarray, *, again: bool) -> None:
+        """Takes a block back.
+
+        Args:
+          block: what ``take`` returned.
+          again: whether it may be filled again; else it belongs to who else holds it.
+        """
+        with self._room:
+            self._used -= block.size
+            if again:
+                self._idle.append(block)
+            self._room.notify_all()
+
+    @contextlib.contextmanager
+    def copying(self, devices: Sequence[Any]) -> Iterator[None]:
+        """Holds devices for one copy."""
+        with self._room:
+            locks = [self._copying[d] for d in sorted(devices, key=lambda d: (d.platform, d.id))]
+        with contextlib.ExitStack() as held:
+            for lock in locks:  # In one order, whoever takes them.
+                held.enter_context(lock)
+            yield
+
+
+class Transfer:
+    """One stored leaf on its way to its devices."""
+
+    def __init__(self, job: Job, host: Host) -> None:
+        """Takes what to read. On the caller's thread, whose default device holds."""
+        self._job, self.host = job, host
+        self._made: dict[Any, jax.Array] = {}
+        shape, sharding = job.leaf.shape, job.sharding
+        if sharding is None:
+            places = {_default_device(): tuple((0, n) for n in shape)}
+        else:
+            indices = sharding.addressable_devices_indices_map(shape)
+            places = {device: bounds_of(at, shape) for device, at in indices.items()}
+        self._devices = tuple(places)
+        self._holders: defaultdict[Bounds, list[Any]] = defaultdict(list)
+        for device, at in places.items():
+            self._holders[at].append(device)
+
+    def start(self, reading: ThreadPoolExecutor) -> Sequence[Future[Any]]:
+        """Begins to read and to copy, and returns what to wait for."""
+        cut = pieces(self._job.leaf.source)
+        tasks = []
+        for starts, size in self._batches():
+            batch = _Batch(self, starts, size=size, left=len(cut))
+            tasks += [reading.submit(batch.read, piece) for piece in cut]
+            if not cut:  # No elements: there is nothing to read.
+                tasks.append(reading.submit(batch.copy))
+        return tasks
+
+    def array(self) -> jax.Array:
+        """Returns the array, once all tasks are done."""
+        job = self._job
+        made = [self._made[device] for device in self._devices]
+        if job.sharding is None:
+            return made[0]
+        with compat.enable_x64(True), jax.ensure_compile_time_eval():
+            return jax.make_array_from_single_device_arrays(
+                job.leaf.shape, job.sharding, made, dtype=job.dtype
+            )
+
+    def _batches(self) -> Iterator[tuple[dict[Bounds, int], int]]:
+        """Yields where shards begin in a block, and its size (bytes): half of all, if it can be.
+
+        So one batch can be read while another is copied.
+        """
+        starts: dict[Bounds, int] = {}
+        end = 0
+        for at in self._holders:
+            size = -(-_size(at, self._job.dtype) // _ALIGNMENT) * _ALIGNMENT
+            if starts and end + size > HOST_BYTES // 2:
+                yield starts, end
+                starts, end = {}, 0
+            starts[at] = end
+            end += size
+        if starts:
+            yield starts, end
+
+    def take(self, size: int) -> np.ndarray:
+        """Returns a block of this size (bytes)."""
+        try:
+            return self.host.take(size)
+        except MemoryError as error:
+            raise MemoryError(
+                f"{self._job.path}: wanted host memory for {size} bytes of "
+                f"{describe(self._job.leaf.shape, self._job.dtype)}, got none: {error}. Cut the "
+                "leaf over more devices, or give it a smaller dtype."
+            ) from error
+
+    def views(self, block: np.ndarray, starts: Mapping[Bounds, int]) -> dict[Bounds, np.ndarray]:
+        """Returns the shards in a block."""
+        dtype = self._job.dtype
+        return {
+            at: block[start : start + _size(at, dtype)]
+            .view(dtype)
+            .reshape([stop - first for first, stop in at])
+            for at, start in starts.items()
+        }
+
+    def copy(self, shards: Mapping[Bounds, np.ndarray]) -> bool:
+        """Copies shards to all devices that hold them; tells whether JAX is done with their memory.
+
+        On any thread.
+        """
+        pairs = [(device, at) for at in shards for device in self._holders[at]]
+        devices = [device for device, _ in pairs]
+        values = [shards[at] for _, at in pairs]
+        sharding = self._job.sharding
+        kind = None if sharding is None else sharding.memory_kind
+        with self.host.copying(devices), compat.enable_x64(True):  # Settings belong to threads.
+            if sharding is None:
+                with jax.default_device(devices[0]):
+                    made = jax.device_put(values)  # Not committed to its device.
+            else:
+                made = jax.device_put(
+                    values, [SingleDeviceSharding(d, memory_kind=kind) for d in devices]
+                )
+            self._made.update(zip(devices, jax.block_until_ready(made), strict=True))
+        return all(_copies(device, kind) for device in devices)
+
+
+class _Batch:
+    """Shards that are read into one block and copied out of it together."""
+
+    def __init__(
+        self, transfer: Transfer, starts: Mapping[Bounds, int], *, size: int, left: int
+    ) -> None:
+        self._transfer, self._starts, self._size = transfer, starts, size
+        self._lock = threading.Lock()
+        self._left = left  # Pieces that somebody has yet to read.
+        self._failed = False
+        self._block: np.ndarray | None = None
+        self._shards: dict[Bounds, np.ndarray] = {}
+
+    def read(self, piece: Piece) -> None:
+        """Reads a piece; after the last one, copies all to the devices. On any thread."""
+        try:
+            if not self._failed:
+                piece.read_into(self._allocated())
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            with self._lock:
+                self._left -= 1
+                is_last = not self._left
+            if is_last:  # Nobody else writes to the block.
+                self.copy()
+
+    def copy(self) -> None:
+        """Copies the shards to their devices, if they were all read, and lets go of the block."""
+        is_free = False
+        try:
+            if not self._failed:
+                is_free = self._transfer.copy(self._allocated())
+        finally:
+            self._shards = {}
+            block, self._block = self._block, None
+            if block is not None:
+                self._transfer.host.give(block, again=is_free)
+
+    def _allocated(self) -> dict[Bounds, np.ndarray]:
+        with self._lock:
+            if self._block is None:
+                self._block = self._transfer.take(self._size)
+                self._shards = self._transfer.views(self._block, self._starts)
+            return self._shards
+
+
+def _default_device() -> Any:
+    device = compat.setting("jax_default_device")
+    return device if hasattr(device, "platform") else jax.local_devices(backend=device)[0]
+
+
+def _copies(device: Any, memory_kind: str | None) -> bool:
+    """Tells whether arrays on a device have memory that the host's is copied into."""
+    own = device.platform in _COPYING
+    return own and memory_kind in (None, device.default_memory().kind)
+
+
+def _aligned(size: int) -> np.ndarray:
+    space = np.empty(size + _ALIGNMENT, np.uint8)
+    return space[-space.ctypes.data % _ALIGNMENT :][:size]
+
+
+def _size(at: Bounds, dtype: Any) -> int:
+    return math.prod(stop - start for start, stop in at) * dtype.itemsize

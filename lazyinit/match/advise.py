@@ -1,0 +1,96 @@
+"""What would match, where nothing does: other arguments of ``fill``, for its error message."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lazyinit import errors
+from lazyinit.checkpoint import Checkpoint
+from lazyinit.match.match import match
+from lazyinit.match.places import Place, View
+from lazyinit.match.search import named
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.renames import Rename
+from lazyinit.rules.rule import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Other arguments of ``fill``, and how many leaves they would match.
+
+    Attributes:
+      text: the arguments as one would write them.
+      count: leaves.
+    """
+
+    text: str
+    count: int
+
+
+_TRIES = 3  # How many guesses are checked for each set of rules.
+
+
+def advise(
+    leaves: Sequence[Place],
+    checkpoint: Checkpoint,
+    rule_sets: Sequence[tuple[str, Sequence[AnyRule]]],
+) -> Advice:
+    """Finds the ``at``, the rules and the prefix of names that match the most leaves.
+
+    Each leaf votes for the longest end of its path that names the end of just one tensor: what
+    is left over of the path is an ``at``, what is left over of the name a prefix. The best
+    guesses are then tried. Takes linear time.
+
+    Args:
+      leaves: the leaves of the tree.
+      checkpoint: the tensors.
+      rule_sets: the rules to try, each with how to write them; the simplest first.
+
+    Returns:
+      The best advice; its count is 0 if there is none.
+    """
+    best = Advice("", 0)
+    for written, rules in rule_sets:
+        for at, prefix in guesses(leaves, checkpoint, rules)[:_TRIES]:
+            try:
+                tried = [Rename(prefix + "/**", "**"), *rules] if prefix else rules
+                count = len(match(leaves, checkpoint, rules=tried, at=at).matches)
+            # A name with "*" in it, or two tensors that go by one name without the prefix.
+            except errors.FillError:
+                continue
+            if count > best.count:
+                best = Advice(_written(at, prefix, written), count)
+    return best
+
+
+def guesses(
+    leaves: Sequence[Place], checkpoint: Checkpoint, rules: Sequence[AnyRule]
+) -> list[tuple[str, str]]:
+    """Returns the likeliest ``(at, prefix of names)``, the one that most leaves vote for first."""
+    names, _ = named(checkpoint, [rule for rule in rules if isinstance(rule, Rename)])
+    makers = [rule for rule in rules if isinstance(rule, Rule)]
+    prefixes: dict[str, str | None] = {}
+    for name in names:
+        for prefix, rest in _cuts(name):
+            prefixes[rest] = None if rest in prefixes else prefix
+    linen = View.of(leaves, "").linen
+    votes: dict[tuple[str, str], int] = {}
+    for place in leaves:
+        for at, _ in _cuts(place.name):
+            found = (name for name, _ in View(at, linen).candidates(place, makers))
+            prefix = next((p for name in found if (p := prefixes.get(name)) is not None), None)
+            if prefix is not None:
+                votes[at, prefix] = votes.get((at, prefix), 0) + 1
+                break
+    return sorted(votes, key=lambda guess: (-votes[guess], len(guess[1]), len(guess[0])))
+
+
+def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    keys = name.split("/")
+    return (("/".join(keys[:n]), "/".join(keys[n:])) for n in range(len(keys)))
+
+
+def _written(at: str, prefix: str, rules: str) -> str:
+    if prefix:
+        strip = f'lazyinit.strip_prefix("{prefix.replace("/", ".")}.")'
+        rules = f"[{strip}, *{rules}]" if rules else f"[{strip}]"
+    return ", ".join(filter(None, (f'at="{at}"' * bool(at), f"rules={rules}" * bool(rules))))

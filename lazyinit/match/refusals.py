@@ -1,0 +1,98 @@
+"""What ``fill`` says of leaves and tensors that do not fit together: messages, and nothing else."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lazyinit.checkpoint import Checkpoint
+from lazyinit.match.advise import advise
+from lazyinit.match.match import Place, View
+from lazyinit.match.report import Entry
+from lazyinit.params import describe
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.rule import Rule
+from lazyinit.rules.torch import TORCH
+
+
+def called(names: Sequence[str]) -> str:
+    """Returns names for people: one, a few, or the first and the last of many."""
+    several = names if len(names) < 4 else (names[0], f"... ({len(names)})", names[-1])
+    return ", ".join(several)
+
+
+def mismatch(entry: Entry, problem: str, checkpoint: Checkpoint) -> str:
+    """Returns the message for a leaf whose tensors have another shape or kind, or a problem."""
+    return (
+        f"{entry.path}: the model wants {describe(entry.shape, entry.dtype)}, "
+        f"{_held(entry, checkpoint)}{f'; {problem}' * bool(problem)}. "
+        'Drop it with on_mismatch="init", or map it in rules.'
+    )
+
+
+def unlike(path: str, leaf: Any, answer: Any) -> Iterator[str]:
+    """Yields a message if a leaf that a policy returned is not like the one that it replaces."""
+    wanted, got = describe(leaf.shape, leaf.dtype), describe(answer.shape, answer.dtype)
+    if wanted != got:
+        yield f"{path}: wanted on_mismatch to return a leaf of {wanted}, got one of {got}."
+
+
+def _held(entry: Entry, checkpoint: Checkpoint) -> str:
+    """Says which tensors hold what."""
+    if len(entry.tensors) < 2:
+        what = "tensor " + repr(entry.tensor) if entry.tensors else entry.tensor
+        return f"{what} holds {describe(entry.stored_shape, entry.stored_dtype)}"
+    held = dict.fromkeys(
+        describe(checkpoint[name].shape, checkpoint[name].dtype) for name in entry.tensors
+    )
+    each = " each" if len(held) == 1 else ""
+    names = called(list(map(repr, entry.tensors)))
+    return f"tensors {names} hold {called(list(held))}{each}"
+
+
+def missing(
+    places: Sequence[Place],
+    entries: Mapping[str, Entry],
+    checkpoint: Checkpoint,
+    view: View,
+    rules: Sequence[AnyRule],
+) -> Iterator[str]:
+    """Yields a message for each leaf that no tensor makes."""
+    makers = [rule for rule in rules if isinstance(rule, Rule)]
+    for place in places:
+        entry = entries[place.path]
+        names = dict.fromkeys(name for name, _ in view.candidates(place, makers))
+        tried = " or ".join(map(repr, names)) or f"anything, as it lies outside at={view.at!r}"
+        yield (
+            f"{place.path}: the model wants {describe(entry.shape, entry.dtype)}, "
+            f"{checkpoint.origin} holds no tensor called {tried}. "
+            'Make it with on_missing="init", or map it in rules.'
+        )
+
+
+def left_over(entry: Entry) -> str:
+    """Returns the message for a tensor that makes no leaf."""
+    return (
+        f"{entry.path}: wanted a leaf for this tensor, {describe(entry.shape, entry.dtype)}, "
+        'the tree has none. Pass over it with on_unexpected="report", or map it in rules.'
+    )
+
+
+def nothing_matches(
+    leaves: Sequence[Place], checkpoint: Checkpoint, rules: tuple[AnyRule, ...]
+) -> str:
+    """Returns the message for a checkpoint that makes no leaf at all, and what might help."""
+    rule_sets = [("", ()), ("lazyinit.TORCH", TORCH)]
+    if rules and rules != TORCH:
+        rule_sets.append(("rules", rules))
+    advice = advise(leaves, checkpoint, rule_sets)
+    problem = (
+        f"{checkpoint.origin}: none of its {len(checkpoint)} tensors matches any of the tree's "
+        f"{len(leaves)} leaves."
+    )
+    if advice.count:
+        return f"{problem} {advice.text} would match {advice.count}."
+    return (
+        f"{problem} The tree has leaves such as {leaves[0].path!r}, the checkpoint tensors such as "
+        f"{next(iter(checkpoint))!r}. Say in rules which makes which: "
+        "lazyinit.Rule('**/kernel', '**.weight'). Some are proposed by "
+        "lazyinit.suggest_rules(tree, checkpoint)."
+    )

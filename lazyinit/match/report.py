@@ -1,0 +1,174 @@
+"""What ``fill`` did, as a plain value: one entry a leaf, and one for each tensor left over."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from lazyinit._provenance import NOTHING_KNOWN, Provenance
+from lazyinit.params import Shape, describe
+from lazyinit.rules.check import AnyRule
+from lazyinit.view import table
+
+Status: TypeAlias = Literal["loaded", "missing", "mismatched", "adapted", "kept", "unexpected"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What became of one leaf, or of one tensor that no leaf is made from.
+
+    Attributes:
+      path: the path of the leaf; for an unexpected tensor its name.
+      status: ``"loaded"`` from the checkpoint; ``"missing"`` from it, and will be initialized;
+        ``"mismatched"``, so left as it was; ``"adapted"``, mismatched too, and replaced by what
+        ``on_mismatch`` returned; ``"kept"``, for an array or a tensor filled in
+        before, which is not in this checkpoint; ``"unexpected"``, for a tensor.
+      shape: of the leaf; of the tensor if it is unexpected.
+      dtype: of the leaf; of the tensor if it is unexpected.
+      tensor: what the tensors are called in the checkpoint, for people; ``""`` if there are none.
+      stored_shape: the shape of the (first) tensor, before any layout change.
+      stored_dtype: the dtype of the (first) tensor; that of the leaf if there is none.
+      tensors: the name of each tensor.
+    """
+
+    path: str
+    status: Status
+    shape: Shape
+    dtype: np.dtype
+    tensor: str
+    stored_shape: Shape
+    stored_dtype: np.dtype
+    tensors: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the leaf once made, over all its shards together."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def cast(self) -> bool:
+        """Whether the tensor is cast when it is read."""
+        return self.status == "loaded" and self.stored_dtype != self.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What ``fill`` did. ``str(report)`` is a table in which numbered layers fold.
+
+    Attributes:
+      origin: where the tensors lie.
+      entries: one for each leaf that a tensor could make, in tree order, then one for each
+        unexpected tensor, in the order of the checkpoint.
+      unused_rules: rules that had no part in it; not those of ``TORCH``, which are optional.
+      provenance: where each leaf of the filled tree comes from.
+
+    Example:
+      >>> import numpy as np
+      >>> from lazyinit.fill import fill
+      >>> tree = {"a": np.zeros(2), "b": np.zeros(3)}
+      >>> _, report = fill(tree, {"a": np.ones(2), "c": np.ones(4)})
+      >>> report.loaded, report.kept, report.unexpected
+      (('a',), ('b',), ('c',))
+      >>> print(report)
+      1 of 2 leaves from the mapping (16 B), 1 kept, 1 unexpected
+      path   array        leaves   bytes   status
+      ───────────────────────────────────────────────
+      a      float64[2]        1    16 B   loaded
+      b      float64[3]        1    24 B   kept
+      c      float64[4]        1    32 B   unexpected
+    """
+
+    origin: str
+    entries: tuple[Entry, ...]
+    unused_rules: tuple[AnyRule, ...] = ()
+    provenance: Provenance = field(default=NOTHING_KNOWN, repr=False)
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Paths of the leaves that come from the checkpoint."""
+        return self._paths("loaded")
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Paths of the leaves that it lacks; they will be initialized."""
+        return self._paths("missing")
+
+    @property
+    def mismatched(self) -> tuple[str, ...]:
+        """Paths of the leaves whose tensor has another shape or kind; left as they were."""
+        return self._paths("mismatched")
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Paths of the leaves that ``on_mismatch`` replaced, by ``lazyinit.overlap`` for one."""
+        return self._paths("adapted")
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Paths of the arrays, and of leaves filled in before, that it lacks."""
+        return self._paths("kept")
+
+    @property
+    def unexpected(self) -> tuple[str, ...]:
+        """Names of the tensors that no leaf is made from."""
+        return self._paths("unexpected")
+
+    @property
+    def cast(self) -> tuple[str, ...]:
+        """Paths of loaded leaves whose tensor has another dtype of the same kind."""
+        return tuple(entry.path for entry in self.entries if entry.cast)
+
+    @property
+    def sources(self) -> Mapping[str, Entry]:
+        """By path, the entry of every leaf for which a tensor was found, mismatched ones too."""
+        found = (entry for entry in self.entries if entry.status != "unexpected")
+        return {entry.path: entry for entry in found if entry.tensor}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the loaded leaves once made, over all their shards together."""
+        return sum(entry.nbytes for entry in self.entries if entry.status == "loaded")
+
+    def _paths(self, status: Status) -> tuple[str, ...]:
+        return tuple(entry.path for entry in self.entries if entry.status == status)
+
+    def summary(self) -> str:
+        """Returns one line: how many leaves are from the checkpoint, and what is not as usual."""
+        leaves = len(self.entries) - len(self.unexpected)
+        origin = os.path.basename(self.origin.rstrip("/")) or self.origin
+        size = table.format_bytes(self.nbytes)
+        parts = [f"{len(self.loaded)} of {leaves} leaves from {origin} ({size})"]
+        for kept, word in (
+            (self.cast, "cast"),
+            (self.missing, "missing (will be initialized)"),
+            (self.mismatched, "mismatched (left as they were)"),
+            (self.adapted, "adapted"),
+            (self.kept, "kept"),
+            (self.unexpected, "unexpected"),
+        ):
+            if kept:
+                parts.append(f"{len(kept)} {word}")
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        folded = table.fold(_cells(entry) for entry in self.entries)
+        rows = [
+            (row.label, array, str(row.count), table.format_bytes(int(nbytes) * row.count), status)
+            for row in folded
+            for array, nbytes, status in [row.cells]
+        ]
+        heads = ("path", "array", "leaves", "bytes", "status")
+        text = table.render(self.summary(), heads, rows, right=["leaves", "bytes"])
+        return "\n".join([text, *(f"unused: {rule}" for rule in self.unused_rules)])
+
+
+def _cells(entry: Entry) -> tuple[str, str, str, str]:
+    status: str = entry.status
+    if entry.cast:
+        status += f", cast from {entry.stored_dtype}"
+    elif status in ("mismatched", "adapted"):
+        status += f" with {describe(entry.stored_shape, entry.stored_dtype)}"
+    return entry.path, describe(entry.shape, entry.dtype), str(entry.nbytes), status

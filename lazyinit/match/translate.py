@@ -1,0 +1,121 @@
+"""Rules read forwards without a tree: the leaves that a checkpoint's tensors would make."""
+
+import functools
+import re
+from collections.abc import Sequence
+
+from lazyinit import errors
+from lazyinit.checkpoint import Checkpoint
+from lazyinit.match.gather import Groups
+from lazyinit.match.search import named
+from lazyinit.params import Source
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.patterns import Captures, joined_like, pattern, slashed
+from lazyinit.rules.renames import Ignore, Rename
+from lazyinit.rules.rule import Rule
+
+
+def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, Source]:
+    """Returns the leaves that rules make of tensors, where the rules alone say which.
+
+    Of the rules that fit a tensor the one that is narrower than all others counts. A tensor that
+    a rule says to ignore is left out. Tied leaves and constants are not made: the first lie in
+    the tensor's own leaf, and of the second nobody knows the shape. Without any ``Rule`` a tensor
+    keeps its name, or that which a ``Rename`` gives it.
+
+    Args:
+      checkpoint: the tensors.
+      rules: as ``fill`` takes them.
+
+    Returns:
+      The sources by the names of leaves, in the order of the checkpoint.
+
+    Raises:
+      FillError: a tensor of which the rules do not say, or not without the shapes of leaves, what
+        it becomes; or one that a rule wants beside others and that is not there.
+    """
+    names, _ = named(checkpoint, [rule for rule in rules if isinstance(rule, Rename)])
+    choice = _Choice(rules)
+    if not any(isinstance(rule, Rule) for rule in rules):
+        return {
+            tensor if slashed(tensor) == name else joined_like(name, tensor): checkpoint[tensor]
+            for name, tensor in names.items()
+            if not choice.fits(name)
+        }
+    groups, problems = Groups(), []
+    for name, tensor in names.items():
+        fits = choice.fits(name)
+        if len(fits) == 1:
+            ((rule, row, captures),) = fits
+            if isinstance(rule, Rule):
+                group = groups.group(rule, "", captures, rule.stacked)
+                group.add(row, captures, tensor, checkpoint[tensor])
+        else:
+            told = " and ".join(str(rule) for rule, _, _ in fits) or "none"
+            problems.append(
+                f"{tensor}: wanted one rule to say what becomes of it, got {told}. Write a "
+                "narrower one for it, or lazyinit.Ignore."
+            )
+    if problems:
+        raise errors.FillError(errors.listing(problems))
+    leaves: dict[str, Source] = {}
+    for group in groups:
+        rule, tensors = group.rule, group.grid(group.rule.tensors)
+        try:
+            grid = rule.changes().forward(tensors, (None,) * len(rule.leaves))
+        except errors.FillError as error:
+            raise errors.FillError(f"{group.labels[0]}: {rule}: {error}") from None
+        for leaf, source in group.names(rule.leaves, rule.unstacked, grid):
+            if leaf in leaves:
+                raise errors.FillError(
+                    f"{group.labels[0]}: wanted a leaf of its own, but the rules make {leaf!r} of "
+                    f"{leaves[leaf]!r} too. Write another rule for one of them."
+                )
+            leaves[leaf] = source
+    return leaves
+
+
+class _Choice:
+    """Which rule a tensor goes by."""
+
+    def __init__(self, rules: Sequence[AnyRule]) -> None:
+        self._rows = [
+            (rule, row, text)
+            for rule in rules
+            if isinstance(rule, Ignore) or (isinstance(rule, Rule) and not rule.tied)
+            for row, text in enumerate((rule.tensor,) if isinstance(rule, Ignore) else rule.tensors)
+        ]
+
+    def fits(self, name: str) -> list[tuple[Rule | Ignore, int, Captures]]:
+        """Returns the narrowest of the rules that fit a tensor: one, if they are told apart."""
+        last = name.rpartition("/")[2]
+        found = [
+            (rule, row, captures, text)
+            for rule, row, text in self._rows
+            if pattern(text).last in ("", last)
+            and (captures := pattern(text).match(name)) is not None
+        ]
+        narrowest = [
+            (rule, row, captures)
+            for rule, row, captures, text in found
+            if not any(_is_narrower(other, text) for *_, other in found)
+        ]
+        # Rules that say the same of it are as good as one.
+        rules = [each for each in narrowest if isinstance(each[0], Rule)]
+        return list({_said(each[0]): each for each in rules or narrowest}.values())
+
+
+def _said(rule: Rule | Ignore) -> object:
+    return rule if isinstance(rule, Ignore) else (rule.leaf, rule.tensor, rule.layout)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_narrower(one: str, other: str) -> bool:
+    """Tells whether all that fits one pattern fits the other, but not the other way round."""
+    inside = pattern(other).match(_sample(one)) is not None
+    return inside and pattern(one).match(_sample(other)) is None
+
+
+def _sample(text: str) -> str:
+    """Returns a name that fits a pattern, and no pattern that does not take in all of it."""
+    return re.sub(r"\{\w+\}", "918273645", slashed(text).strip("/"))

@@ -1,0 +1,149 @@
+"""Rules read backwards: the tensors that a checkpoint would hold for the leaves of a tree."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from lazyinit import errors
+from lazyinit.checkpoint import Checkpoint
+from lazyinit.match.gather import Group, Groups
+from lazyinit.match.match import match
+from lazyinit.match.places import Form, Place, View
+from lazyinit.match.search import Rules
+from lazyinit.params import Source
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.patterns import Captures, slashed
+from lazyinit.rules.renames import Rename
+from lazyinit.rules.rule import Constant, Rule
+from lazyinit.sources.joined import Agreeing
+
+
+def unmatch(
+    leaves: Sequence[tuple[Place, Source]], *, rules: Sequence[AnyRule], at: str = ""
+) -> dict[str, Source]:
+    """Returns the tensors of a checkpoint from which ``fill`` would make these leaves again.
+
+    Each leaf goes by the first rule that fits it. One that no rule fits keeps its name, with
+    ``.`` between its keys if the rules write tensors so. Where rules make two leaves of one
+    tensor, both are read and compared: they must be equal.
+
+    Args:
+      leaves: of one tree, each with what it holds.
+      rules: as ``fill`` takes them.
+      at: the subtree under which the checkpoint hangs; what lies outside it is left out.
+
+    Returns:
+      The sources by the names of tensors, in the order of the leaves.
+
+    Raises:
+      FillError: a rule cannot be read backwards, a leaf that it needs is not there, or the
+        tensors would not be read back as these leaves.
+    """
+    view = View.of((place for place, _ in leaves), slashed(at))
+    makers = Rules([rule for rule in rules if isinstance(rule, Rule)])
+    tensors = _Tensors(rules)
+    groups = Groups()
+    waiting: list[tuple[Place, Source] | Group] = []
+    for place, source in leaves:
+        if (fit := _first_fit(place, view, makers)) is not None:
+            group = groups.group(fit.rule, fit.form.above, fit.captures, fit.rule.unstacked)
+            waiting += [group] * (not group.labels)
+            group.add(fit.row, fit.captures, place.path, source)
+        elif view.covers(place):
+            waiting.append((place, source))
+    for each in waiting:
+        if isinstance(each, Group):
+            tensors.put_group(each)
+        else:
+            place, source = each
+            tensors.put(_own_name(place, view), source, [place.path])
+    tensors.check([place for place, _ in leaves], at)
+    return tensors.sources
+
+
+class _Fit(NamedTuple):
+    """A rule that fits a leaf, and how."""
+
+    rule: Rule
+    row: int
+    form: Form
+    captures: Captures
+
+
+def _first_fit(place: Place, view: View, rules: Rules) -> _Fit | None:
+    for rule, patterns in rules.ending_like(place.name):
+        # A collection's name is in no checkpoint of those that such rules are written for.
+        for form in reversed(list(view.forms(place, rule))):
+            for row, leaf in patterns:
+                if (captures := leaf.match(form.name)) is not None:
+                    return _Fit(rule, row, form, captures)
+    return None
+
+
+def _own_name(place: Place, view: View) -> str:
+    """Returns the name of a leaf that no rule names: its path below ``at``, dots and all."""
+    path = place.path[: len(place.name)]  # Without the "value" of a box.
+    return path[len(view.at) + 1 :] if view.at else path
+
+
+class _Tensors:
+    """Tensors under the names that rules give them, and the leaves that each was made from."""
+
+    def __init__(self, rules: Sequence[AnyRule]) -> None:
+        self._rules = rules
+        self._renames = [rule for rule in rules[::-1] if isinstance(rule, Rename)]
+        self._dotted = any("." in text for text in _tensor_texts(rules))
+        self._makers: dict[str, list[str]] = {}
+        self.sources: dict[str, Source] = {}
+
+    def put_group(self, group: Group) -> None:
+        rule = group.rule
+        if isinstance(rule.tensor, Constant):
+            return
+        leaves = group.grid(rule.leaves)
+        try:
+            grid = rule.changes().backward(leaves)
+        except errors.FillError as error:
+            raise errors.FillError(f"{group.labels[0]}: {rule}: {error}") from None
+        for name, source in group.names(rule.tensors, rule.stacked, grid):
+            self.put(name, source, group.labels)
+
+    def put(self, name: str, source: Source, paths: list[str]) -> None:
+        for rename in self._renames:
+            name = rename.tensor_for(slashed(name)) or name
+        name = name.replace("/", ".") if self._dotted else name
+        held = self.sources.setdefault(name, source)
+        if held.shape != source.shape:
+            raise errors.FillError(
+                f"{paths[0]}: wanted a tensor of its own, but the rules call it {name!r} as they "
+                f"do {self._makers[name][0]}, and the shapes {list(source.shape)} and "
+                f"{list(held.shape)} differ. Write another rule for one of them."
+            )
+        if held != source:
+            parts = held.parts if isinstance(held, Agreeing) else (held,)
+            self.sources[name] = Agreeing((*parts, source), name)
+        self._makers.setdefault(name, []).extend(paths)
+
+    def check(self, leaves: Sequence[Place], at: str) -> None:
+        """Raises a ``FillError`` if the tensors would not be read back as these leaves."""
+        made: dict[str, list[str]] = {}
+        for name, paths in self._makers.items():
+            for path in paths:
+                made.setdefault(path, []).append(name)
+        found = match(leaves, Checkpoint("", self.sources), rules=self._rules, at=at).matches
+        problems = [
+            f"{path}: wanted tensors {names} to be read back, got "
+            f"{list(found[path].tensors) if path in found else 'none'}. Write a rule for this leaf "
+            "before the others, or rename what stands in its way."
+            for path, names in made.items()
+            if path not in found or found[path].problem or [*found[path].tensors] != names
+        ]
+        if problems:
+            raise errors.FillError(errors.listing(problems))
+
+
+def _tensor_texts(rules: Sequence[AnyRule]) -> Iterator[str]:
+    for rule in rules:
+        if isinstance(rule, Rule):
+            yield from rule.tensors
+        elif isinstance(rule, Rename):
+            yield rule.tensor if isinstance(rule.tensor, str) else "."

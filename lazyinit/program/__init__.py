@@ -1,0 +1,1 @@
+"""An initialization as equations, and what each leaf needs of them."""

@@ -1,0 +1,323 @@
+"""An initialization as a program: numbered values and the equations between them.
+
+Values are *small* if they are PRNG keys or scalars, made of nothing but such.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import compat, errors
+from lazyinit.program.fingerprint import fingerprint_params
+from lazyinit.program.separable import is_separable
+
+Value: TypeAlias = int  # The number of a value (an input, a constant, an output) in a program.
+Array: TypeAlias = Any  # jax.Array, numpy or a Python scalar: whatever JAX computes with.
+
+_SMALL_WORDS = 1024  # uint32 words in an array of keys that is still evaluated eagerly.
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """One top-level equation, over numbered values.
+
+    Attributes:
+      origin: what JAX traced: the primitive, its parameters and context.
+      inputs: the values that it takes.
+      outputs: the values that it gives; ``-1`` for what a narrowed equation gives no more.
+      index: its place in the program.
+      idle: the places of inputs that what is wanted of it does not depend on: it is run whole, so
+        that its bits are those of eager JAX, on zeros in their place.
+    """
+
+    origin: jex.JaxprEqn
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    index: int
+    idle: frozenset[int] = frozenset()
+
+    @property
+    def needed(self) -> Sequence[Value]:
+        """The inputs that are not idle."""
+        return [v for n, v in enumerate(self.inputs) if n not in self.idle]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """An initialization traced once. Compared by identity.
+
+    Attributes:
+      avals: shape, dtype and weak type of each value.
+      producers: the equation that gives each value, if one does.
+      constants: values known when it was traced (literals, closed-over arrays).
+      literals: those of them that stood in the equations as scalars.
+      streams: the root keys among the inputs, by the name of the stream.
+      abstract: the inputs of which only a shape was given, with a name for messages.
+      x64: whether 64-bit types were on.
+      looked_at: streams whose keys made a value that Python code looked at: under another key
+        the program might have been another.
+    """
+
+    avals: Mapping[Value, Any]
+    producers: Mapping[Value, Equation]
+    constants: Mapping[Value, Array]
+    literals: frozenset[Value]
+    streams: Mapping[Value, str]
+    abstract: Mapping[Value, str]
+    x64: bool
+    looked_at: frozenset[str]
+    _small: dict[Value, bool] = field(default_factory=dict)
+    _on_keys: dict[bool, dict[Value, bool]] = field(default_factory=dict)
+    _narrowed: dict[tuple[int, frozenset[Value], bool], Equation] = field(default_factory=dict)
+    _idled: dict[tuple[int, frozenset[Value]], Equation] = field(default_factory=dict)
+    _pickled: list[tuple[bytes, bool]] = field(default_factory=list)  # At most one.
+    _traced: list[bool] = field(default_factory=list)  # At most one.
+    _fingerprints: dict[Any, Any] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (jax.__version__, self.pickled()[0])
+
+    def pickled(self) -> tuple[bytes, bool]:
+        """Returns what of it can be pickled, as bytes, and whether that is all."""
+        if not self._pickled:
+            try:
+                whole = self._dumps(self.producers, self.constants)
+                self._pickled.append((whole, True))
+            except Exception:  # Whatever pickle raises: each part tells for itself, below.
+                equations = {e.index: pickling_problem(e) for e in self.producers.values()}
+                producers = {v: e for v, e in self.producers.items() if not equations[e.index]}
+                constants = {v: c for v, c in self.constants.items() if not pickling_problem(c)}
+                self._pickled.append((self._dumps(producers, constants), False))
+        return self._pickled[0]
+
+    def _dumps(
+        self, producers: Mapping[Value, Equation], constants: Mapping[Value, Array]
+    ) -> bytes:
+        fields = (self.avals, producers, constants, self.literals, self.streams)
+        return compat.dumps((*fields, self.abstract, self.x64, self.looked_at))
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether it was traced within another trace, and uses values of that."""
+        if not self._traced:  # A long walk, and asked for each leaf.
+            self._traced.append(any(map(compat.is_tracer, self.constants.values())))
+        return self._traced[0]
+
+    def is_small(self, value: Value) -> bool:
+        """Tells whether a value is a key or a scalar, and so is all that it is made of."""
+
+        def verdict(v: Value) -> bool | Sequence[Value]:
+            if not _is_small(self.avals[v]) or v in self.abstract:
+                return False
+            return self.producers[v].inputs if v in self.producers else True
+
+        return _holds_for_ancestors(value, verdict, self._small)
+
+    def on_keys_alone(self, value: Value, *, drawn: bool) -> bool:
+        """Tells whether a value depends on keys and literals alone, on no input data."""
+
+        def verdict(v: Value) -> bool | Sequence[Value]:
+            if v in self.producers:
+                return self.narrowed(self.producers[v], frozenset([v]), drawn=drawn).inputs
+            return v in self.literals or v in self.streams
+
+        return _holds_for_ancestors(value, verdict, self._on_keys.setdefault(drawn, {}))
+
+    def streams_of(self, value: Value) -> frozenset[str]:
+        """Returns the names of the streams whose root keys a value depends on."""
+        return frozenset(self.streams[v] for v in self._ancestors(value, -1) if v in self.streams)
+
+    def made_from(self, value: Value, key: Value) -> bool:
+        """Tells whether a value is a function of one key, of constants, and of nothing else."""
+        inputs = self._ancestors(value, key)
+        return not any(v in self.streams or v in self.abstract for v in inputs if v != key)
+
+    def depends(self, value: Value, key: Value) -> bool:
+        """Tells whether a value is computed from a key (any other value, in fact)."""
+        return key in self._ancestors(value, key)
+
+    def fold_of(self, value: Value) -> tuple[Value, Value, Value] | None:
+        """Finds the one key that a value is made from, if that is a root with a number folded in.
+
+        Returns:
+          The root, the number (made of constants alone) and the key that is made of them; ``None``
+          if the value needs anything else that is not constant.
+        """
+        folds: set[tuple[Value, Value, Value]] = set()
+        seen = {value}
+        stack = [value]
+        while stack:
+            v = stack.pop()
+            if v in self.streams or v in self.abstract:
+                return None
+            producer = self.producers.get(v)
+            if producer is None:
+                continue
+            if producer.origin.primitive.name == "random_fold_in":
+                root, number = producer.inputs
+                if (
+                    root in self.streams
+                    and self.avals[v].shape == ()  # Not split by an nnx.vmap around.
+                    and self.is_small(number)
+                    and not self.streams_of(number)
+                ):
+                    folds.add((root, number, v))
+                    if len(folds) > 1:
+                        return None
+                    continue
+            fresh = [i for i in producer.inputs if i not in seen]
+            seen.update(fresh)
+            stack += fresh
+        return folds.pop() if folds else None
+
+    def name_of(self, value: Value) -> str:
+        """Returns a name for what makes a value, for people: ``normal``, ``full(0.0)``, ``scan``.
+
+        That of the last equation that has a body and takes a key, or else of the last equation
+        with a body, or else of the last equation.
+        """
+        named = ""
+        last = producer = self.producers.get(value)
+        while producer is not None:
+            if compat.bodies(producer.origin):
+                name = str(producer.origin.params.get("name", producer.origin.primitive.name))
+                if any(is_key(self.avals[v]) for v in producer.inputs):
+                    return name.strip("_")
+                named = named or name.strip("_")
+            widest = max(producer.inputs, key=lambda v: self.avals[v].size, default=-1)
+            if widest in self.literals and producer.origin.primitive.name == "broadcast_in_dim":
+                return named or f"full({self.constants[widest]})"
+            producer = self.producers.get(widest)
+        return named or ("constant" if last is None else last.origin.primitive.name)
+
+    def _ancestors(self, value: Value, stop: Value) -> Iterator[Value]:
+        """Yields what a value is computed from that nothing computes, and ``stop``."""
+        seen = {value}
+        stack = [value]
+        while stack:
+            v = stack.pop()
+            producer = self.producers.get(v)
+            if producer is None or v == stop:
+                yield v
+                continue
+            fresh = [i for i in producer.inputs if i not in seen]
+            seen.update(fresh)
+            stack += fresh
+
+    def narrowed(self, equation: Equation, wanted: frozenset[Value], *, drawn: bool) -> Equation:
+        """Returns the equation less what only its unwanted outputs need, if no bit depends on it.
+
+        Args:
+          equation: one of the program.
+          wanted: some of its outputs.
+          drawn: whether these are drawn, not replayed.
+        """
+        unwanted = any(v not in wanted for v in equation.outputs)
+        if not unwanted or not compat.bodies(equation.origin):
+            return equation
+        memo = (equation.index, wanted, drawn)
+        if memo not in self._narrowed:
+            self._narrowed[memo] = _narrow(equation, wanted, drawn)
+        return self._narrowed[memo]
+
+    def idled(self, equation: Equation, wanted: frozenset[Value]) -> Equation:
+        """Returns the equation with those inputs idle that the wanted outputs do not depend on."""
+        memo = (equation.index, wanted)
+        if memo not in self._idled:
+            self._idled[memo] = _idle(equation, wanted)
+        return self._idled[memo]
+
+    def fingerprint(self, origin: jex.JaxprEqn) -> Any:
+        """Returns a hashable stand-in for the parameters of one of its equations, or narrowed."""
+        return fingerprint_params(origin.params, self._fingerprints)
+
+
+def pickling_problem(part: Any) -> str:
+    """Returns why a part of a program (an equation, a constant) cannot be pickled, or ``""``."""
+    try:
+        compat.dumps(part)
+    except Exception as error:  # Whatever pickle raises.
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _unpickled(version: str, pickled: bytes) -> Program:
+    if version != jax.__version__:
+        raise errors.PicklingError(
+            f"a pickled lazy tree: wanted one of jax {jax.__version__}, got one of jax {version}, "
+            "whose equations may mean something else. Record it again."
+        )
+    return Program(*pickle.loads(pickled))
+
+
+def _narrow(equation: Equation, wanted: frozenset[Value], drawn: bool) -> Equation:
+    those = [v in wanted for v in equation.outputs]
+    is_alone = is_separable(equation.origin, those, drawn=drawn)
+    origin = compat.narrow(equation.origin, those) if is_alone else None
+    if origin is None:
+        return equation
+    number: dict[Any, Value] = {}
+    literals = []
+    for atom, value in zip(equation.origin.invars, equation.inputs, strict=True):
+        if isinstance(atom, jex.Literal):
+            literals.append((atom, value))
+        else:
+            number[atom] = value
+    number.update(zip(equation.origin.outvars, equation.outputs, strict=True))
+    inputs = tuple(
+        next(v for a, v in literals if a is x) if isinstance(x, jex.Literal) else number[x]
+        for x in origin.invars
+    )
+    outputs = tuple(number.get(v, -1) for v in origin.outvars)
+    return Equation(origin, inputs, outputs, equation.index)
+
+
+def _idle(equation: Equation, wanted: frozenset[Value]) -> Equation:
+    those = [v in wanted for v in equation.outputs]
+    if all(those) or not compat.bodies(equation.origin) or compat.may_loop(equation.origin):
+        return equation
+    narrowed = compat.narrow(equation.origin, those)
+    if narrowed is None:
+        return equation
+    read = {v for v in narrowed.invars if isinstance(v, jex.Var)}
+    idle = frozenset(
+        n
+        for n, v in enumerate(equation.origin.invars)
+        if isinstance(v, jex.Var) and v not in read and compat.is_array(v.aval)
+    )
+    return replace(equation, idle=idle)
+
+
+def _holds_for_ancestors(
+    value: Value, verdict: Callable[[Value], bool | Sequence[Value]], memo: dict[Value, bool]
+) -> bool:
+    """Decides a property that a value has itself (a bool) or from all of its inputs."""
+    stack = [value]  # No recursion: the forward pass of a deep model is one long chain.
+    while stack:
+        v = stack[-1]
+        inputs = memo[v] if v in memo else verdict(v)
+        if isinstance(inputs, bool):
+            memo[v] = inputs
+            stack.pop()
+        elif unknown := [i for i in inputs if i not in memo]:
+            stack += unknown
+        else:
+            memo[v] = all(memo[i] for i in inputs)
+    return memo[value]
+
+
+def is_key(x: Any) -> bool:
+    """Tells whether an array or a value's type is one of typed PRNG keys."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _is_small(aval: Any) -> bool:
+    if is_key(aval) or aval.dtype == np.uint32:
+        return aval.size <= _SMALL_WORDS
+    return aval.size <= 1

@@ -1,0 +1,138 @@
+"""Which outputs of a jit or a scan may be made without the others, at no change of their bits.
+
+XLA compiles the body of an equation as one, and what it fuses, and so how it rounds, depends on
+everything in there. ``p`` and ``q = p + noise`` are an example: beside ``p``, ``q`` may be made
+of the rounded ``p`` in memory; alone, of a product that was never rounded. So a body may be
+narrowed to some of its outputs only if no floating-point value on the way to them is used for
+anything else. Integers, random bits among them, and constants are exact however they are fused.
+
+A wanted output may itself be used for something else if it is *drawn*: its elements do not depend
+on how the loop is made that they are in. One that is replayed may not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from lazyinit import compat
+from lazyinit.program.fingerprint import fingerprint
+
+
+def is_separable(equation: jex.JaxprEqn, wanted: Sequence[bool], *, drawn: bool) -> bool:
+    """Tells whether the wanted outputs of an equation have the same bits without the others.
+
+    Args:
+      equation: a jit, a scan or any other.
+      wanted: which of its outputs.
+      drawn: whether they are drawn, not replayed.
+    """
+    return _needed(equation, wanted, drawn) is not None
+
+
+def _needed(equation: jex.JaxprEqn, wanted: Sequence[bool], drawn: bool) -> Sequence[bool] | None:
+    """Returns which inputs the wanted outputs need, ``None`` if they cannot be made alone."""
+    if all(wanted):
+        return [True] * len(equation.invars)
+    if body := compat.jit_body(equation) or compat.transparent_body(equation):
+        return _needed_in(body[0], wanted, drawn)
+    if scan := compat.scan_of(equation):
+        carry, rest = list(wanted[: scan.num_carry]), wanted[scan.num_carry :]
+        while True:  # A carry that the next step needs is wanted, too.
+            needed = _needed_in(scan.body.jaxpr, [*carry, *rest], drawn)
+            if needed is None:
+                return None
+            taken = needed[scan.num_consts : scan.num_consts + scan.num_carry]
+            more = [a or b for a, b in zip(carry, taken, strict=True)]
+            if more == carry:
+                return needed
+            carry = more
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """An equation, and what of it is kept: all is dropped if no output is wanted."""
+
+    equation: jex.JaxprEqn
+    needed: Sequence[bool]  # Which inputs are still read.
+
+
+def _needed_in(body: jex.Jaxpr, wanted: Sequence[bool], drawn: bool) -> Sequence[bool] | None:
+    outputs = [(v, w) for v, w in zip(body.outvars, wanted, strict=True) if isinstance(v, jex.Var)]
+    live = {v for v, w in outputs if w}
+    uses: list[_Use] = []
+    for equation in reversed(body.eqns):
+        used = [v in live for v in equation.outvars]
+        needed: Sequence[bool] | None = [False] * len(equation.invars)
+        if any(used):
+            needed = _needed(equation, used, drawn)
+            if needed is None:
+                return None
+            live.update(_variables(equation, needed))
+        uses.append(_Use(equation, needed))
+    value = _numbered(body)
+    results = {value[v] for v, w in outputs if w}
+    kept: set[Any] = set()
+    dropped = {value[v] for v, w in outputs if not w}
+    keys: tuple[set[Any], set[Any]] = set(), set()  # Of what is drawn and dropped, drawn and kept.
+    for use in uses:
+        keys[any(use.needed)].update(value[v] for v in _drawn_from(use.equation))
+        kept.update(value[v] for v in _variables(use.equation, use.needed))
+        dropped.update(value[v] for v in _variables(use.equation, [not n for n in use.needed]))
+    made = {value[v] for use in uses for v in use.equation.outvars if _is_rounded(v)} - {None}
+    shared = dropped & (kept if drawn else kept | results)
+    # Numbers drawn from one key are made once for both.
+    is_alone = not shared & made and not keys[False] & keys[True]
+    return [v in live for v in body.invars] if is_alone else None
+
+
+def _drawn_from(equation: jex.JaxprEqn) -> list[jex.Var]:
+    """Returns the keys that an equation draws numbers from, and does not make keys of."""
+    if all(_is_key(v) for v in equation.outvars):
+        return []
+    return [v for v in equation.invars if isinstance(v, jex.Var) and _is_key(v)]
+
+
+def _variables(equation: jex.JaxprEqn, which: Sequence[bool]) -> list[jex.Var]:
+    atoms = zip(equation.invars, which, strict=True)
+    return [v for v, w in atoms if w and isinstance(v, jex.Var)]
+
+
+def _numbered(body: jex.Jaxpr) -> Mapping[jex.Var, Any]:
+    """Returns a number for each variable: the same for equal values, since XLA makes those once.
+
+    A number made of constants alone gets ``None``: XLA knows it beforehand, and nothing shares it.
+    """
+    numbers: dict[Any, int] = {}
+    value: dict[Any, Any] = {v: ("input", n) for n, v in enumerate((*body.constvars, *body.invars))}
+
+    def taken(atom: Any) -> Any:
+        return str(atom) if isinstance(atom, jex.Literal) else value[atom]
+
+    constants: set[Any] = set()
+    for equation in body.eqns:
+        variables = _variables(equation, [True] * len(equation.invars))
+        if all(v in constants for v in variables) and all(map(_is_number, equation.outvars)):
+            constants.update(equation.outvars)
+            value.update(dict.fromkeys(equation.outvars))
+            continue
+        done = (equation.primitive, fingerprint(equation.params), *map(taken, equation.invars))
+        number = numbers.setdefault(done, len(numbers))
+        value.update({v: (number, n) for n, v in enumerate(equation.outvars)})
+    return value
+
+
+def _is_number(v: Any) -> bool:
+    return _is_rounded(v) and v.aval.shape == ()
+
+
+def _is_key(v: Any) -> bool:
+    return hasattr(v.aval, "dtype") and jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key)
+
+
+def _is_rounded(v: Any) -> bool:
+    return hasattr(v.aval, "dtype") and jnp.issubdtype(v.aval.dtype, jnp.inexact)

@@ -1,0 +1,307 @@
+"""Slices of a traced initialization: what each leaf needs of it, and what slices have in common.
+
+A traced initialization is one long list of equations, from which each leaf needs a few. The
+backward *slice* of a leaf holds just those. It is cut where it meets *small* values, PRNG keys
+and scalars: they are evaluated eagerly, once, and handed in. What is left is a function from
+keys to an array whose structure repeats from layer to layer. Slices of the same structure
+have equal *signatures*, so that one compiled program makes all of their leaves.
+
+The bits are those of eager JAX, which compiles every top-level equation alone. A slice keeps
+them by an optimization barrier behind each equation: XLA may not fuse across it, so no multiply
+and add become one rounding. For the same reason an equation with a body (a ``jit``, a ``scan``)
+stays whole, unless what is wanted of it depends on keys alone: there is no arithmetic on data in
+it then whose rounding could change with what is left out.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import compat
+from lazyinit.program.equations import Array, Equation, Program, Value, is_key, pickling_problem
+from lazyinit.program.fingerprint import fingerprint_constant
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The part of a program that makes one value from a key: the ``init_fn`` of a leaf.
+
+    Attributes:
+      program: the initialization that it is a part of.
+      output: the value that it makes.
+      key: the value that is its key, where a parameter's own ``init_fn`` was noted; else ``-1``:
+        the slice then starts from the root keys.
+      label: what to call it: ``normal(0.02)``.
+    """
+
+    program: Program
+    output: Value
+    key: Value = -1
+    label: str = ""
+
+    def __call__(self, key: Any = None) -> Any:
+        """Makes the value eagerly, equation by equation.
+
+        Args:
+          key: what ``RngPath.key`` returns: a key, or a dict of root keys by stream.
+
+        Returns:
+          The array, unsharded.
+        """
+        work = gather([self])
+        with compat.enable_x64(self.program.x64):
+            values = SmallValues(self.program, *_as_roots(self, key))
+            made = work.run([values[v] for v in work.inputs], barrier=False)[0]
+            return jnp.asarray(made)  # A constant may be NumPy's.
+
+    def pickling_problem(self) -> str:
+        """Returns why the leaf cannot be pickled, or ``""``."""
+        if self.program.pickled()[1]:
+            return ""
+        work = gather([self])
+        constants = [self.program.constants[v] for v in work.inputs if v in self.program.constants]
+        return next(filter(None, map(pickling_problem, (*work.equations, *constants))), "")
+
+
+def _as_roots(made: Slice, key: Any) -> tuple[Mapping[str, Any], Mapping[Value, Any]]:
+    if made.key >= 0:
+        return {}, {made.key: key}
+    if isinstance(key, Mapping):
+        return key, {}
+    return dict.fromkeys(made.program.streams.values(), key), {}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Equations that make one or more leaves together, in program order.
+
+    Attributes:
+      program: where they come from.
+      equations: what to run; equations with a body may be narrowed.
+      inputs: the values to hand in: keys, small values, constants, abstract inputs.
+      outputs: the leaves' values.
+    """
+
+    program: Program
+    equations: tuple[Equation, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    def run(self, inputs: Sequence[Array], *, barrier: bool) -> list[Array]:
+        """Computes the outputs, eagerly or under a trace.
+
+        Args:
+          inputs: arrays for ``self.inputs``; keys typed, or raw if the program has them raw.
+          barrier: whether to keep XLA from fusing across equations.
+        """
+        env = dict(zip(self.inputs, inputs, strict=True))
+        last = {v: e.index for e in self.equations for v in (*e.needed, *e.outputs)}
+        for equation in self.equations:
+            taken = [
+                compat.zeros(self.program.avals[v]) if n in equation.idle else env[v]
+                for n, v in enumerate(equation.inputs)
+            ]
+            results = compat.bind(equation.origin, *taken)
+            if barrier and not any(is_key(x) for x in results):
+                if len(results) > 1:  # XLA aborts where a whole top_k goes into one (jax 0.10.2).
+                    results = [jax.lax.optimization_barrier(x) for x in results]
+                results = jax.lax.optimization_barrier(list(results))
+            env.update(zip(equation.outputs, results, strict=True))
+            del results, taken
+            # What nothing needs any more is let go, as it is in eager JAX.
+            for v in (*equation.needed, *equation.outputs):
+                if last[v] == equation.index and v not in self.outputs:
+                    env.pop(v, None)
+        return [env[v] for v in self.outputs]
+
+    @property
+    def origins(self) -> Sequence[jex.JaxprEqn]:
+        """The equations, as JAX traced them."""
+        return [equation.origin for equation in self.equations]
+
+    def keeps_all(self) -> bool:
+        """Tells whether every result of its equations is needed: a compiler drops none."""
+        needed = {v for e in self.equations for v in e.needed} | set(self.outputs)
+        return all(v in needed for e in self.equations for v in e.outputs)
+
+    def signature(self) -> tuple[Any, ...]:
+        """Returns a hashable value that two works share just if one program serves both."""
+        number = {v: n for n, v in enumerate(self.inputs)}
+        steps = []
+        for equation in self.equations:
+            taken = tuple(
+                -1 if n in equation.idle else number[v] for n, v in enumerate(equation.inputs)
+            )
+            for v in equation.outputs:
+                number[v] = len(number)
+            origin = equation.origin
+            params = self.program.fingerprint(origin)
+            steps.append((origin.primitive, params, origin.ctx, taken))
+        avals = tuple(_aval_key(self.program.avals[v]) for v in self.inputs)
+        return (self.program.x64, avals, tuple(steps), tuple(number[v] for v in self.outputs))
+
+
+def gather(slices: Sequence[Slice], *, drawn: bool = False) -> Work:
+    """Collects the equations that the slices need, each once, and their inputs.
+
+    Args:
+      slices: of one program.
+      drawn: whether the work is to be drawn: more can be left out of it then (``separable``).
+    """
+    program = slices[0].program
+    outputs = tuple(s.output for s in slices)
+    keys = {s.key for s in slices if s.key >= 0}
+    wanted: dict[int, set[Value]] = {}
+    queue: list[int] = []  # Indices, negated: every consumer comes before its producer.
+    equations: dict[int, Equation] = {}
+    inputs: dict[Value, None] = {}
+
+    def is_handed_in(value: Value) -> bool:
+        if value not in program.producers or value in keys:
+            return True
+        # What is made of a leaf's own key is made beside it: that key may be another one later.
+        return (
+            value not in outputs
+            and program.is_small(value)
+            and not any(program.depends(value, key) for key in keys)
+        )
+
+    def want(value: Value) -> None:
+        if is_handed_in(value):
+            inputs[value] = None
+            return
+        producer = program.producers[value]
+        if producer.index not in wanted:
+            wanted[producer.index] = set()
+            equations[producer.index] = producer
+            heapq.heappush(queue, -producer.index)
+        wanted[producer.index].add(value)
+
+    for value in outputs:
+        want(value)
+    while queue:
+        index = -heapq.heappop(queue)
+        narrowed = program.narrowed(equations[index], frozenset(wanted[index]), drawn=drawn)
+        if all(program.on_keys_alone(v, drawn=drawn) for v in narrowed.inputs):
+            equations[index] = narrowed
+        elif not drawn:
+            equations[index] = program.idled(equations[index], frozenset(wanted[index]))
+        for value in equations[index].needed:
+            want(value)
+    ordered = tuple(equations[i] for i in sorted(equations))
+    return Work(program, ordered, tuple(inputs), outputs)
+
+
+class SmallValues:
+    """Keys and scalars of a program under given root keys, each evaluated eagerly, once.
+
+    Equal computations on equal values are run once: each layer scales by the same
+    ``sqrt(1 / fan_in)``.
+    """
+
+    def __init__(
+        self, program: Program, roots: Mapping[str, Any], given: Mapping[Value, Any]
+    ) -> None:
+        """Takes the root keys by stream, and values that are known already."""
+        self._program = program
+        self._number: dict[Value, int] = {}  # Equal numbers, equal values.
+        self._arrays: list[Any] = []  # By number.
+        self._constants: dict[Any, int] = {}
+        self._done: dict[Any, list[int]] = {}
+        for value, stream in program.streams.items():
+            if stream in roots:
+                self._number[value] = self._add(roots[stream])
+        for value, array in given.items():
+            self._number[value] = self._add(array)
+
+    def _add(self, array: Any) -> int:
+        self._arrays.append(array)
+        return len(self._arrays) - 1
+
+    def __getitem__(self, value: Value) -> Any:
+        """Returns the array of one value, computing what it needs."""
+        program = self._program
+        stack = [value]
+        while stack:
+            v = stack[-1]
+            if v in self._number:
+                stack.pop()
+            elif v in program.constants:
+                constant = program.constants[v]
+                same = fingerprint_constant(constant, program.avals[v])
+                if same not in self._constants:
+                    self._constants[same] = self._add(constant)
+                self._number[v] = self._constants[same]
+            else:
+                equation = program.producers[v]
+                missing = [i for i in equation.inputs if i not in self._number]
+                if missing:
+                    stack += missing
+                else:
+                    self._run(equation)
+        return self._arrays[self._number[value]]
+
+    def _run(self, equation: Equation) -> None:
+        numbers = tuple(self._number[i] for i in equation.inputs)
+        params = self._program.fingerprint(equation.origin)
+        call = (equation.origin.primitive, params, numbers)
+        if call not in self._done:
+            arrays = [self._arrays[n] for n in numbers]
+            results = _on_host(equation.origin, arrays)
+            if results is None:
+                results = compat.bind(equation.origin, *arrays)
+            self._done[call] = [self._add(array) for array in results]
+        self._number.update(zip(equation.outputs, self._done[call], strict=True))
+
+
+def _on_host(equation: jex.JaxprEqn, arrays: Sequence[Any]) -> Sequence[Any] | None:
+    """Takes keys out of an array of keys without a program for each place, if that is all."""
+    name, params = equation.primitive.name, equation.params
+    if name not in ("slice", "squeeze") or not is_key(arrays[0]):
+        return None
+    words = np.asarray(jax.random.key_data(arrays[0]))
+    if name == "slice":
+        strides = params["strides"] or (1,) * len(params["start_indices"])
+        bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+        words = words[tuple(slice(*bound) for bound in bounds)]
+    else:
+        words = np.squeeze(words, tuple(params["dimensions"]))
+    return [jax.random.wrap_key_data(jax.device_put(words), impl=jax.random.key_impl(arrays[0]))]
+
+
+def _aval_key(aval: Any) -> tuple[Any, ...]:
+    return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
+
+
+# Operations that give each element of their output from the same elements of their inputs, or
+# move elements, or draw random bits: whatever cuts an array up, its elements stay as they are.
+_ORDER_FREE = """
+abs add and and_invert atan2 bessel_i0e bessel_i1e bitcast_convert_type broadcast
+broadcast_in_dim cbrt ceil checkpoint clamp closed_call concatenate cond convert_element_type
+copy copy_p core_call cos cosh custom_jvp_call custom_vjp_call device_put digamma div
+dynamic_slice dynamic_update_slice eq eq_to erf erf_inv erfc exp exp2 expand_dims expm1 floor ge
+gt imag integer_pow iota is_finite jit le lgamma log log1p logistic lt max min mul ne neg
+nextafter not optimization_barrier or pad pjit population_count pow random_bits random_clone
+random_fold_in random_gamma random_seed random_split random_unwrap random_wrap real reduce_and
+reduce_max reduce_min reduce_or reduce_precision rem remat2 reshape rev round rsqrt scan
+select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh slice split sqrt
+square squeeze stop_gradient sub tan tanh threefry2x32 transpose while xor
+"""
+
+
+def is_order_free(work: Work) -> bool:
+    """Tells whether a work has no sum, product or the like whose rounding depends on order."""
+    names = frozenset(_ORDER_FREE.split())
+
+    def free(equation: jex.JaxprEqn) -> bool:
+        return equation.primitive.name in names and all(
+            free(inner) for body in compat.bodies(equation) for inner in body.eqns
+        )
+
+    return all(free(equation.origin) for equation in work.equations)

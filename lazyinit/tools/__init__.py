@@ -1,0 +1,1 @@
+"""What is done with trees and checkpoints from outside; nothing imports these."""

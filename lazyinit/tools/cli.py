@@ -1,0 +1,192 @@
+"""The command line: look at checkpoints, compare them, convert them; run the self-check.
+
+Exit codes: 0 for success, and for equal checkpoints; 1 for such as differ, and for a self-check
+that failed; 2 for an error.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lazyinit import errors, maps
+from lazyinit._check import check
+from lazyinit.checkpoint import Checkpoint, open_checkpoint
+from lazyinit.params import describe
+from lazyinit.rules.check import AnyRule
+from lazyinit.rules.torch import TORCH
+from lazyinit.tools.compare import compare
+from lazyinit.tools.convert import convert
+from lazyinit.view import table
+from lazyinit.writing.pieces import nbytes
+
+_PATH = (
+    "a file of safetensors, msgpack, .npz or PyTorch; a Hugging Face or Orbax folder; or the "
+    "address of safetensors (https://, s3://, gs://, hf://)"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+      arguments: those of the command line; ``None`` for the process's own.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except errors.LazyinitError as error:
+        print(f"lazyinit: {error}", file=sys.stderr)
+    except BrokenPipeError:  # Whoever read the output has seen enough.
+        sys.stderr.close()
+    except KeyboardInterrupt:
+        print("lazyinit: interrupted; what was there before still is", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lazyinit", description="Checkpoints, as they are.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    look = commands.add_parser("inspect", help="names, shapes, dtypes and sizes; reads headers")
+    look.add_argument("path", help=_PATH)
+    look.add_argument("--json", action="store_true", help="as JSON, one entry for each tensor")
+    look.set_defaults(run=_inspect)
+
+    diff = commands.add_parser("diff", help="in what two checkpoints differ; 1 if they do")
+    diff.add_argument("first", help=_PATH)
+    diff.add_argument("second", help="likewise")
+    diff.add_argument("--values", action="store_true", help="compare values, too, bit by bit")
+    diff.add_argument("--json", action="store_true", help="as JSON")
+    diff.set_defaults(run=_diff)
+
+    change = commands.add_parser("convert", help="another format, other names, another dtype")
+    change.add_argument("source", help=_PATH)
+    change.add_argument(
+        "target", help="a folder, or a file that ends in .safetensors, .npz or .msgpack"
+    )
+    change.add_argument(
+        "--rules", default="", help="what becomes of tensors: bert, gpt2, ..., or module:NAME"
+    )
+    change.add_argument(
+        "--reverse", action="store_true", help="read the rules from leaves to tensors"
+    )
+    change.add_argument("--dtype", default="", help="for floating-point tensors: bfloat16")
+    change.add_argument(
+        "--max-shard-size", default="5GB", help="of one file in a folder: 5GB, 512MiB"
+    )
+    change.set_defaults(run=_convert)
+
+    prove = commands.add_parser("check", help="which fast ways give the bits of eager JAX here")
+    prove.add_argument("--platform", default=None, help="cpu, gpu or tpu; else JAX's default")
+    prove.set_defaults(run=_check)
+    return parser
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    opened = open_checkpoint(options.path)
+    if options.json:
+        _print_json({"origin": opened.origin, "tensors": _facts(opened)})
+        return 0
+    rows = table.fold(
+        (name, describe(x.shape, x.dtype), table.format_bytes(nbytes(x)))
+        for name, x in opened.items()
+    )
+    total = table.format_bytes(sum(map(nbytes, opened.values())))
+    cells = [(row.label, str(row.count), *row.cells) for row in rows]
+    heads = ("tensor", "tensors", "array", "bytes each")
+    title = f"{opened.origin}: {len(opened)} tensors, {total}"
+    print(table.render(title, heads, cells, right=("tensors", "bytes each")))
+    return 0
+
+
+def _facts(opened: Checkpoint) -> dict[str, Any]:
+    return {
+        name: {
+            "shape": list(x.shape),
+            "dtype": str(x.dtype),
+            "nbytes": nbytes(x),
+            "origin": x.origin,
+            "extents": [dataclasses.asdict(extent) for extent in x.extents],
+        }
+        for name, x in opened.items()
+    }
+
+
+def _diff(options: argparse.Namespace) -> int:
+    first, second = open_checkpoint(options.first), open_checkpoint(options.second)
+    found = compare(first, second, values=options.values)
+    if options.json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        print(found)
+    return 1 if found.differences else 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    opened = open_checkpoint(options.source)
+    written = convert(
+        opened,
+        options.target,
+        rules=_rules(options.rules),
+        reverse=options.reverse,
+        dtype=_dtype(options.dtype),
+        max_shard_size=options.max_shard_size,
+    )
+    total = table.format_bytes(sum(map(nbytes, written.values())))
+    print(f"{options.target}: {len(written)} tensors, {total}")
+    read = {name for source in written.values() for name in source.names}
+    if left := [name for name, source in opened.items() if not read.issuperset(source.names)]:
+        print(f"left out: {', '.join(left[:10])}{', ...' * (len(left) > 10)}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    found = check(options.platform)
+    print(found)
+    return 1 if found.failed else 0
+
+
+def _rules(name: str) -> tuple[AnyRule, ...]:
+    if not name:
+        return ()
+    if name == "torch":
+        return TORCH
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        known = {known.lower(): known for known in maps.__all__ if known.isupper()}
+        if name.lower() in known:
+            return getattr(maps, known[name.lower()])
+        raise errors.FillError(
+            f"--rules {name}: wanted one of torch, {', '.join(known)}, or module:NAME of rules"
+            f"{errors.nearest(name, list(known))}."
+        )
+    try:
+        return tuple(getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise errors.FillError(
+            f"--rules {name}: wanted rules called {attribute!r} in the module {module!r}: {error}."
+        ) from error
+
+
+def _dtype(name: str) -> Any:
+    """Returns a dtype, those of ``ml_dtypes`` too; ``None`` for no name."""
+    if not name:
+        return None
+    import ml_dtypes
+
+    try:
+        return np.dtype(getattr(ml_dtypes, name, name))
+    except TypeError as error:
+        raise errors.SaveError(
+            f"--dtype {name}: wanted a dtype such as bfloat16, float16 or float32."
+        ) from error
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1))

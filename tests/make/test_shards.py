@@ -1,0 +1,60 @@
+"""Shards in buffers of our own."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lazyinit.make.buffers import Blocks
+from lazyinit.make.shards import Shards, arrays
+
+MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("spec", [None, P(), P("a"), P("a", "b"), P(None, ("b", "a"))])
+def test_shards_make_the_array_that_fills_them(spec):
+    sharding = None if spec is None else NamedSharding(MESH, spec)
+    whole = np.arange(128.0, dtype=np.float32).reshape(8, 16)
+    shards = Shards("w", whole.shape, whole.dtype, sharding, Blocks())
+    for at, buffer in shards.allocate().items():
+        buffer[...] = whole[tuple(slice(*bounds) for bounds in at)]
+    array = shards.array()
+    np.testing.assert_array_equal(array, whole)
+    assert sharding is None or array.sharding == sharding
+    addresses = {s.data.unsafe_buffer_pointer() for s in array.addressable_shards}
+    assert addresses == {buffer.ctypes.data for buffer in shards._buffers.values()}  # Taken over.
+
+
+@pytest.mark.parametrize("spec", [P(), P("a")])
+def test_what_devices_have_in_common_is_not_written_to_when_it_is_donated(spec):
+    shards = Shards("w", (64, 64), np.dtype("float32"), NamedSharding(MESH, spec), Blocks())
+    buffers = shards.allocate()
+    for buffer in buffers.values():
+        buffer[...] = 1
+    made = shards.array()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # That it could not be donated.
+        changed = jax.jit(lambda x: x * 2 + 1, donate_argnums=0, out_shardings=made.sharding)(made)
+    for shard in changed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, 3)
+    assert all((buffer == 1).all() for buffer in buffers.values())
+
+
+def test_arrays_made_together_are_those_made_one_by_one():
+    whole = np.arange(128.0).reshape(8, 16)  # float64, which JAX keeps off by default.
+    filled = []
+    for spec in (None, P("a"), None):
+        sharding = None if spec is None else NamedSharding(MESH, spec)
+        filled.append(Shards("w", whole.shape, whole.dtype, sharding, Blocks()))
+        for at, buffer in filled[-1].allocate().items():
+            buffer[...] = whole[tuple(slice(*bounds) for bounds in at)] + len(filled)
+    made = arrays(filled)
+    for n, array in enumerate(made):
+        assert array.dtype == np.float64
+        np.testing.assert_array_equal(array, whole + n + 1)
+    assert [a.committed for a in made] == [False, True, False]
+    addresses = [a.unsafe_buffer_pointer() for a in (made[0], made[2])]
+    assert addresses == [filled[n].whole().ctypes.data for n in (0, 2)]  # Taken over.
