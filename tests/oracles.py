@@ -1,5 +1,6 @@
 """What eager JAX says: comparisons that let no bit, type or order of keys pass."""
 
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -89,3 +90,32 @@ def _one_level(node):
     if hasattr(rest, "items") or isinstance(rest, list):
         rest = repr(rest)
     return [(str(key), child) for key, child in children], rest
+
+
+def lines_run_by(work):
+    """Returns how many lines of Python a function runs: what it costs, the same on any machine."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def assert_not_quadratic(work, size=100):
+    """Asserts that eight times the size costs less than 16 times the lines, not 64 times.
+
+    Args:
+      work: takes a size, and returns the function to count.
+    """
+    small, large = work(size), work(8 * size)
+    small()  # What is cached once does not count.
+    assert lines_run_by(large) < 16 * lines_run_by(small)
