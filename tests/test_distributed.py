@@ -1,30 +1,20 @@
 """Two real processes on loopback, four devices each, one mesh over both."""
 
-import json
-import socket
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 from models import Decoder
+from processes import two_processes
 from safetensors.numpy import save_file
 
 PROGRAM = """
-import json, sys
-import jax, numpy as np
-rank, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 import lazyinit as li
 from models import Decoder
 mesh = jax.make_mesh((2, 4), ("x", "y"))
 sharding = li.shard_fsdp(mesh, ("x", "y"), min_size=1)
 ids = jax.ShapeDtypeStruct((1, 4), "int32")
 tree = li.lazy(Decoder(layers=2)).init(jax.random.key(0), ids)
-tree, report = li.fill(tree, path)
+tree, report = li.fill(tree, args[0])
 made = li.materialize(tree, sharding=sharding)
 held = {}
 for keys, array in jax.tree_util.tree_leaves_with_path(made):
@@ -33,18 +23,12 @@ for keys, array in jax.tree_util.tree_leaves_with_path(made):
         (str(shard.index), np.asarray(shard.data).tobytes().hex())
         for shard in array.addressable_shards
     ]
-print(json.dumps({"loaded": report.loaded, "held": held}))
+say({"loaded": report.loaded, "held": held})
 """
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
 @pytest.mark.slow
-def test_each_process_makes_and_reads_its_own_shards_of_the_same_arrays(tmp_path, request):
+def test_each_process_makes_and_reads_its_own_shards_of_the_same_arrays(tmp_path):
     eager = Decoder(layers=2).init(jax.random.key(0), np.ones((1, 4), np.int32))
     leaves = {
         jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x)
@@ -54,21 +38,7 @@ def test_each_process_makes_and_reads_its_own_shards_of_the_same_arrays(tmp_path
     values = np.random.default_rng(0).random(leaves[stored].shape, dtype=np.float32)
     path = tmp_path / "one.safetensors"
     save_file({stored: values}, path)
-    port = free_port()
-    here = str(request.config.rootpath / "tests")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), port, str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=here,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [p.communicate(timeout=240) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], outputs[0][1][-2000:]
-    reports = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    reports = two_processes(PROGRAM, str(path))
     for name, want in (leaves | {stored: values}).items():
         seen = np.zeros(want.shape, bool)
         for report in reports:

@@ -67,7 +67,7 @@ class Report:
 
     Example:
       >>> import numpy as np
-      >>> from lazyinit.fill import fill
+      >>> from lazyinit._fill import fill
       >>> tree = {"a": np.zeros(2), "b": np.zeros(3)}
       >>> _, report = fill(tree, {"a": np.ones(2), "c": np.ones(4)})
       >>> report.loaded, report.kept, report.unexpected

@@ -1,25 +1,15 @@
 """Two real processes on loopback save one sharded tree: the first writes, both read."""
 
-import json
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 from models import Decoder
+from processes import two_processes
 from safetensors.numpy import load_file
-from test_distributed import free_port
 
 PROGRAM = """
-import json, sys
-import jax, numpy as np
-rank, port, folder, how = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+folder, how = args
 import lazyinit as li
-from lazyinit.writing import pieces
 from models import Decoder
 mesh = jax.make_mesh((2, 4), ("x", "y"))
 sharding = li.shard_fsdp(mesh, ("x", "y"), min_size=1)
@@ -39,33 +29,13 @@ try:
     li.save(tree, folder, rules=li.TORCH, max_shard_size=3000)
 except li.errors.WriteError as caught:
     error = str(caught)
-report = {"spread": spread, "error": error, "grown": grown}
-open(sys.argv[5], "w").write(json.dumps(report))  # Gloo writes to stdout.
+say({"spread": spread, "error": error, "grown": grown})
 """
 
 
-def run(folder, how, request, tmp_path_factory):
-    port = free_port()
-    here = str(request.config.rootpath / "tests")
-    reports = [tmp_path_factory.mktemp("report") / "report.json" for _ in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), port, str(folder), how, str(report)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            cwd=here,
-            text=True,
-        )
-        for rank, report in enumerate(reports)
-    ]
-    errors = [p.communicate(timeout=240)[1] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
-    return [json.loads(report.read_text()) for report in reports]
-
-
 @pytest.mark.slow
-def test_what_two_processes_hold_is_in_the_files_of_one(tmp_path, request, tmp_path_factory):
-    reports = run(tmp_path, "both work", request, tmp_path_factory)
+def test_what_two_processes_hold_is_in_the_files_of_one(tmp_path):
+    reports = two_processes(PROGRAM, str(tmp_path), "both work")
     assert all(report["spread"] > 0 and not report["error"] for report in reports)
     eager = Decoder(layers=2).init(jax.random.key(0), np.ones((1, 4), np.int32))
     official = {}
@@ -87,7 +57,7 @@ def test_what_two_processes_hold_is_in_the_files_of_one(tmp_path, request, tmp_p
 
 
 @pytest.mark.slow
-def test_an_error_of_the_first_process_reaches_the_second(tmp_path, request, tmp_path_factory):
-    first, second = run(tmp_path, "one process fails", request, tmp_path_factory)
+def test_an_error_of_the_first_process_reaches_the_second(tmp_path):
+    first, second = two_processes(PROGRAM, str(tmp_path), "one process fails")
     assert "file: it could not be written: File exists" in first["error"]
     assert "the first process could not write the checkpoint" in second["error"]

@@ -4,12 +4,7 @@ JAX on CPU takes host memory as the array itself. Where a test needs a device th
 ``copying`` makes ``jax.device_put`` do so.
 """
 
-import contextlib
 import itertools
-import json
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -20,8 +15,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from processes import two_processes
 from safetensors.numpy import save_file
-from test_distributed import free_port
 
 import lazyinit as li
 from lazyinit import sharding as shardings
@@ -336,12 +331,6 @@ def test_a_tree_of_many_leaves_is_read_onto_several_devices(tmp_path, monkeypatc
 
 
 PROGRAM = """
-import json, sys
-import jax, numpy as np
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
-rank = int(sys.argv[1])
-jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=rank)
 from test_transfer import Source, np, li, shardings, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 shardings.platform_of = lambda _: "gpu"
@@ -349,29 +338,12 @@ theirs = NamedSharding(Mesh(np.array(jax.devices()[4:6]), ("x",)), P("x"))
 leaf = li.StoredParam((4, 4), np.dtype("float32"), source := Source(random(4, 4)))
 made = li.materialize({"w": leaf}, sharding=theirs)["w"]
 held = {str(s.index[0]): np.asarray(s.data).tolist() for s in made.addressable_shards}
-print(json.dumps([made.shape, str(made.dtype), held, sum(source.sizes)]))
+say([made.shape, str(made.dtype), held, sum(source.sizes)])
 """
 
 
 def test_a_process_without_a_shard_gets_an_array_without_one():
-    port = free_port()
-    here = os.path.dirname(__file__)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), port],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=here,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    with contextlib.ExitStack() as ended:
-        for process in processes:
-            ended.callback(process.kill)
-        outputs = [p.communicate(timeout=240) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], outputs[0][1][-2000:]
-    none, all_of_it = (json.loads(out.splitlines()[-1]) for out, _ in outputs)
+    none, all_of_it = two_processes(PROGRAM)
     assert none == [[4, 4], "float32", {}, 0]
     assert all_of_it[3] == 16
     values = random(4, 4)
