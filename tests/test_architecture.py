@@ -1,0 +1,44 @@
+"""The page that a newcomer reads first names what is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lazyinit"
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::([\w.]+)`", PAGE)))
+ROOMS = sorted(p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists())
+
+
+def names_of(file):
+    """Returns the functions and classes of a file, methods as ``Class.method``."""
+    found = set()
+    for node in ast.parse((PACKAGE / file).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            found |= {f"{node.name}.{n.name}" for n in inner}
+    return found
+
+
+def test_the_way_of_a_parameter_has_some_steps():
+    assert len(NAMED) >= 20
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_what_the_page_names_exists(file, name):
+    assert name in names_of(file)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_is_on_the_page(room):
+    assert f"`{room}/`" in PAGE
+
+
+def test_every_floor_is_on_few_lines():
+    layers = (ROOT / ".importlinter").read_text().partition("layers =\n")[2].partition("\n\n")[0]
+    assert len(layers.splitlines()) <= 8
