@@ -13,7 +13,6 @@ from lazyinit._fill import fill as fill
 from lazyinit._inspect import inspect as inspect
 from lazyinit._lazy import lazy as lazy
 from lazyinit._materialize import materialize as materialize
-from lazyinit._overlap import OverlapParam as OverlapParam
 from lazyinit._overlap import overlap as overlap
 from lazyinit._plan import plan as plan
 from lazyinit._pretrained import from_pretrained as from_pretrained
@@ -25,8 +24,9 @@ from lazyinit.checkpoint import open_checkpoint as open_checkpoint
 from lazyinit.compat.versions import warn_outside as _warn_outside
 from lazyinit.errors import LazyinitError as LazyinitError
 from lazyinit.errors import LazyinitWarning as LazyinitWarning
+from lazyinit.keys import RngPath as RngPath
 from lazyinit.params import LazyParam as LazyParam
-from lazyinit.params import RngPath as RngPath
+from lazyinit.params import OverlapParam as OverlapParam
 from lazyinit.params import StoredParam as StoredParam
 from lazyinit.rules.joins import Concat as Concat
 from lazyinit.rules.joins import Split as Split

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 
 from lazyinit import paths, sharding
-from lazyinit._overlap import OverlapParam
-from lazyinit.params import LazyParam, Source, StoredParam, Thunk, describe, label
+from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, Thunk, describe, label
 from lazyinit.view import table
 
 

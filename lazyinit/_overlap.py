@@ -4,14 +4,22 @@ What the leaf and the tensor have in common, from the first element of each dime
 from the checkpoint; the rest is what the initializer gives there.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint.casts import same_kind
-from lazyinit.params import Index, LazyParam, Shape, Source, StoredParam, Thunk, describe, label
+from lazyinit.params import (
+    Index,
+    LazyParam,
+    OverlapParam,
+    Shape,
+    Source,
+    StoredParam,
+    describe,
+)
 from lazyinit.sources.changed import Changed, bounds, slices
 
 
@@ -38,34 +46,6 @@ class Corner(Changed):
 
     def __repr__(self) -> str:
         return f"{self.source!r}[{','.join(f':{n}' for n in self.shape)}]"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class OverlapParam(Thunk):
-    """A parameter that is initialized, and then read from a checkpoint in part. A pytree leaf.
-
-    Attributes:
-      shape: the shape that the array will have.
-      dtype: the dtype that it will have.
-      rest: makes the whole array; what of it is not overwritten stays.
-      stored: what is written over its first elements, in each dimension.
-      path: where in the tree it was filled in; only messages use it.
-    """
-
-    shape: Shape
-    dtype: np.dtype
-    rest: LazyParam
-    stored: Source
-    path: str = field(default="", kw_only=True, compare=False)
-
-    @property
-    def stored_nbytes(self) -> int:
-        """Bytes of the part that comes from the checkpoint, once made."""
-        return int(np.prod(self.stored.shape)) * self.dtype.itemsize
-
-    def __repr__(self) -> str:
-        parts = (describe(self.shape, self.dtype), repr(self.stored), label(self.rest.init_fn))
-        return f"OverlapParam({', '.join(parts)})"
 
 
 def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:

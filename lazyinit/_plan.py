@@ -13,11 +13,19 @@ from jax.sharding import Sharding
 from lazyinit import compat
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
-from lazyinit._overlap import OverlapParam
 from lazyinit.make import limits
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.ways import Compile, Replay, draw_of, whole_of
-from lazyinit.params import LazyParam, Source, StoredParam, Thunk, cast_dtype, describe, label
+from lazyinit.params import (
+    LazyParam,
+    OverlapParam,
+    Source,
+    StoredParam,
+    Thunk,
+    cast_dtype,
+    describe,
+    label,
+)
 from lazyinit.program.slices import Slice
 from lazyinit.view import table
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors, paths
-from lazyinit._overlap import OverlapParam
-from lazyinit.params import AnyKey, Extent, Key, LazyParam, Source, StoredParam, label
+from lazyinit.keys import AnyKey, Key
+from lazyinit.params import Extent, LazyParam, OverlapParam, Source, StoredParam, label
 from lazyinit.sources.changed import Changed
 from lazyinit.view import table
 

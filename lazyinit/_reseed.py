@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from lazyinit import errors, paths
-from lazyinit._overlap import OverlapParam
-from lazyinit.params import AnyKey, Key, LazyParam, RngPath, TracedKey
+from lazyinit.keys import AnyKey, Key, RngPath, TracedKey
+from lazyinit.params import LazyParam, OverlapParam
 from lazyinit.program.slices import Slice
 
 

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors
-from lazyinit._overlap import OverlapParam
 from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.match.match import Place, places
 from lazyinit.match.unmatch import unmatch
 from lazyinit.ondemand import Maker, OnDemand
-from lazyinit.params import LazyParam, Source, StoredParam, Thunk, describe
+from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, Thunk, describe
 from lazyinit.rules.check import AnyRule, check_rules
 from lazyinit.sources.single import AsDtype
 from lazyinit.writing.arrays import DeviceArray

@@ -1,23 +1,28 @@
-"""What a leaf is before it is an array: ``LazyParam`` (made from a key) or ``StoredParam`` (read).
+"""What a leaf is before it is an array.
 
-Both are thunks: plain frozen values, pytree leaves.
+A leaf that is not made yet is a thunk: a plain frozen value, and a pytree leaf. There are three: a
+``LazyParam`` is made from a key by an initializer, a ``StoredParam`` is read from a ``Source``, an
+``OverlapParam`` is made and then read in part. They share ``Thunk``, which shows shape and dtype as
+``jax.ShapeDtypeStruct`` does and refuses to be used as an array.
 """
 
+import math
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import compat, errors
-from lazyinit.thunk import Shape as Shape
-from lazyinit.thunk import Thunk as Thunk
+from lazyinit import errors
+from lazyinit.keys import RngPath, TracedKey
 
+Shape: TypeAlias = tuple[int, ...]
 Index: TypeAlias = tuple[slice, ...]
+
+_NO_KEY = RngPath({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,118 +98,76 @@ def cast_dtype(own: Any, wanted: Any) -> Any:
     return jnp.dtype(wanted) if wanted is not None and jnp.issubdtype(own, jnp.floating) else own
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A PRNG key by value, so that a leaf can be compared, hashed and held by any thread.
+class Thunk:
+    """What all leaves that are not made yet share: the duck type of ``jax.ShapeDtypeStruct``.
 
-    Attributes:
-      data: the key's words, uint32, as bytes.
-      shape: the shape of those words, ``(2,)`` for threefry.
-      impl: the name of the PRNG implementation, ``"threefry2x32"``.
-      typed: whether it was given as a typed key (``jax.random.key``), not as raw words.
+    A thunk has no ``__jax_array__``, which would make ``jax.eval_shape`` evaluate it.
     """
 
-    data: bytes
+    __slots__ = ()
+
     shape: Shape
-    impl: str
-    typed: bool
+    dtype: np.dtype
+    path: str
 
-    @classmethod
-    def of(cls, key: jax.Array | np.ndarray) -> "AnyKey":
-        """Returns the value of a typed or raw key; a traced one stays the tracer that it is."""
-        if compat.is_tracer(key):
-            return TracedKey(key)
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        impl = jax.random.key_impl(key) if typed else compat.setting("jax_default_prng_impl")
-        with jax.ensure_compile_time_eval():  # Somebody may be recording within another trace.
-            words = np.asarray(jax.random.key_data(key) if typed else key)
-        return cls(words.tobytes(), words.shape, str(impl), bool(typed))
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
 
-    def array(self) -> jax.Array | np.ndarray:
-        """Returns the key: a typed key array, or raw words (numpy), as it was given."""
-        words = np.frombuffer(self.data, np.uint32).reshape(self.shape)
-        if not self.typed:
-            return words
-        with jax.ensure_compile_time_eval():  # A value, whatever trace the caller is in.
-            # Not jnp.asarray: that compiles a program, to copy what it is given (jax 0.10.2).
-            return jax.random.wrap_key_data(jax.device_put(words), impl=self.impl)
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array once made, over all its shards together."""
+        return self.size * self.dtype.itemsize
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TracedKey:
-    """A PRNG key without a value, inside ``jax.jit`` or ``jax.vmap``. Compared by identity.
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a thunk with no dimensions")
+        return self.shape[0]
 
-    Attributes:
-      tracer: the key, typed or raw, of the trace in which it was made.
-    """
+    def __copy__(self) -> Self:
+        return self
 
-    tracer: Any  # A jax.Array to type checkers, a tracer in fact.
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # Nothing in it ever changes.
 
-    def array(self) -> Any:
-        """Returns the key, as it was given."""
-        return self.tracer
+    def __getattr__(self, name: str) -> NoReturn:
+        # Python calls this only for names that a thunk lacks. If arrays have the name, somebody
+        # takes the thunk for an array. If they lack it too, a plain AttributeError is right:
+        # copying and pickling ask for such names.
+        if name.startswith("_") or not hasattr(jax.Array, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise errors.NoArrayAttributeError(self._holds_no_values(f"an array's {name!r}"))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TracedKey) and other.tracer is self.tracer
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise errors.NotMaterializedError(self._holds_no_values("an array"))
 
-    def __hash__(self) -> int:
-        return id(self.tracer)
+    def _holds_no_values(self, wanted: str) -> str:
+        return (
+            f"{self.path or 'a leaf'}: wanted {wanted}, got {self!r}, which holds no values yet. "
+            f"Make it with lazyinit.materialize(tree, {self.path or None!r})."
+        )
 
-
-AnyKey: TypeAlias = Key | TracedKey
-
-
-@dataclass(frozen=True, slots=True)
-class RngPath:
-    """Where the key of a leaf comes from: root streams, and what is folded into them.
-
-    Attributes:
-      roots: each stream's root key, by the stream's name. Empty if the leaf needs no key.
-      folded: what Flax folds into the one root, as names and a count: ``("head", 1)``.
-      fold: the 32-bit value that stands for ``folded`` (the head of its SHA-1, see
-        ``flax.core.scope.LazyRng``), or ``-1`` where the root itself is the key.
-    """
-
-    roots: Mapping[str, AnyKey]
-    folded: tuple[str | int, ...] = ()
-    fold: int = -1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "roots", MappingProxyType(dict(self.roots)))
-
-    def __hash__(self) -> int:
-        return hash((frozenset(self.roots.items()), self.folded, self.fold))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RngPath, (dict(self.roots), self.folded, self.fold)
-
-    def key(self) -> Any:
-        """Returns what ``init_fn`` takes: the key, or a dict of root keys if there are several.
-
-        Raises:
-          RngsError: there is no key at all (``roots`` is empty) but a fold.
-        """
-        keys = {stream: root.array() for stream, root in self.roots.items()}
-        if len(keys) != 1 or self.fold < 0:
-            return next(iter(keys.values())) if len(keys) == 1 else keys
-        (root,) = self.roots.values()
-        if not isinstance(root, Key) or root.typed:
-            return jax.random.fold_in(root.array(), np.uint32(self.fold))
-        # Raw words mean what they meant when they were given, whatever the default is now.
-        typed = jax.random.fold_in(replace(root, typed=True).array(), np.uint32(self.fold))
-        return jax.random.key_data(typed)
-
-    def __str__(self) -> str:
-        names = "/".join(str(x) for x in self.folded if isinstance(x, str))
-        counts = "".join(f"#{x}" for x in self.folded if not isinstance(x, str))
-        return "/".join(filter(None, ("+".join(self.roots), names))) + counts
+    __array__ = __iter__ = __getitem__ = __bool__ = __float__ = __int__ = __index__ = _refuse
+    __complex__ = __neg__ = __pos__ = __abs__ = __invert__ = __round__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __matmul__ = __rmatmul__ = __truediv__ = __rtruediv__ = _refuse
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __divmod__ = __rdivmod__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __reversed__ = _refuse
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LazyParam(Thunk):
     """A parameter that is not made yet: a small program from a key to an array.
 
-    A pytree leaf with the duck type of ``jax.ShapeDtypeStruct``.
+    A pytree leaf.
 
     Attributes:
       shape: the shape that the array will have.
@@ -227,7 +190,7 @@ class LazyParam(Thunk):
     shape: Shape
     dtype: np.dtype
     init_fn: Callable[..., Any] = field(hash=False)  # Any: an array, typed or raw key as argument.
-    rng_path: RngPath = RngPath({})
+    rng_path: RngPath = _NO_KEY
     weak_type: bool = field(default=False, kw_only=True)
     path: str = field(default="", kw_only=True, compare=False)
 
@@ -286,6 +249,50 @@ class StoredParam(Thunk):
 
     def __repr__(self) -> str:
         return f"StoredParam({describe(self.shape, self.dtype)}, {self.source!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class OverlapParam(Thunk):
+    """A parameter that is initialized, and then read from a checkpoint in part. A pytree leaf.
+
+    Attributes:
+      shape: the shape that the array will have.
+      dtype: the dtype that it will have.
+      rest: makes the whole array; what of it is not overwritten stays.
+      stored: what is written over its first elements, in each dimension.
+      path: where in the tree it was filled in; only messages use it.
+    """
+
+    shape: Shape
+    dtype: np.dtype
+    rest: LazyParam
+    stored: Source
+    path: str = field(default="", kw_only=True, compare=False)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of the part that comes from the checkpoint, once made."""
+        return math.prod(self.stored.shape) * self.dtype.itemsize
+
+    def __repr__(self) -> str:
+        parts = (describe(self.shape, self.dtype), repr(self.stored), label(self.rest.init_fn))
+        return f"OverlapParam({', '.join(parts)})"
+
+
+def origins(leaf: object) -> tuple[tuple[Source, ...], tuple[LazyParam, ...]]:
+    """Returns what a leaf is read from, and what initializes it: at most one of each.
+
+    An ``OverlapParam`` has both. What is no thunk has neither: it is there already.
+    """
+    match leaf:
+        case StoredParam():
+            return (leaf.source,), ()
+        case LazyParam():
+            return (), (leaf,)
+        case OverlapParam():
+            return (leaf.stored,), (leaf.rest,)
+        case _:
+            return (), ()
 
 
 def _is_key(dtype: Any) -> bool:

@@ -19,7 +19,7 @@ from oracles import assert_same, assert_same_array, kernel_sharding, large_array
 import lazyinit as li
 from lazyinit import paths
 from lazyinit.errors import LazyinitError, PathError, RecordError, ShardingError
-from lazyinit.params import Key
+from lazyinit.keys import Key
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 KEY = models.KEY

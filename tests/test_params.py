@@ -14,11 +14,11 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.errors import NotMaterializedError
-from lazyinit.params import Key, describe, label
+from lazyinit.errors import NoArrayAttributeError, NotMaterializedError
+from lazyinit.keys import Key
+from lazyinit.params import describe, label
 
 KEY = jax.random.key(0)
 X = jnp.ones((2, 8))
@@ -202,81 +202,9 @@ def test_leaves_are_keys_of_dicts(tree):
     assert len(set(leaves)) == len(leaves)
 
 
-def test_roots_in_another_order_are_equal_and_hash_alike():
-    one, two = Key.of(KEY), Key.of(jax.random.key(1))
-    a = li.RngPath({"a": one, "b": two})
-    b = li.RngPath({"b": two, "a": one})
-    assert a == b
-    assert hash(a) == hash(b)
-
-
-def test_the_roots_of_a_path_cannot_be_changed():
-    roots = {"params": Key.of(KEY)}
-    path = li.RngPath(roots)
-    roots["more"] = Key.of(KEY)
-    assert list(path.roots) == ["params"]
-    with pytest.raises(TypeError):
-        path.roots["more"] = Key.of(KEY)
-
-
-def test_a_rng_path_can_be_copied_and_pickled():
-    path = li.RngPath({"params": Key.of(KEY)}, ("head", 1), 7)
-    assert pickle.loads(pickle.dumps(path)) == path
-    assert copy.deepcopy(path) == path
-
-
 def test_a_leaf_with_a_global_initializer_can_be_pickled():
     leaf = li.LazyParam((3,), "float32", nn.initializers.ones, li.RngPath({"params": Key.of(KEY)}))
     assert pickle.loads(pickle.dumps(leaf)) == leaf
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: jax.random.key(3),
-        lambda: jax.random.PRNGKey(3),
-        lambda: np.array([1, 2], np.uint32),
-        lambda: jax.random.key(3, impl="rbg"),
-        lambda: jax.random.key(3, impl="unsafe_rbg"),
-        lambda: jax.random.PRNGKey(3, impl="rbg"),
-    ],
-)
-def test_a_key_comes_back_as_it_was_given(make):
-    key = make()
-    again = Key.of(key).array()
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        assert_same(again, key)
-    else:
-        np.testing.assert_array_equal(again, key)
-    assert Key.of(again) == Key.of(key)
-    assert hash(Key.of(again)) == hash(Key.of(key))
-
-
-def test_typed_and_raw_keys_differ():
-    assert Key.of(jax.random.key(3)) != Key.of(jax.random.PRNGKey(3))
-    assert Key.of(jax.random.key(3, impl="rbg")) != Key.of(jax.random.key(3, impl="unsafe_rbg"))
-
-
-def test_a_path_folds_into_its_root():
-    path = li.RngPath({"params": Key.of(KEY)}, ("head", 1), 7)
-    assert_same(path.key(), jax.random.fold_in(KEY, 7))
-    assert_same(li.RngPath({"params": Key.of(KEY)}).key(), KEY)
-    assert_same(li.RngPath({"params": Key.of(KEY)}, (), 0).key(), jax.random.fold_in(KEY, 0))
-    assert_same(li.RngPath({"params": Key.of(KEY)}, (), 2**32 - 1).key(),
-                jax.random.fold_in(KEY, np.uint32(2**32 - 1)))  # fmt: skip
-
-
-def test_a_path_of_a_raw_key_gives_a_raw_key():
-    raw = jax.random.PRNGKey(3)
-    np.testing.assert_array_equal(
-        li.RngPath({"params": Key.of(raw)}, ("a", 1), 7).key(), jax.random.fold_in(raw, 7)
-    )
-
-
-def test_a_path_of_several_roots_gives_a_dict():
-    path = li.RngPath({"a": Key.of(KEY), "b": Key.of(jax.random.key(1))})
-    assert_same(path.key(), {"a": KEY, "b": jax.random.key(1)})
-    assert li.RngPath({}).key() == {}
 
 
 # For people to read.
@@ -329,3 +257,51 @@ def test_key_leaves_have_their_dtype():
     assert leaf.dtype == KEY.dtype
     assert leaf.nbytes == KEY.dtype.itemsize
     assert "key<fry>[]" in repr(leaf)
+
+
+# What a thunk says when it is taken for an array.
+
+LEAF = li.lazy(models.MLP()).init(jax.random.key(0), models.X)["params"]["head"]["kernel"]
+OF_ARRAYS = sorted(n for n in dir(jax.Array) if not n.startswith("_") and not hasattr(LEAF, n))
+
+
+@pytest.mark.parametrize("name", OF_ARRAYS)
+def test_what_only_an_array_has_names_the_path_and_the_way_out(name):
+    with pytest.raises(NoArrayAttributeError) as error:
+        getattr(LEAF, name)
+    assert str(error.value) == (
+        f"params/head/kernel: wanted an array's {name!r}, got {LEAF!r}, which holds no values "
+        "yet. Make it with lazyinit.materialize(tree, 'params/head/kernel')."
+    )
+
+
+def test_arrays_have_much_that_a_thunk_has_not():
+    assert {"T", "sum", "at", "astype", "reshape", "sharding"} <= set(OF_ARRAYS)
+
+
+def test_what_it_has_not_is_an_attribute_error_for_those_who_ask():
+    assert issubclass(NoArrayAttributeError, AttributeError | NotMaterializedError)
+    assert not hasattr(LEAF, "sharding")
+    assert getattr(LEAF, "T", 3) == 3
+    assert np.ndim(LEAF) == 2
+
+
+def test_what_no_array_has_is_an_attribute_error_of_python():
+    with pytest.raises(AttributeError, match=r"^'LazyParam' object has no attribute 'shap'$"):
+        _ = LEAF.shap
+    with pytest.raises(AttributeError, match=r"no attribute '__array_interface__'$"):
+        _ = LEAF.__array_interface__
+
+
+def test_a_stored_leaf_says_so_too():
+    tree, _ = li.fill({"w": LEAF}, {"w": np.ones(LEAF.shape, "float32")})
+    assert isinstance(tree["w"], li.StoredParam)
+    with pytest.raises(NoArrayAttributeError, match=r"^w: wanted an array's 'T', got StoredParam"):
+        _ = tree["w"].T
+
+
+def test_it_is_copied_pickled_and_evaluated_as_a_shape():
+    assert copy.deepcopy(LEAF) is LEAF
+    assert pickle.loads(pickle.dumps(LEAF)).shape == LEAF.shape
+    assert jax.eval_shape(lambda x: x.T.sum(0), LEAF).shape == LEAF.shape[:1]
+    assert jax.eval_shape(jnp.zeros_like, LEAF).dtype == LEAF.dtype

@@ -17,6 +17,7 @@ import numpy as np
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
+from lazyinit.keys import RngPath, TracedKey
 from lazyinit.make.buffers import Blocks
 from lazyinit.make.draw import Drawer, Indices, SheetProgram, Strip
 from lazyinit.make.elementwise import Elementwise
@@ -28,7 +29,7 @@ from lazyinit.make.stacked import Stacked
 from lazyinit.make.transfer import Host, Transfer
 from lazyinit.make.units import Job, Unit
 from lazyinit.make.ways import Compile, Draw
-from lazyinit.params import RngPath, Shape, TracedKey
+from lazyinit.params import Shape
 from lazyinit.program import equations as program
 from lazyinit.program.fingerprint import fingerprint
 from lazyinit.program.slices import SmallValues

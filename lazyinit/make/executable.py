@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from lazyinit import compat
+from lazyinit.keys import Key, RngPath
 from lazyinit.make.elementwise import Elementwise
 from lazyinit.make.limits import COLUMNS, ROWS
 from lazyinit.make.threefry import fold_in
-from lazyinit.params import Key, RngPath
 from lazyinit.program.equations import Value, is_key
 from lazyinit.program.slices import SmallValues, Work
 

@@ -29,11 +29,12 @@ from jax.nn import initializers
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from lazyinit import compat
+from lazyinit.keys import Key, RngPath
 from lazyinit.make.proofs import TRUSTED, Proofs, kinds_of
 from lazyinit.make.run import make
 from lazyinit.make.units import Job, units_of
 from lazyinit.make.ways import Replay
-from lazyinit.params import Key, LazyParam, RngPath
+from lazyinit.params import LazyParam
 from lazyinit.program.slices import Slice
 from lazyinit.program.tracing import trace
 

@@ -12,10 +12,10 @@ from jax.sharding import Sharding
 
 from lazyinit import errors
 from lazyinit import sharding as shardings
-from lazyinit._overlap import OverlapParam
+from lazyinit.keys import Key
 from lazyinit.make.proofs import Proofs
 from lazyinit.make.ways import Way, draw_of, whole_of
-from lazyinit.params import Key, LazyParam, describe, label
+from lazyinit.params import LazyParam, OverlapParam, describe, label
 from lazyinit.program.slices import Slice, Work, gather
 from lazyinit.program.tracing import trace
 

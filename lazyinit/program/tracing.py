@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import numpy as np
 
 from lazyinit import compat
-from lazyinit.params import AnyKey
+from lazyinit.keys import AnyKey
 from lazyinit.program.equations import Equation, Program, Value
 
 

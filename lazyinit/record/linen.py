@@ -16,7 +16,8 @@ from flax.core.scope import LazyRng
 from flax.errors import InvalidRngError
 
 from lazyinit import compat, errors
-from lazyinit.params import AnyKey, Key, label
+from lazyinit.keys import AnyKey, Key
+from lazyinit.params import label
 from lazyinit.record.thunks import Inputs, Note, record
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from lazyinit import compat, errors, paths
 from lazyinit.compat.garbage import uncollected
-from lazyinit.params import AnyKey, Key, LazyParam, RngPath, Thunk
+from lazyinit.keys import AnyKey, Key, RngPath
+from lazyinit.params import LazyParam, Thunk
 from lazyinit.program import equations as program
 from lazyinit.program.slices import Slice, SmallValues
 from lazyinit.program.tracing import trace

@@ -89,7 +89,7 @@ def test_a_leaf_that_cannot_be_pickled_is_named_and_the_others_can_be():
 
 
 def test_a_leaf_made_by_hand_is_pickled_by_its_initializers_name():
-    rng_path = li.RngPath({"params": li.params.Key.of(KEY)})
+    rng_path = li.RngPath({"params": li.keys.Key.of(KEY)})
     by_name = li.LazyParam((), "float32", jax.random.normal, rng_path, path="a")
     again = pickle.loads(pickle.dumps(by_name))
     assert again == by_name

@@ -9,7 +9,7 @@ import pytest
 from oracles import assert_same, large_arrays_since, live
 
 import lazyinit as li
-from lazyinit.params import Key
+from lazyinit.keys import Key
 from lazyinit.program.slices import Slice, SmallValues, gather, is_order_free
 from lazyinit.program.tracing import trace
 
