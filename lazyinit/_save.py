@@ -15,6 +15,7 @@ from lazyinit.match.match import Place, places
 from lazyinit.match.unmatch import unmatch
 from lazyinit.ondemand import Maker, OnDemand
 from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, Thunk, describe
+from lazyinit.patterns import slashed
 from lazyinit.rules.check import AnyRule, check_rules
 from lazyinit.sources.single import AsDtype
 from lazyinit.writing.arrays import DeviceArray
@@ -101,7 +102,7 @@ def save(
 
 
 def _is_below(place: Place, at: str) -> bool:
-    at = at.replace(".", "/").strip("/")
+    at = slashed(at).strip("/")
     return not at or place.name.startswith(at + "/")
 
 

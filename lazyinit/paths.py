@@ -1,17 +1,17 @@
-"""Paths of leaves: printed, matched and suggested, here only.
+"""Paths of leaves: how they are printed, which of them ``paths=`` selects, and what is suggested.
 
-A path is what ``jax.tree_util.keystr(path, simple=True, separator="/")`` prints, for trees of
-every kind: ``params/layers_0/attn/kernel``.
+A tree comes in, and its leaves with their paths go out, or a tree with other leaves. A path is
+what ``jax.tree_util.keystr(path, simple=True, separator="/")`` prints, for trees of every kind:
+``params/layers_0/attn/kernel``.
 """
 
-import functools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
 
 from lazyinit import errors
+from lazyinit.patterns import glob
 
 Predicate: TypeAlias = Callable[[str, Any], bool]  # Any: a leaf may be any Python object.
 Paths: TypeAlias = str | Iterable[str] | Predicate | None
@@ -63,44 +63,6 @@ def _rebuilt(node: Any, leaves: Iterator[Any]) -> Any:
     return result
 
 
-def matches(pattern: str, path: str) -> bool:
-    """Tells whether a glob selects the leaf at ``path``: by its path, or by a subtree above it.
-
-    ``*``, ``?`` and ``[...]`` stay within one key; ``**`` stands for any number of keys.
-
-    >>> matches("params/head", "params/head/kernel")
-    True
-    >>> matches("params/**/kernel", "params/kernel")
-    True
-    >>> matches("params/*/kernel", "params/a/b/kernel")
-    False
-    """
-    return _compiled(pattern).match(path + "/") is not None
-
-
-@functools.lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    regex = "".join(
-        "(?:[^/]+/)*" if segment == "**" else _GLYPH.sub(_glyph, segment) + "/"
-        for segment in pattern.strip("/").split("/")
-    )
-    return re.compile(regex)
-
-
-_GLYPH = re.compile(r"\[[^\]/]+\]|.")
-
-
-def _glyph(found: re.Match[str]) -> str:
-    glyph = found[0]
-    if glyph in ("*", "?"):
-        return "[^/]*" if glyph == "*" else "[^/]"
-    if len(glyph) == 1:
-        return re.escape(glyph)
-    negated = glyph.startswith("[!")
-    members = re.escape(glyph[1 + negated : -1]).replace(r"\-", "-")
-    return f"[{'^/' if negated else ''}{members}]"
-
-
 def select(paths: Paths, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
     """Says for each ``(path, leaf)`` whether ``paths`` selects it.
 
@@ -123,7 +85,8 @@ def select(paths: Paths, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
                 f"paths: wanted a glob such as 'params/head', got {pattern!r}. "
                 "Pass None, a string, several strings, or a predicate (path, leaf) -> bool."
             )
-        hits = [matches(pattern, path) for path, _ in leaves]
+        selects = glob(pattern).selects
+        hits = [selects(path) for path, _ in leaves]
         if not any(hits):
             raise errors.PathError(nothing_matches(pattern, [path for path, _ in leaves]))
         selected = [s or h for s, h in zip(selected, hits, strict=True)]

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from lazyinit import compat, errors, paths
+from lazyinit.patterns import glob
 
 # Any: a prefix pytree of shardings has whatever containers the tree has.
 ShardingLike: TypeAlias = "Sharding | Callable[[str, Any], Sharding | None] | TreeSharding | Any"
@@ -218,12 +219,12 @@ class ShardByRules:
 
     def __call__(self, path: str, leaf: Any) -> NamedSharding:
         """Returns the sharding of one leaf, which is replicated if no rule fits."""
-        spec = next((s for pattern, s in self.rules if paths.matches(pattern, path)), None)
+        spec = next((s for text, s in self.rules if glob(text).selects(path)), None)
         return NamedSharding(self.mesh, PartitionSpec() if spec is None else spec)
 
     def unused(self, known: Sequence[str]) -> list[str]:
         """Returns the patterns that match none of the paths."""
-        return [p for p, _ in self.rules if not any(paths.matches(p, path) for path in known)]
+        return [text for text, _ in self.rules if not any(map(glob(text).selects, known))]
 
 
 def shard_by_rules(mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]]) -> ShardByRules:

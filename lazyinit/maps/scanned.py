@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lazyinit import errors
+from lazyinit.patterns import pattern, slashed
 from lazyinit.rules.check import AnyRule
 from lazyinit.rules.joins import Stack
-from lazyinit.rules.patterns import pattern, slashed
 from lazyinit.rules.reshape import Rearrange
 from lazyinit.rules.rule import Patterns, Rule
 

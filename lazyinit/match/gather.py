@@ -4,8 +4,8 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from lazyinit import errors
 from lazyinit.params import Source
+from lazyinit.patterns import Captures, joined_like, pattern
 from lazyinit.rules.change import Grid
-from lazyinit.rules.patterns import Captures, joined_like, pattern
 from lazyinit.rules.rule import Rule
 
 

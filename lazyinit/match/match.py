@@ -9,8 +9,8 @@ from lazyinit.match.places import View as View
 from lazyinit.match.places import places as places
 from lazyinit.match.search import Match as Match
 from lazyinit.match.search import Search, named
+from lazyinit.patterns import slashed as slashed
 from lazyinit.rules.check import AnyRule
-from lazyinit.rules.patterns import slashed as slashed
 from lazyinit.rules.renames import Ignore, Rename
 from lazyinit.rules.rule import Rule
 

@@ -8,7 +8,7 @@ import jax
 
 from lazyinit import paths
 from lazyinit.params import Shape
-from lazyinit.rules.patterns import slashed
+from lazyinit.patterns import slashed
 from lazyinit.rules.rule import Rule
 
 

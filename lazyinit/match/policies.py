@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from lazyinit import errors, paths
 from lazyinit.params import Source
+from lazyinit.patterns import glob, slashed
 
 MissingWord: TypeAlias = Literal["init", "error"]
 UnexpectedWord: TypeAlias = Literal["report", "ignore", "error"]
@@ -72,8 +73,8 @@ class Policy:
                     f"glob {pattern!r}. Write it as a string."
                 )
             choices.append((pattern, _checked(f"{argument}[{pattern!r}]", choice, words)))
-            slashed = pattern.replace(".", "/")
-            if pattern != "**" and not any(paths.matches(slashed, k) for k in map(_slashed, known)):
+            selects = glob(slashed(pattern)).selects
+            if pattern != "**" and not any(map(selects, map(slashed, known))):
                 raise errors.PathError(
                     f"{argument}[{pattern!r}]: {paths.nothing_matches(pattern, known)}"
                 )
@@ -89,9 +90,9 @@ class Policy:
         Raises:
           FillError: a callable says no, by raising it.
         """
-        slashed = _slashed(path)
+        name = slashed(path)
         for pattern, choice in self.choices:
-            if paths.matches(_slashed(pattern), slashed):
+            if glob(slashed(pattern)).selects(name):
                 if isinstance(choice, str):
                     return choice
                 return choice(path, *case) if case else "error"
@@ -107,10 +108,6 @@ class Policy:
     def knows(self, answer: object) -> bool:
         """Tells whether an answer is one of the words."""
         return isinstance(answer, str) and answer in self.words
-
-
-def _slashed(path: str) -> str:
-    return path.replace(".", "/")
 
 
 def _checked(argument: str, choice: object, words: Iterable[str]) -> Any:

@@ -9,8 +9,8 @@ from lazyinit.checkpoint import Checkpoint
 from lazyinit.match.gather import Groups
 from lazyinit.match.search import named
 from lazyinit.params import Source
+from lazyinit.patterns import Captures, joined_like, pattern, slashed
 from lazyinit.rules.check import AnyRule
-from lazyinit.rules.patterns import Captures, joined_like, pattern, slashed
 from lazyinit.rules.renames import Ignore, Rename
 from lazyinit.rules.rule import Rule
 

@@ -10,8 +10,8 @@ from lazyinit.match.match import match
 from lazyinit.match.places import Form, Place, View
 from lazyinit.match.search import Rules
 from lazyinit.params import Source
+from lazyinit.patterns import Captures, slashed
 from lazyinit.rules.check import AnyRule
-from lazyinit.rules.patterns import Captures, slashed
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Constant, Rule
 from lazyinit.sources.joined import Agreeing

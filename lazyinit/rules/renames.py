@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from lazyinit import errors
-from lazyinit.rules.patterns import check_alike, pattern, slashed
+from lazyinit.patterns import check_alike, pattern, slashed
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -14,8 +14,8 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.params import Shape, Source
+from lazyinit.patterns import check_alike, pattern
 from lazyinit.rules.change import Change, Frame, Layout, OneByOne, Wanted
-from lazyinit.rules.patterns import check_alike, pattern
 
 Patterns: TypeAlias = str | tuple[str, ...]
 

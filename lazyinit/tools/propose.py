@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from lazyinit import errors
 from lazyinit.params import Shape
+from lazyinit.patterns import joined_like
 from lazyinit.rules.change import Change, Frame, Grid, Layout
 from lazyinit.rules.joins import Concat, Split
 from lazyinit.rules.layout import Transpose
-from lazyinit.rules.patterns import joined_like
 from lazyinit.rules.reshape import Rearrange
 from lazyinit.rules.rule import Rule
 from lazyinit.tools.pairing import Family, Pair, Pairing, families, feasible, nothing_of, pair_up

@@ -16,8 +16,8 @@ from lazyinit.match.match import Matching, match
 from lazyinit.match.places import Place, View, places
 from lazyinit.match.search import named
 from lazyinit.params import Shape, Thunk
+from lazyinit.patterns import slashed
 from lazyinit.rules.check import AnyRule, check_rules
-from lazyinit.rules.patterns import slashed
 from lazyinit.rules.renames import Rename, strip_prefix
 from lazyinit.rules.torch import TORCH
 from lazyinit.tools.pairing import families

@@ -16,8 +16,8 @@ import lazyinit as li
 from lazyinit import maps
 from lazyinit.checkpoint.memory import open_tree
 from lazyinit.match.translate import translate
+from lazyinit.patterns import pattern
 from lazyinit.rules.check import check_rules
-from lazyinit.rules.patterns import pattern
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Theirs, about the end of Flax models.
 

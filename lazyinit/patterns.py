@@ -1,0 +1,192 @@
+"""The pattern language: globs that select paths, and the patterns of rules. One engine reads both.
+
+A text comes in, and a ``Pattern`` goes out, which matches names. A name is a sequence of keys
+with ``/`` between them. In every pattern ``*`` stands for a part of one key, and the key ``**``
+for any number of keys. Beyond that the two uses differ in what people need:
+
+- ``glob`` reads what ``paths``, sharding rules and policies take. It selects a subtree by its
+  root, and knows ``?`` and ``[...]`` as a shell does. Here ``.`` is a character like any other.
+- ``pattern`` reads what rules take. It fits a whole name, ``{n}`` stands for a number, and ``.``
+  means the same as ``/``. Here ``?`` and ``[`` are plain characters, as tensors may have them in
+  their names. What the wildcards captured in one name is written out with another pattern.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lazyinit import errors
+
+
+def slashed(name: str) -> str:
+    """Returns the form in which names are compared: ``a.b`` and ``a/b`` are one name."""
+    return name.replace(".", "/")
+
+
+def joined_like(name: str, other: str) -> str:
+    """Returns a ``/``-joined name with ``.`` between its keys if another name is joined so."""
+    return name.replace("/", ".") if "." in other and "/" not in other else name
+
+
+@dataclass(frozen=True, slots=True)
+class Captures:
+    """What the wildcards and numbers of a pattern stood for in a name.
+
+    Attributes:
+      texts: of the wildcards, in order.
+      numbers: of ``{n}``, as ``(name, digits)``, in order.
+    """
+
+    texts: tuple[str, ...]
+    numbers: tuple[tuple[str, str], ...]
+
+    def without(self, number: str) -> "Captures":
+        """Returns the same captures without one number."""
+        return replace(self, numbers=tuple(n for n in self.numbers if n[0] != number))
+
+    def having(self, number: str, digits: str) -> "Captures":
+        """Returns the same captures with one number added or replaced."""
+        return replace(self, numbers=(*self.without(number).numbers, (number, digits)))
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A compiled pattern; ``glob`` and ``pattern`` make it.
+
+    Attributes:
+      parts: its text, cut at its wildcards and numbers: plain text is at even places. Each key,
+        the last one too, is followed by ``/``; that of a ``**`` belongs to the wildcard.
+      regex: the regular expression for names whose keys are each followed by ``/``, so that a
+        ``**`` that stands for no key leaves no stray ``/`` behind.
+      last: the last key of all names that fit, or ``""`` if they may differ in it.
+    """
+
+    parts: tuple[str, ...]
+    regex: re.Pattern[str]
+    last: str
+
+    @property
+    def wildcards(self) -> tuple[str, ...]:
+        """Its wildcards, in order."""
+        return tuple(part.rstrip("/") for part in self.parts[1::2] if part[0] != "{")
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers, in order, once each."""
+        return tuple(self.regex.groupindex)
+
+    def selects(self, path: str) -> bool:
+        """Tells whether a glob selects a leaf: by its path, or by a subtree above it."""
+        return self.regex.match(path + "/") is not None
+
+    def match(self, name: str) -> Captures | None:
+        """Returns what is captured in a whole ``/``-joined name, or ``None`` if it does not fit."""
+        found = self.regex.fullmatch(name + "/")
+        if found is None:
+            return None
+        named = self.regex.groupindex
+        if not named:
+            return Captures(found.groups(), ())
+        places = set(named.values())
+        texts = (text for place, text in enumerate(found.groups(), 1) if place not in places)
+        return Captures(tuple(texts), tuple((number, found[number]) for number in named))
+
+    def write(self, captures: Captures) -> str:
+        """Returns the ``/``-joined name; a number that was not captured is written ``{n}``."""
+        texts, numbers = iter(captures.texts), dict(captures.numbers)
+        written = ""
+        for place, part in enumerate(self.parts):
+            if not place % 2:
+                written += part
+            else:
+                written += numbers.get(part[1:-1], part) if part[0] == "{" else next(texts)
+        return written.rstrip("/")
+
+
+@functools.lru_cache(maxsize=4096)
+def glob(text: str) -> Pattern:
+    """Returns the pattern for a glob over paths.
+
+    >>> glob("params/head").selects("params/head/kernel")
+    True
+    >>> glob("params/**/kernel").selects("params/kernel")
+    True
+    >>> glob("params/*/kernel").selects("params/a/b/kernel")
+    False
+    """
+    return _compiled(text, _IN_GLOBS)
+
+
+@functools.lru_cache(maxsize=4096)
+def pattern(text: str) -> Pattern:
+    """Returns the pattern for one that a rule has.
+
+    >>> captures = pattern("layers/{n}/*/kernel").match("layers/3/up/kernel")
+    >>> pattern("h.{n}.*.weight").write(captures)
+    'h/3/up/weight'
+    """
+    return _compiled(slashed(text), _IN_RULES)
+
+
+# The first alternative is a whole key. A number is named as Python names a group.
+_IN_GLOBS = re.compile(r"((?<![^/])\*\*/|\*|\?|\[[^\]/]+\])")
+_IN_RULES = re.compile(r"((?<![^/])\*\*/|\*|\{[A-Za-z_]\w*\})")
+_REGEX = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+
+
+def _compiled(text: str, wild: re.Pattern[str]) -> Pattern:
+    text = text.strip("/")
+    parts = tuple(wild.split(text + "/"))
+    regex, numbers = "", set[str]()
+    for place, part in enumerate(parts):
+        if not place % 2:
+            regex += re.escape(part)
+        elif part[0] == "{":
+            number = part[1:-1]
+            regex += f"(?P={number})" if number in numbers else f"(?P<{number}>{_NUMBER})"
+            numbers.add(number)
+        else:
+            regex += _REGEX.get(part) or _one_of(part)
+    last = text.rpartition("/")[2]
+    return Pattern(parts, re.compile(regex), "" if wild.search(last + "/") else last)
+
+
+_NUMBER = "0|[1-9][0-9]{0,8}"
+
+
+def _one_of(part: str) -> str:
+    """Returns the regular expression for one character of a class such as ``[a-c]``."""
+    negated = part.startswith("[!")
+    members = re.escape(part[1 + negated : -1]).replace(r"\-", "-")
+    return f"([{'^/' if negated else ''}{members}])"
+
+
+def check_alike(
+    rule: object, some: Sequence[str], others: Sequence[str], *, apart: int = 1
+) -> None:
+    """Checks that patterns share their wildcards, and their numbers, but for one at most.
+
+    Args:
+      rule: what an error names.
+      some: the patterns of one side; ``{n}`` is in all or in none.
+      others: those of the other side; none if there is no other side.
+      apart: how many numbers one side may have that the other side does not have.
+
+    Raises:
+      FillError: they do not, or one is empty.
+    """
+    every = (*some, *others)
+    shown = " and ".join(map(repr, every))
+    if not some or not all(every) or len({pattern(each).wildcards for each in every}) > 1:
+        raise errors.FillError(
+            f"{rule}: wanted two patterns with the same wildcards in the same order, got {shown}. "
+            "Write it as Rule('**/kernel', '**.weight')."
+        )
+    one, other = ({frozenset(pattern(p).numbers) for p in side} for side in (some, others or some))
+    if len(one) > 1 or len(other) > 1 or len(one.pop() ^ other.pop()) > apart:
+        raise errors.FillError(
+            f"{rule}: wanted the same numbers in all patterns, but for one that is stacked or "
+            f"unstacked, got {shown}. Write it as "
+            "Rule('layers/kernel', 'h.{n}.weight', [Stack(axis=0)])."
+        )
