@@ -16,8 +16,6 @@ from lazyinit._materialize import materialize as materialize
 from lazyinit._overlap import overlap as overlap
 from lazyinit._plan import plan as plan
 from lazyinit._pretrained import from_pretrained as from_pretrained
-from lazyinit._provenance import Provenance as Provenance
-from lazyinit._provenance import provenance as provenance
 from lazyinit._reseed import reseed as reseed
 from lazyinit._save import save as save
 from lazyinit.checkpoint import open_checkpoint as open_checkpoint
@@ -45,5 +43,7 @@ from lazyinit.sharding import shard_by_metadata as shard_by_metadata
 from lazyinit.sharding import shard_by_rules as shard_by_rules
 from lazyinit.sharding import shard_fsdp as shard_fsdp
 from lazyinit.tools.suggest import suggest_rules as suggest_rules
+from lazyinit.view.provenance import Provenance as Provenance
+from lazyinit.view.provenance import provenance as provenance
 
 _warn_outside()

@@ -9,7 +9,7 @@ import numpy as np
 
 from lazyinit import errors, paths
 from lazyinit.keys import AnyKey, Key, RngPath, TracedKey
-from lazyinit.params import LazyParam, OverlapParam
+from lazyinit.params import LazyParam, OverlapParam, origins
 from lazyinit.program.slices import Slice
 
 
@@ -40,7 +40,7 @@ def reseed(tree: Any, rngs: Any) -> Any:
       False
     """
     leaves = paths.leaves_with_paths(tree)
-    lazy = [(path, made) for path, leaf in leaves for made in _initialized(leaf)]
+    lazy = [(path, made) for path, leaf in leaves for made in origins(leaf)[1]]
     roots: dict[str, AnyKey] = {}
     for _, leaf in lazy:
         roots |= leaf.rng_path.roots
@@ -65,13 +65,6 @@ def reseed(tree: Any, rngs: Any) -> Any:
     overlaps = [leaf for _, leaf in leaves if isinstance(leaf, OverlapParam)]
     placed = {id(leaf): replace(leaf, rest=made[id(leaf.rest)]) for leaf in overlaps} | made
     return paths.replace_leaves(tree, [placed.get(id(leaf), leaf) for _, leaf in leaves])
-
-
-def _initialized(leaf: Any) -> list[LazyParam]:
-    """Returns what makes a leaf, or the rest of it, from a key; nothing for other leaves."""
-    if isinstance(leaf, OverlapParam):
-        return [leaf.rest]
-    return [leaf] if isinstance(leaf, LazyParam) else []
 
 
 def _by_stream(rngs: Any, roots: Mapping[str, AnyKey]) -> dict[str, AnyKey]:

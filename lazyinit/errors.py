@@ -59,6 +59,10 @@ class SaveError(LazyinitError, ValueError):
     """A tree, or tensors, that cannot be written as asked; nothing has been."""
 
 
+class WordError(LazyinitError, ValueError):
+    """An argument that takes one of a few words, and was given another."""
+
+
 class BitsError(LazyinitError, ValueError):
     """A leaf whose bits are not those that eager JAX gives it: a fault of this package."""
 
@@ -75,6 +79,19 @@ def nearest(wanted: str, known: Collection[str]) -> str:
     """Returns ``"; did you mean '...'?"`` for the closest known string, or ``""``."""
     close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_word(argument: str, word: object, words: Sequence[str]) -> None:
+    """Checks that an argument is one of the words that it may be.
+
+    Raises:
+      WordError: it is not; the message names the words, and the nearest one.
+    """
+    if word not in words:
+        raise WordError(
+            f"{argument}: wanted one of {', '.join(map(repr, words))}, got {word!r}"
+            f"{nearest(str(word), words)}"
+        )
 
 
 def listing(problems: Sequence[str]) -> str:

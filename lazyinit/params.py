@@ -83,7 +83,7 @@ class Source(Protocol):
         ...
 
 
-def describe(shape: Shape, dtype: np.dtype) -> str:
+def describe(shape: Shape, dtype: np.dtype | str) -> str:
     """Returns ``float32[768,2]`` for a shape and a dtype."""
     return f"{dtype}[{','.join(map(str, shape))}]"
 
