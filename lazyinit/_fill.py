@@ -1,4 +1,8 @@
-"""Fills a tree of thunks from a checkpoint: names and headers only, nothing is read or made."""
+"""``fill``: a tree and a checkpoint -> the filled tree and a report. No values are read or made.
+
+The leaves are matched with the tensors by name (``match``), the policies say what happens to what
+does not fit, and all problems are raised at once.
+"""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -132,7 +136,7 @@ def fill(
 
 
 class _Asked:
-    """What the policies said, case by case; problems are collected."""
+    """Asks the policies about each case, and collects the problems."""
 
     def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy) -> None:
         self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected

@@ -1,4 +1,8 @@
-"""Thunks and shardings -> bytes: what ``materialize`` will do, before it does it. Pure."""
+"""``plan``: what ``materialize`` will do with each leaf, and the bytes on each device.
+
+A tree and a sharding come in; a ``Plan`` goes out, and nothing is allocated. It asks the same
+functions as ``materialize`` how each leaf is made, so that the two agree.
+"""
 
 import math
 import os
@@ -39,7 +43,7 @@ class LeafPlan(Facts):
         at an earlier path) or ``"keep"``.
       bytes_per_device: of the shard that each device of ``sharding`` gets; 0 for ``"share"`` and
         ``"keep"``, which bring nothing new.
-      sharding: where it goes; ``None`` is the default device.
+      sharding: where the array will lie; ``None`` is the default device.
     """
 
     action: Action
@@ -59,9 +63,9 @@ class Plan:
     Attributes:
       leaves: one entry for each array or thunk of the tree, in its order.
       bytes_per_device: bytes that arrive on each device, by device.
-      peak_bytes_per_device: these, and what is needed beside them while they are made: a bound for
-        leaves that are drawn or read, an estimate for leaves with a program of their own
-        (``docs/performance.md``).
+      peak_bytes_per_device: the same, plus what is needed while the leaves are made. This is a
+        bound for leaves that are drawn or read, and an estimate for leaves that have a program of
+        their own (``docs/performance.md``).
       unused_rules: patterns of ``shard_by_rules`` that match no leaf.
     """
 
@@ -196,12 +200,12 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """Bytes that are needed beside the arrays while a leaf is made or read.
+    """The bytes that are needed, beside the arrays, while a leaf is made or read.
 
     Attributes:
-      shared: by what they are for, of threads that make any number of such leaves.
-      each: on each device that gets a shard.
-      first: on one device more, where the leaf is made before it is cut.
+      shared: buffers that all leaves of a sort use in turn, by what they are for.
+      each: bytes on each device that gets a shard.
+      first: further bytes on one device, where the whole leaf is made before it is cut.
     """
 
     shared: Mapping[str, int] = field(default_factory=dict)

@@ -1,4 +1,7 @@
-"""A lazy tree under other keys: the tree that another seed would have given, not traced again."""
+"""``reseed``: the lazy tree that another seed would have given, without tracing the model again.
+
+A lazy tree and new root keys come in; a tree with the same programs and those keys goes out.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,9 +22,9 @@ def reseed(tree: Any, rngs: Any) -> Any:
     Args:
       tree: any pytree with ``LazyParam`` leaves.
       rngs: a key, in place of the key that was given alone (for Linen that of ``params``); or a
-        dict of keys by stream, or an ``nnx.Rngs``. Streams that it lacks keep their keys. Of the
-        kind of the keys that they replace: typed or raw, of the same PRNG implementation. The
-        counts of an ``nnx.Rngs`` are those of the recording.
+        dict of keys by stream, or an ``nnx.Rngs``. Streams that it lacks keep their keys. Each
+        key must be of the kind that it replaces: typed or raw, and of the same PRNG
+        implementation. The counts of an ``nnx.Rngs`` are ignored: those of the recording count.
 
     Returns:
       The tree with new root keys in its ``LazyParam`` leaves, and where an ``OverlapParam``
@@ -56,7 +59,7 @@ def reseed(tree: Any, rngs: Any) -> Any:
     ]
     if problems:
         raise errors.RecordError(errors.listing(problems))
-    made: dict[int, LazyParam] = {}  # A thunk at two places stays one.
+    made: dict[int, LazyParam] = {}  # By identity: a thunk at two paths stays one thunk.
     for _, leaf in lazy:
         path = leaf.rng_path
         changed = {stream: fresh.get(stream, key) for stream, key in path.roots.items()}

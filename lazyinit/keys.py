@@ -35,7 +35,7 @@ class Key:
 
     @classmethod
     def of(cls, key: jax.Array | np.ndarray) -> "AnyKey":
-        """Returns the value of a typed or raw key; a traced one stays the tracer that it is."""
+        """Returns the value of a typed or raw key. A traced key has none: its tracer is kept."""
         if compat.is_tracer(key):
             return TracedKey(key)
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

@@ -1,4 +1,4 @@
-"""What ``fill`` says of leaves and tensors that do not fit together: messages, and nothing else."""
+"""The messages of ``fill`` about leaves and tensors that do not fit together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

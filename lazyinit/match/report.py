@@ -1,4 +1,4 @@
-"""What ``fill`` did, as a plain value: one entry a leaf, and one for each tensor left over."""
+"""What ``fill`` did, as a plain value: an entry for each leaf and for each tensor left over."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,8 +25,8 @@ class LeafReport(Facts):
     Attributes:
       status: ``"loaded"`` from the checkpoint; ``"missing"`` from it, and will be initialized;
         ``"mismatched"``, so left as it was; ``"adapted"``, mismatched too, and replaced by what
-        ``on_mismatch`` returned; ``"kept"``, for an array or a tensor filled in
-        before, which is not in this checkpoint; ``"unexpected"``, for a tensor.
+        ``on_mismatch`` returned; ``"kept"``, an array or a leaf filled before, which this
+        checkpoint lacks; ``"unexpected"``, a tensor that makes no leaf.
       tensor: what the tensors are called in the checkpoint, for people; ``""`` if there are none.
       stored_shape: the shape of the (first) tensor, before any layout change.
       stored_dtype: the dtype of the (first) tensor; that of the leaf if there is none.
@@ -127,7 +127,7 @@ class Report:
         return tuple(entry.path for entry in self.entries if entry.status == status)
 
     def summary(self) -> str:
-        """Returns one line: how many leaves are from the checkpoint, and what is not as usual."""
+        """Returns one line: how many leaves come from the checkpoint, and what else was found."""
         leaves = len(self.entries) - len(self.unexpected)
         size = table.format_bytes(self.nbytes)
         parts = [f"{len(self.loaded)} of {leaves} leaves from {file_name(self.origin)} ({size})"]

@@ -1,6 +1,7 @@
-"""Where each leaf of a tree comes from: a file and its bytes, or a key and an initializer.
+"""``provenance``: where each leaf comes from: bytes of a file, or a key and an initializer.
 
-Computed from a tree before it is made, and kept as a value beside it: arrays do not remember.
+A tree of thunks comes in; a value goes out that can be kept beside the tree and written as JSON.
+It is computed before the tree is made, because an array does not say where it comes from.
 """
 
 import json
