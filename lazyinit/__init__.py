@@ -3,47 +3,83 @@
 A parameter is a small program from a key to an array. ``lazyinit`` records the program, not the
 array: a tree of programs can be shown, matched against a checkpoint, priced, sharded, and run in
 part. See ``docs/architecture.md``.
+
+``__all__`` is the public face: the verbs, the rules, the leaves, and the types that verbs return.
 """
 
-from lazyinit import errors as errors
-from lazyinit import maps as maps
-from lazyinit._check import Check as Check
-from lazyinit._check import check as check
-from lazyinit._fill import fill as fill
-from lazyinit._inspect import inspect as inspect
-from lazyinit._lazy import lazy as lazy
-from lazyinit._materialize import materialize as materialize
-from lazyinit._overlap import overlap as overlap
-from lazyinit._plan import plan as plan
-from lazyinit._pretrained import from_pretrained as from_pretrained
-from lazyinit._provenance import Provenance as Provenance
-from lazyinit._provenance import provenance as provenance
-from lazyinit._reseed import reseed as reseed
-from lazyinit._save import save as save
-from lazyinit.checkpoint import open_checkpoint as open_checkpoint
+from lazyinit import errors, maps
+from lazyinit._check import Check, check
+from lazyinit._fill import fill
+from lazyinit._inspect import TreeView, inspect
+from lazyinit._lazy import lazy
+from lazyinit._materialize import materialize
+from lazyinit._overlap import overlap
+from lazyinit._plan import Plan, plan
+from lazyinit._pretrained import from_pretrained
+from lazyinit._reseed import reseed
+from lazyinit._save import save
+from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.compat.versions import warn_outside as _warn_outside
-from lazyinit.errors import LazyinitError as LazyinitError
-from lazyinit.errors import LazyinitWarning as LazyinitWarning
-from lazyinit.keys import RngPath as RngPath
-from lazyinit.params import LazyParam as LazyParam
-from lazyinit.params import OverlapParam as OverlapParam
-from lazyinit.params import StoredParam as StoredParam
-from lazyinit.rules.joins import Concat as Concat
-from lazyinit.rules.joins import Split as Split
-from lazyinit.rules.joins import Stack as Stack
-from lazyinit.rules.joins import Unstack as Unstack
-from lazyinit.rules.layout import Cast as Cast
-from lazyinit.rules.layout import Transpose as Transpose
-from lazyinit.rules.renames import Ignore as Ignore
-from lazyinit.rules.renames import Rename as Rename
-from lazyinit.rules.renames import strip_prefix as strip_prefix
-from lazyinit.rules.reshape import Rearrange as Rearrange
-from lazyinit.rules.rule import Constant as Constant
-from lazyinit.rules.rule import Rule as Rule
-from lazyinit.rules.torch import TORCH as TORCH
-from lazyinit.sharding import shard_by_metadata as shard_by_metadata
-from lazyinit.sharding import shard_by_rules as shard_by_rules
-from lazyinit.sharding import shard_fsdp as shard_fsdp
-from lazyinit.tools.suggest import suggest_rules as suggest_rules
+from lazyinit.errors import LazyinitError, LazyinitWarning
+from lazyinit.keys import RngPath
+from lazyinit.match.report import Report
+from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam
+from lazyinit.rules.joins import Concat, Split, Stack, Unstack
+from lazyinit.rules.layout import Cast, Transpose
+from lazyinit.rules.renames import Ignore, Rename, strip_prefix
+from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.rule import Constant, Rule
+from lazyinit.rules.torch import TORCH
+from lazyinit.sharding import shard_by_metadata, shard_by_rules, shard_fsdp
+from lazyinit.tools.suggest import Suggestion, suggest_rules
+from lazyinit.view.provenance import Provenance, provenance
+
+__all__ = [
+    "TORCH",
+    "Cast",
+    "Check",
+    "Checkpoint",
+    "Concat",
+    "Constant",
+    "Ignore",
+    "LazyParam",
+    "LazyinitError",
+    "LazyinitWarning",
+    "OverlapParam",
+    "Plan",
+    "Provenance",
+    "Rearrange",
+    "Rename",
+    "Report",
+    "RngPath",
+    "Rule",
+    "Source",
+    "Split",
+    "Stack",
+    "StoredParam",
+    "Suggestion",
+    "Transpose",
+    "TreeView",
+    "Unstack",
+    "check",
+    "errors",
+    "fill",
+    "from_pretrained",
+    "inspect",
+    "lazy",
+    "maps",
+    "materialize",
+    "open_checkpoint",
+    "overlap",
+    "plan",
+    "provenance",
+    "reseed",
+    "save",
+    "shard_by_metadata",
+    "shard_by_rules",
+    "shard_fsdp",
+    "strip_prefix",
+    "suggest_rules",
+]
 
 _warn_outside()

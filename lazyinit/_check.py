@@ -1,4 +1,7 @@
-"""The verb ``check``: what of the fast ways is proven on this JAX and these devices."""
+"""``check``: which of the fast ways are proven on this JAX and these devices.
+
+A platform comes in; a ``Check`` goes out, which prints as a table.
+"""
 
 import time
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ class Check:
 
     Attributes:
       where: the versions and the device.
-      is_tested: whether the suite of this package was run there, so that no check is needed.
+      is_tested: whether the test suite was run there, so that ``materialize`` needs no check.
       passed: the kinds of steps that give the bits of eager JAX.
       failed: the kinds that do not, and the canary that showed it. Leaves that need one are made
         equation by equation, as eager JAX makes them.

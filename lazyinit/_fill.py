@@ -1,8 +1,11 @@
-"""Fills a tree of thunks from a checkpoint: names and headers only, nothing is read or made."""
+"""``fill``: a tree and a checkpoint -> the filled tree and a report. No values are read or made.
+
+The leaves are matched with the tensors by name (``match``), the policies say what happens to what
+does not fit, and all problems are raised at once.
+"""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias, get_args
 
 import jax
@@ -10,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import errors, paths
-from lazyinit._provenance import provenance
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.casts import same_kind
 from lazyinit.match import refusals
@@ -24,9 +26,10 @@ from lazyinit.match.policies import (
     Policy,
     UnexpectedWord,
 )
-from lazyinit.match.report import Entry, Report
-from lazyinit.params import LazyParam, StoredParam, Thunk
+from lazyinit.match.report import LeafReport, Report, Status
+from lazyinit.params import LazyParam, Source, StoredParam, Thunk
 from lazyinit.rules.check import AnyRule, check_rules
+from lazyinit.view.provenance import provenance
 
 Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
 
@@ -119,12 +122,10 @@ def fill(
     if asked.problems:
         raise errors.FillError(errors.listing(asked.problems))
 
-    for path in adapted:
-        entries[path] = replace(entries[path], status="adapted")
+    for path, leaf in adapted.items():
+        entries[path] = _adapted(entries[path], leaf)
     filled = adapted | {
-        place.path: StoredParam(
-            leaf.shape, leaf.dtype, found.matches[place.path].source, path=place.path
-        )
+        place.path: _stored(place.path, leaf, found.matches[place.path].source)
         for place, leaf in everything
         if place.path in entries and entries[place.path].status == "loaded"
     }
@@ -135,14 +136,18 @@ def fill(
 
 
 class _Asked:
-    """What the policies said, case by case; problems are collected."""
+    """Asks the policies about each case, and collects the problems."""
 
     def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy) -> None:
         self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected
         self.problems: list[str] = []
 
     def mismatched(
-        self, leaves: Leaves, entries: Mapping[str, Entry], found: Matching, checkpoint: Checkpoint
+        self,
+        leaves: Leaves,
+        entries: Mapping[str, LeafReport],
+        found: Matching,
+        checkpoint: Checkpoint,
     ) -> dict[str, Any]:  # Any: a leaf, and what a callable puts in its place.
         """Returns, by path, what goes in place of leaves whose tensors do not fit."""
         adapted: dict[str, Any] = {}
@@ -163,7 +168,7 @@ class _Asked:
                 self._check_word(self._mismatch, place.path, answer, ", or a leaf")
         return adapted
 
-    def missing(self, leaves: Leaves, entries: Mapping[str, Entry]) -> list[Place]:
+    def missing(self, leaves: Leaves, entries: Mapping[str, LeafReport]) -> list[Place]:
         """Returns the places of leaves that may not be missing, and are."""
         refused = []
         for place, leaf in leaves:
@@ -176,7 +181,7 @@ class _Asked:
                 self._check_word(self._missing, place.path, answer)
         return refused
 
-    def unexpected(self, checkpoint: Checkpoint, found: Matching) -> list[Entry]:
+    def unexpected(self, checkpoint: Checkpoint, found: Matching) -> list[LeafReport]:
         """Returns the entries of the tensors left over that are to be reported."""
         reported = []
         for entry in _unexpected(checkpoint, found):
@@ -235,29 +240,60 @@ def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
     return _is_array_like(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _entry(place: Place, leaf: Any, found: Match | None, checkpoint: Checkpoint) -> Entry:
+def _entry(place: Place, leaf: Any, found: Match | None, checkpoint: Checkpoint) -> LeafReport:
     if found is None:
         status = "missing" if isinstance(leaf, LazyParam) else "kept"
-        return Entry(place.path, status, leaf.shape, leaf.dtype, "", leaf.shape, leaf.dtype)
+        return _reported(place.path, leaf, status, stored=leaf)
     source = found.source
     fits = source.shape == leaf.shape and same_kind(source.dtype, leaf.dtype)
     first = checkpoint[found.tensors[0]] if found.tensors else source
-    return Entry(
-        place.path,
-        "loaded" if fits and not found.problem else "mismatched",
-        leaf.shape,
-        leaf.dtype,
-        refusals.called(found.tensors) or repr(source),
-        first.shape,
-        first.dtype,
-        found.tensors,
+    called = refusals.called(found.tensors) or repr(source)
+    if not fits or found.problem:
+        return _reported(place.path, leaf, "mismatched", first, called, found.tensors)
+    return _reported(
+        place.path, _stored(place.path, leaf, source), "loaded", first, called, found.tensors
     )
 
 
-def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[Entry, ...]:
+def _adapted(entry: LeafReport, leaf: Any) -> LeafReport:
+    return LeafReport.of(
+        entry.path,
+        leaf,
+        status="adapted",
+        tensor=entry.tensor,
+        stored_shape=entry.stored_shape,
+        stored_dtype=entry.stored_dtype,
+        tensors=entry.tensors,
+    )
+
+
+def _stored(path: str, like: Any, source: Source) -> StoredParam:
+    return StoredParam(like.shape, like.dtype, source, path=path)
+
+
+def _reported(
+    path: str,
+    leaf: Any,
+    status: Status,
+    stored: Any,  # Any: the tensor, or the leaf itself where there is none.
+    tensor: str = "",
+    tensors: tuple[str, ...] = (),
+) -> LeafReport:
+    return LeafReport.of(
+        path,
+        leaf,
+        status=status,
+        tensor=tensor,
+        stored_shape=stored.shape,
+        stored_dtype=stored.dtype,
+        tensors=tensors,
+    )
+
+
+def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[LeafReport, ...]:
     used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
     return tuple(
-        Entry(name, "unexpected", tensor.shape, tensor.dtype, name, tensor.shape, tensor.dtype)
+        _reported(name, _stored(name, tensor, tensor), "unexpected", tensor, name)
         for name, tensor in checkpoint.items()
         if name not in used
     )

@@ -1,14 +1,13 @@
 """``inspect``: a tree as an interactive view in a notebook, as a table in a terminal."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from lazyinit import paths, sharding
-from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, Thunk, describe, label
 from lazyinit.view import table
+from lazyinit.view.facts import Facts, is_array_like
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -22,13 +21,14 @@ class TreeView:
     tree: Any
 
     def __str__(self) -> str:
-        leaves = [(p, x) for p, x in paths.leaves_with_paths(self.tree) if hasattr(x, "shape")]
+        leaves = [(p, x) for p, x in paths.leaves_with_paths(self.tree) if is_array_like(x)]
+        facts = [Facts.of(path, leaf) for path, leaf in leaves]
         rows = table.fold(
-            (path, *_kind_and_origin(x), describe(x.shape, x.dtype), table.format_bytes(x.nbytes))
-            for path, x in leaves
+            (x.path, x.state, x.origin or _place(leaf), x.array, table.format_bytes(x.nbytes))
+            for x, (_, leaf) in zip(facts, leaves, strict=True)
         )
-        open_bytes = sum(x.nbytes for _, x in leaves if isinstance(x, Thunk))
-        made_bytes = sum(x.nbytes for _, x in leaves if not isinstance(x, Thunk))
+        open_bytes = sum(x.nbytes for x in facts if x.state != "array")
+        made_bytes = sum(x.nbytes for x in facts if x.state == "array")
         title = (
             f"{len(leaves)} leaves: {table.format_bytes(open_bytes)} not made yet, "
             f"{table.format_bytes(made_bytes)} in arrays"
@@ -73,18 +73,5 @@ def inspect(tree: Any) -> TreeView:
     return TreeView(tree)
 
 
-def _kind_and_origin(leaf: Any) -> tuple[str, str]:
-    match leaf:
-        case LazyParam():
-            return "lazy", label(leaf.init_fn)
-        case StoredParam():
-            return "stored", _file(leaf.source)
-        case OverlapParam():
-            return "overlap", f"{_file(leaf.stored)} over {label(leaf.rest.init_fn)}"
-        case _:
-            on_device = isinstance(leaf, jax.Array)
-            return "array", sharding.describe(leaf.sharding) if on_device else "host"
-
-
-def _file(source: Source) -> str:
-    return os.path.basename(source.origin.rstrip("/")) or source.origin
+def _place(leaf: Any) -> str:
+    return sharding.describe(leaf.sharding) if isinstance(leaf, jax.Array) else "host"

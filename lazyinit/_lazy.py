@@ -1,4 +1,4 @@
-"""``lazy``: the one entrance to recording, which picks the recorder for a model."""
+"""``lazy``: picks the recorder for a model. This is the only way into recording."""
 
 import inspect
 from collections.abc import Callable

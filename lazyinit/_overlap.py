@@ -1,7 +1,8 @@
 """Leaves that a checkpoint holds in part: a grown vocabulary, longer positions.
 
-What the leaf and the tensor have in common, from the first element of each dimension on, comes
-from the checkpoint; the rest is what the initializer gives there.
+A leaf and a tensor of another size come in; an ``OverlapParam`` goes out. The part that both have,
+counted from the first element of each dimension, is read from the checkpoint. The initializer makes
+the rest.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Corner(Changed):
 
 
 def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:
-    """Keeps what a leaf and a tensor of another size have in common, and initializes the rest.
+    """Reads the part that a leaf and a tensor of another size share, and initializes the rest.
 
     For ``fill(..., on_mismatch=lazyinit.overlap)``. The common part starts at the first element
     of each dimension. The rest has the bits that eager ``init`` gives there.

@@ -1,66 +1,59 @@
-"""Thunks and shardings -> bytes: what ``materialize`` will do, before it does it. Pure."""
+"""``plan``: what ``materialize`` will do with each leaf, and the bytes on each device.
+
+A tree and a sharding come in; a ``Plan`` goes out, and nothing is allocated. It asks the same
+functions as ``materialize`` how each leaf is made, so that the two agree.
+"""
 
 import math
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 from jax.sharding import Sharding
 
-from lazyinit import compat
+from lazyinit import compat, errors
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make import limits
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.ways import Compile, Replay, draw_of, whole_of
-from lazyinit.params import (
-    LazyParam,
-    OverlapParam,
-    Source,
-    StoredParam,
-    Thunk,
-    cast_dtype,
-    describe,
-    label,
-)
+from lazyinit.params import LazyParam, OverlapParam, StoredParam, Thunk, cast_dtype
 from lazyinit.program.slices import Slice
 from lazyinit.view import table
+from lazyinit.view.facts import Facts, State, is_array_like, state
 
 Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable.
 
 
-@dataclass(frozen=True, slots=True)
-class LeafPlan:
-    """What will be done with one leaf.
+Action: TypeAlias = Literal["initialize", "load", "overlap", "move", "share", "keep"]
+
+_ACTIONS: Mapping[State, Action] = {"lazy": "initialize", "stored": "load", "overlap": "overlap"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafPlan(Facts):
+    """What will be done with one leaf: its facts, with the dtype that it will have, and these.
 
     Attributes:
-      path: where it is.
       action: ``"initialize"``, ``"load"``, ``"overlap"`` (initialize, then load a part over it),
         ``"move"`` (an array that gets another sharding or dtype), ``"share"`` (the same array as
         at an earlier path) or ``"keep"``.
-      shape: of the whole array.
-      dtype: that it will have.
-      nbytes: of the whole array.
       bytes_per_device: of the shard that each device of ``sharding`` gets; 0 for ``"share"`` and
         ``"keep"``, which bring nothing new.
-      sharding: where it goes; ``None`` is the default device.
-      origin: what makes it: an initializer, or a file.
-      loaded_nbytes: of the part that is loaded, in the dtype that it will have: all of it, none,
-        or the part that an ``"overlap"`` has from the checkpoint.
+      sharding: where the array will lie; ``None`` is the default device.
     """
 
-    path: str
-    action: str
-    shape: tuple[int, ...]
-    dtype: Any
-    nbytes: int
+    action: Action
     bytes_per_device: int
     sharding: Sharding | None
-    origin: str
-    loaded_nbytes: int = 0
+
+    @property
+    def loaded_nbytes(self) -> int:
+        """Bytes of the part that is loaded: all of it, none, or the part that overlaps."""
+        return self.stored_nbytes if self.action in ("load", "overlap") else 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -70,9 +63,9 @@ class Plan:
     Attributes:
       leaves: one entry for each array or thunk of the tree, in its order.
       bytes_per_device: bytes that arrive on each device, by device.
-      peak_bytes_per_device: these, and what is needed beside them while they are made: a bound for
-        leaves that are drawn or read, an estimate for leaves with a program of their own
-        (``docs/performance.md``).
+      peak_bytes_per_device: the same, plus what is needed while the leaves are made. This is a
+        bound for leaves that are drawn or read, and an estimate for leaves that have a program of
+        their own (``docs/performance.md``).
       unused_rules: patterns of ``shard_by_rules`` that match no leaf.
     """
 
@@ -81,16 +74,20 @@ class Plan:
     peak_bytes_per_device: Mapping[Device, int]
     unused_rules: tuple[str, ...] = ()
 
-    def bytes_of(self, action: str) -> int:
+    def bytes_of(self, action: Action) -> int:
         """Returns the bytes, over all devices' distinct shards, of the leaves with this action.
 
         An ``"overlap"`` is counted under ``"initialize"`` as well, whole, and under ``"load"`` with
         the part that is loaded.
+
+        Raises:
+          WordError: no leaf can have this action.
         """
+        errors.check_word("action", action, get_args(Action))
+        if action == "load":
+            return sum(leaf.loaded_nbytes for leaf in self.leaves)
         actions = (action, "overlap") if action == "initialize" else (action,)
-        total = sum(leaf.nbytes for leaf in self.leaves if leaf.action in actions)
-        overlaps = (leaf for leaf in self.leaves if leaf.action == "overlap")
-        return total + (sum(x.loaded_nbytes for x in overlaps) if action == "load" else 0)
+        return sum(leaf.nbytes for leaf in self.leaves if leaf.action in actions)
 
     def __str__(self) -> str:
         counts, sizes = Counter[str](), Counter[str]()
@@ -102,7 +99,7 @@ class Plan:
             (
                 leaf.path,
                 leaf.action,
-                describe(leaf.shape, leaf.dtype),
+                leaf.array,
                 leaf.origin,
                 shardings.describe(leaf.sharding),
                 table.format_bytes(leaf.bytes_per_device),
@@ -170,30 +167,25 @@ def plan(
     beside: dict[Device, list[int]] = {}
     in_threads: dict[Device, dict[str, int]] = {}
     for (path, leaf), chosen, placement in zip(leaves, selected, placements, strict=True):
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        if not is_array_like(leaf):
             continue
         target = cast_dtype(leaf.dtype, dtype) if chosen else leaf.dtype
         action = _action(leaf, chosen, placement, target)
         if action != "keep" and (id(leaf), placement, target) in seen:
             action = "share"
         seen.add((id(leaf), placement, target))
-        nbytes = leaf.size * target.itemsize
         shard = 0
         if action not in ("keep", "share"):
             shape = leaf.shape if placement is None else placement.shard_shape(leaf.shape)
-            shard = nbytes // max(leaf.size, 1) * math.prod(shape)
+            shard = math.prod(shape) * target.itemsize
             devices = {_default_device()} if placement is None else placement.device_set
             needed = _beside(leaf, placement, shard)
             for n, device in enumerate(sorted(devices, key=lambda d: d.id)):
                 arriving[device] += shard
                 beside.setdefault(device, []).append(needed.each + (needed.first if n == 0 else 0))
                 in_threads.setdefault(device, {}).update(needed.shared)
-        item = nbytes // max(leaf.size, 1)
-        loaded = {"load": nbytes, "overlap": item * _stored_size(leaf)}.get(action, 0)
-        origin = _origin(leaf)
-        planned.append(
-            LeafPlan(path, action, leaf.shape, target, nbytes, shard, placement, origin, loaded)
-        )
+        done = {"action": action, "bytes_per_device": shard, "sharding": placement}
+        planned.append(LeafPlan.of(path, leaf, dtype=target, **done))
     unused = (
         sharding.unused([path for path, _ in leaves])
         if isinstance(sharding, shardings.ShardByRules)
@@ -208,12 +200,12 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """Bytes that are needed beside the arrays while a leaf is made or read.
+    """The bytes that are needed, beside the arrays, while a leaf is made or read.
 
     Attributes:
-      shared: by what they are for, of threads that make any number of such leaves.
-      each: on each device that gets a shard.
-      first: on one device more, where the leaf is made before it is cut.
+      shared: buffers that all leaves of a sort use in turn, by what they are for.
+      each: bytes on each device that gets a shard.
+      first: further bytes on one device, where the whole leaf is made before it is cut.
     """
 
     shared: Mapping[str, int] = field(default_factory=dict)
@@ -248,42 +240,15 @@ def _beside(leaf: Any, placement: Sharding | None, shard: int) -> _Beside:
             return _Beside()
 
 
-def _action(leaf: Any, chosen: bool, placement: Sharding | None, target: Any) -> str:
-    match leaf:
-        case LazyParam() if chosen:
-            return "initialize"
-        case StoredParam() if chosen:
-            return "load"
-        case OverlapParam() if chosen:
-            return "overlap"
-        case Thunk():
-            return "keep"
+def _action(leaf: Any, chosen: bool, placement: Sharding | None, target: Any) -> Action:
+    if isinstance(leaf, Thunk):
+        return _ACTIONS[state(leaf)] if chosen else "keep"
     moved = chosen and (target != leaf.dtype or placement not in (None, _placement(leaf)))
     return "move" if moved else "keep"
 
 
 def _placement(leaf: Any) -> Sharding | None:
     return getattr(leaf, "sharding", None)
-
-
-def _stored_size(leaf: Any) -> int:
-    return math.prod(leaf.stored.shape) if isinstance(leaf, OverlapParam) else 0
-
-
-def _origin(leaf: Any) -> str:
-    match leaf:
-        case OverlapParam():
-            return f"{_file(leaf.stored)} over {label(leaf.rest.init_fn)}"
-        case LazyParam():
-            return label(leaf.init_fn)
-        case StoredParam():
-            return _file(leaf.source)
-        case _:
-            return ""
-
-
-def _file(source: Source) -> str:
-    return os.path.basename(source.origin.rstrip("/")) or source.origin
 
 
 def _default_device() -> Device:

@@ -1,4 +1,7 @@
-"""A lazy tree under other keys: the tree that another seed would have given, not traced again."""
+"""``reseed``: the lazy tree that another seed would have given, without tracing the model again.
+
+A lazy tree and new root keys come in; a tree with the same programs and those keys goes out.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +12,7 @@ import numpy as np
 
 from lazyinit import errors, paths
 from lazyinit.keys import AnyKey, Key, RngPath, TracedKey
-from lazyinit.params import LazyParam, OverlapParam
+from lazyinit.params import LazyParam, OverlapParam, origins
 from lazyinit.program.slices import Slice
 
 
@@ -19,9 +22,9 @@ def reseed(tree: Any, rngs: Any) -> Any:
     Args:
       tree: any pytree with ``LazyParam`` leaves.
       rngs: a key, in place of the key that was given alone (for Linen that of ``params``); or a
-        dict of keys by stream, or an ``nnx.Rngs``. Streams that it lacks keep their keys. Of the
-        kind of the keys that they replace: typed or raw, of the same PRNG implementation. The
-        counts of an ``nnx.Rngs`` are those of the recording.
+        dict of keys by stream, or an ``nnx.Rngs``. Streams that it lacks keep their keys. Each
+        key must be of the kind that it replaces: typed or raw, and of the same PRNG
+        implementation. The counts of an ``nnx.Rngs`` are ignored: those of the recording count.
 
     Returns:
       The tree with new root keys in its ``LazyParam`` leaves, and where an ``OverlapParam``
@@ -40,7 +43,7 @@ def reseed(tree: Any, rngs: Any) -> Any:
       False
     """
     leaves = paths.leaves_with_paths(tree)
-    lazy = [(path, made) for path, leaf in leaves for made in _initialized(leaf)]
+    lazy = [(path, made) for path, leaf in leaves for made in origins(leaf)[1]]
     roots: dict[str, AnyKey] = {}
     for _, leaf in lazy:
         roots |= leaf.rng_path.roots
@@ -56,7 +59,7 @@ def reseed(tree: Any, rngs: Any) -> Any:
     ]
     if problems:
         raise errors.RecordError(errors.listing(problems))
-    made: dict[int, LazyParam] = {}  # A thunk at two places stays one.
+    made: dict[int, LazyParam] = {}  # By identity: a thunk at two paths stays one thunk.
     for _, leaf in lazy:
         path = leaf.rng_path
         changed = {stream: fresh.get(stream, key) for stream, key in path.roots.items()}
@@ -65,13 +68,6 @@ def reseed(tree: Any, rngs: Any) -> Any:
     overlaps = [leaf for _, leaf in leaves if isinstance(leaf, OverlapParam)]
     placed = {id(leaf): replace(leaf, rest=made[id(leaf.rest)]) for leaf in overlaps} | made
     return paths.replace_leaves(tree, [placed.get(id(leaf), leaf) for _, leaf in leaves])
-
-
-def _initialized(leaf: Any) -> list[LazyParam]:
-    """Returns what makes a leaf, or the rest of it, from a key; nothing for other leaves."""
-    if isinstance(leaf, OverlapParam):
-        return [leaf.rest]
-    return [leaf] if isinstance(leaf, LazyParam) else []
 
 
 def _by_stream(rngs: Any, roots: Mapping[str, AnyKey]) -> dict[str, AnyKey]:

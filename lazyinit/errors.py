@@ -1,7 +1,8 @@
-"""Every exception of the package.
+"""Every exception of the package, and the pieces that messages share.
 
-A message says where first (a path, a file or an argument), then what was wanted, what was
-got, and the way out.
+A message names the place first: a path, a file or an argument. Then it says what was wanted, what
+was got instead, and what the user can do about it. Each error is a ``LazyinitError`` and also the
+built-in error that fits, so that code which knows nothing of this package can catch it.
 """
 
 import difflib
@@ -40,7 +41,7 @@ class NotMaterializedError(LazyinitError, TypeError):
 
 
 class NoArrayAttributeError(NotMaterializedError, AttributeError):
-    """A thunk that was asked for what only an array has; ``hasattr`` takes it for a no."""
+    """A thunk that was asked for an attribute of arrays; ``hasattr`` answers False."""
 
 
 class PicklingError(LazyinitError, pickle.PicklingError, TypeError):
@@ -48,7 +49,7 @@ class PicklingError(LazyinitError, pickle.PicklingError, TypeError):
 
 
 class CheckpointError(LazyinitError, ValueError):
-    """A checkpoint that is broken, unsafe or of an unknown format; the file comes first."""
+    """A checkpoint that is broken, unsafe or of an unknown format; the message names the file."""
 
 
 class FillError(LazyinitError, ValueError):
@@ -56,19 +57,23 @@ class FillError(LazyinitError, ValueError):
 
 
 class SaveError(LazyinitError, ValueError):
-    """A tree, or tensors, that cannot be written as asked; nothing has been."""
+    """A tree, or tensors, that cannot be written as asked. Nothing has been written."""
+
+
+class WordError(LazyinitError, ValueError):
+    """An argument that takes one of a few words, and was given another."""
 
 
 class BitsError(LazyinitError, ValueError):
-    """A leaf whose bits are not those that eager JAX gives it: a fault of this package."""
+    """A leaf whose bits differ from those of eager JAX. That is a fault of this package."""
 
 
 class LazyinitWarning(UserWarning):
-    """What is worth knowing and stops nothing: a slower way, a version that nobody tested."""
+    """Worth knowing, but no error: a slower way is taken, or the version is not a tested one."""
 
 
 class WriteError(LazyinitError, OSError):
-    """A file that cannot be written: no space, no permission; what was there before still is."""
+    """A file that cannot be written, for lack of space or permission. The old file is kept."""
 
 
 def nearest(wanted: str, known: Collection[str]) -> str:
@@ -77,8 +82,21 @@ def nearest(wanted: str, known: Collection[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def check_word(argument: str, word: object, words: Sequence[str]) -> None:
+    """Checks that an argument is one of the words that it may be.
+
+    Raises:
+      WordError: it is not; the message names the words, and the nearest one.
+    """
+    if word not in words:
+        raise WordError(
+            f"{argument}: wanted one of {', '.join(map(repr, words))}, got {word!r}"
+            f"{nearest(str(word), words)}"
+        )
+
+
 def listing(problems: Sequence[str]) -> str:
-    """Joins problems, one a line: the first ten, and how many more there are."""
+    """Returns the first ten problems, one on each line, and how many more there are."""
     shown = "\n".join(problems[:_SHOWN])
     more = len(problems) - _SHOWN
     return shown if more <= 0 else f"{shown}\n... and {more} more"

@@ -5,7 +5,7 @@ what is folded into them. Values can be compared, hashed, pickled and handed to 
 of JAX itself are arrays on a device, or tracers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -35,7 +35,7 @@ class Key:
 
     @classmethod
     def of(cls, key: jax.Array | np.ndarray) -> "AnyKey":
-        """Returns the value of a typed or raw key; a traced one stays the tracer that it is."""
+        """Returns the value of a typed or raw key. A traced key has none: its tracer is kept."""
         if compat.is_tracer(key):
             return TracedKey(key)
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -119,6 +119,12 @@ class RngPath:
         return jax.random.key_data(typed)
 
     def __str__(self) -> str:
-        names = "/".join(str(x) for x in self.folded if isinstance(x, str))
-        counts = "".join(f"#{x}" for x in self.folded if not isinstance(x, str))
-        return "/".join(filter(None, ("+".join(self.roots), names))) + counts
+        return stream_path(self.roots, self.folded)
+
+
+def stream_path(streams: Iterable[str], folded: Iterable[str | int]) -> str:
+    """Returns, for people, the streams of a key and what is folded in: ``params/head#1``."""
+    folded = tuple(folded)
+    names = [x for x in folded if isinstance(x, str)]
+    counts = "".join(f"#{x}" for x in folded if not isinstance(x, str))
+    return "/".join(filter(None, ("+".join(streams), *names))) + counts

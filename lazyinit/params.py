@@ -31,8 +31,8 @@ class Extent:
 
     Attributes:
       file: its path or address.
-      start: of its first byte, from the start of the file.
-      stop: after its last byte.
+      start: the position of the first byte in the file.
+      stop: the position after the last byte.
     """
 
     file: str
@@ -83,7 +83,7 @@ class Source(Protocol):
         ...
 
 
-def describe(shape: Shape, dtype: np.dtype) -> str:
+def describe(shape: Shape, dtype: np.dtype | str) -> str:
     """Returns ``float32[768,2]`` for a shape and a dtype."""
     return f"{dtype}[{','.join(map(str, shape))}]"
 
@@ -173,7 +173,7 @@ class LazyParam(Thunk):
       shape: the shape that the array will have.
       dtype: the dtype that it will have.
       init_fn: maps a key to the value, eagerly: ``init_fn(rng_path.key())``.
-      rng_path: which root stream that key comes from, and what is folded into it.
+      rng_path: says from which root stream that key comes, and what is folded into it.
       weak_type: whether the array will be weakly typed, as JAX calls it.
       path: where in the tree it was recorded; only messages use it.
 
@@ -238,7 +238,7 @@ class StoredParam(Thunk):
     Attributes:
       shape: the shape that the array will have.
       dtype: the dtype that it will have; another than ``source.dtype`` is a cast on reading.
-      source: what file, which tensors, and which layout change makes it.
+      source: says which tensors of which file make it, and by which layout change.
       path: where in the tree it was filled in; only messages use it.
     """
 
@@ -258,8 +258,8 @@ class OverlapParam(Thunk):
     Attributes:
       shape: the shape that the array will have.
       dtype: the dtype that it will have.
-      rest: makes the whole array; what of it is not overwritten stays.
-      stored: what is written over its first elements, in each dimension.
+      rest: makes the whole array first.
+      stored: is then written over the first elements of each dimension.
       path: where in the tree it was filled in; only messages use it.
     """
 

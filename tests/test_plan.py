@@ -127,3 +127,15 @@ def test_the_peak_counts_what_is_needed_beside_the_leaves():
     leaf = li.LazyParam((8,), "float32", jax.nn.initializers.zeros)
     stored, _ = li.fill({"w": leaf}, {"w": np.zeros(8, np.float32)})
     assert li.plan(stored).peak_bytes_per_device[device] == 32 + os.cpu_count() * limits.PIECE
+
+
+def test_a_word_that_is_no_action_is_refused_with_the_nearest():
+    planned = li.plan(recorded())
+    with pytest.raises(li.errors.WordError) as caught:
+        planned.bytes_of("laod")
+    assert str(caught.value) == (
+        "action: wanted one of 'initialize', 'load', 'overlap', 'move', 'share', 'keep', "
+        "got 'laod'; did you mean 'load'?"
+    )
+    words = ("initialize", "load", "overlap", "move", "share", "keep")
+    assert sum(map(planned.bytes_of, words)) == planned.bytes_of("initialize") > 0

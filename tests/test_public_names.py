@@ -1,10 +1,13 @@
 """What is public is what ``lazyinit/__init__.py`` exports, and this list."""
 
 import importlib
+import pkgutil
 import subprocess
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
 
 import lazyinit as li
@@ -12,6 +15,7 @@ import lazyinit as li
 NAMES = [
     "Cast",
     "Check",
+    "Checkpoint",
     "Concat",
     "Constant",
     "Ignore",
@@ -19,16 +23,21 @@ NAMES = [
     "LazyinitError",
     "LazyinitWarning",
     "OverlapParam",
+    "Plan",
     "Provenance",
     "Rearrange",
     "Rename",
+    "Report",
     "RngPath",
     "Rule",
+    "Source",
     "Split",
     "Stack",
     "StoredParam",
+    "Suggestion",
     "TORCH",
     "Transpose",
+    "TreeView",
     "Unstack",
     "check",
     "errors",
@@ -60,6 +69,26 @@ def test_the_public_names_are_these():
         and (not isinstance(value, types.ModuleType) or name in ("errors", "maps"))
     }
     assert public == set(NAMES)
+    assert sorted(li.__all__) == NAMES
+
+
+def test_what_functions_return_has_a_public_type():
+    tree = {"w": li.LazyParam((2,), "float32", jax.numpy.zeros)}
+    checkpoint = li.open_checkpoint({"w": np.ones(2, np.float32)})
+    filled, report = li.fill(tree, checkpoint)
+    assert isinstance(checkpoint, li.Checkpoint)
+    assert isinstance(report, li.Report)
+    assert isinstance(filled["w"], li.StoredParam)
+    assert isinstance(li.plan(filled), li.Plan)
+    assert isinstance(li.provenance(filled), li.Provenance)
+    assert isinstance(li.inspect(filled), li.TreeView)
+    assert isinstance(li.suggest_rules(tree, checkpoint), li.Suggestion)
+
+
+def test_no_public_function_hides_a_module_of_its_name():
+    modules = {module.name for module in pkgutil.iter_modules(li.__path__)}
+    hidden = {n for n in modules & set(NAMES) if not isinstance(getattr(li, n), types.ModuleType)}
+    assert hidden == set()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""What ``fill`` says of leaves and tensors that do not fit together: messages, and nothing else."""
+"""The messages of ``fill`` about leaves and tensors that do not fit together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from lazyinit.checkpoint import Checkpoint
 from lazyinit.match.advise import advise
 from lazyinit.match.match import Place, View
-from lazyinit.match.report import Entry
+from lazyinit.match.report import LeafReport
 from lazyinit.params import describe
 from lazyinit.rules.check import AnyRule
 from lazyinit.rules.rule import Rule
@@ -19,10 +19,10 @@ def called(names: Sequence[str]) -> str:
     return ", ".join(several)
 
 
-def mismatch(entry: Entry, problem: str, checkpoint: Checkpoint) -> str:
+def mismatch(entry: LeafReport, problem: str, checkpoint: Checkpoint) -> str:
     """Returns the message for a leaf whose tensors have another shape or kind, or a problem."""
     return (
-        f"{entry.path}: the model wants {describe(entry.shape, entry.dtype)}, "
+        f"{entry.path}: the model wants {entry.array}, "
         f"{_held(entry, checkpoint)}{f'; {problem}' * bool(problem)}. "
         'Drop it with on_mismatch="init", or map it in rules.'
     )
@@ -35,7 +35,7 @@ def unlike(path: str, leaf: Any, answer: Any) -> Iterator[str]:
         yield f"{path}: wanted on_mismatch to return a leaf of {wanted}, got one of {got}."
 
 
-def _held(entry: Entry, checkpoint: Checkpoint) -> str:
+def _held(entry: LeafReport, checkpoint: Checkpoint) -> str:
     """Says which tensors hold what."""
     if len(entry.tensors) < 2:
         what = "tensor " + repr(entry.tensor) if entry.tensors else entry.tensor
@@ -50,7 +50,7 @@ def _held(entry: Entry, checkpoint: Checkpoint) -> str:
 
 def missing(
     places: Sequence[Place],
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, LeafReport],
     checkpoint: Checkpoint,
     view: View,
     rules: Sequence[AnyRule],
@@ -62,16 +62,16 @@ def missing(
         names = dict.fromkeys(name for name, _ in view.candidates(place, makers))
         tried = " or ".join(map(repr, names)) or f"anything, as it lies outside at={view.at!r}"
         yield (
-            f"{place.path}: the model wants {describe(entry.shape, entry.dtype)}, "
+            f"{place.path}: the model wants {entry.array}, "
             f"{checkpoint.origin} holds no tensor called {tried}. "
             'Make it with on_missing="init", or map it in rules.'
         )
 
 
-def left_over(entry: Entry) -> str:
+def left_over(entry: LeafReport) -> str:
     """Returns the message for a tensor that makes no leaf."""
     return (
-        f"{entry.path}: wanted a leaf for this tensor, {describe(entry.shape, entry.dtype)}, "
+        f"{entry.path}: wanted a leaf for this tensor, {entry.array}, "
         'the tree has none. Pass over it with on_unexpected="report", or map it in rules.'
     )
 

@@ -1,52 +1,43 @@
-"""What ``fill`` did, as a plain value: one entry a leaf, and one for each tensor left over."""
+"""What ``fill`` did, as a plain value: an entry for each leaf and for each tensor left over."""
 
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lazyinit._provenance import NOTHING_KNOWN, Provenance
 from lazyinit.params import Shape, describe
 from lazyinit.rules.check import AnyRule
 from lazyinit.view import table
+from lazyinit.view.facts import Facts, file_name
+from lazyinit.view.provenance import NOTHING_KNOWN, Provenance
 
 Status: TypeAlias = Literal["loaded", "missing", "mismatched", "adapted", "kept", "unexpected"]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What became of one leaf, or of one tensor that no leaf is made from.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafReport(Facts):
+    """What ``fill`` found for one leaf, or a tensor that no leaf is made from: facts, and these.
+
+    The facts are those of the leaf as ``fill`` returns it. Of an unexpected tensor they are those
+    of a leaf that would be read from it, and its path is the name of the tensor.
 
     Attributes:
-      path: the path of the leaf; for an unexpected tensor its name.
       status: ``"loaded"`` from the checkpoint; ``"missing"`` from it, and will be initialized;
         ``"mismatched"``, so left as it was; ``"adapted"``, mismatched too, and replaced by what
-        ``on_mismatch`` returned; ``"kept"``, for an array or a tensor filled in
-        before, which is not in this checkpoint; ``"unexpected"``, for a tensor.
-      shape: of the leaf; of the tensor if it is unexpected.
-      dtype: of the leaf; of the tensor if it is unexpected.
+        ``on_mismatch`` returned; ``"kept"``, an array or a leaf filled before, which this
+        checkpoint lacks; ``"unexpected"``, a tensor that makes no leaf.
       tensor: what the tensors are called in the checkpoint, for people; ``""`` if there are none.
       stored_shape: the shape of the (first) tensor, before any layout change.
       stored_dtype: the dtype of the (first) tensor; that of the leaf if there is none.
       tensors: the name of each tensor.
     """
 
-    path: str
     status: Status
-    shape: Shape
-    dtype: np.dtype
     tensor: str
     stored_shape: Shape
     stored_dtype: np.dtype
     tensors: tuple[str, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the leaf once made, over all its shards together."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def cast(self) -> bool:
@@ -67,7 +58,7 @@ class Report:
 
     Example:
       >>> import numpy as np
-      >>> from lazyinit._fill import fill
+      >>> from lazyinit import fill
       >>> tree = {"a": np.zeros(2), "b": np.zeros(3)}
       >>> _, report = fill(tree, {"a": np.ones(2), "c": np.ones(4)})
       >>> report.loaded, report.kept, report.unexpected
@@ -82,7 +73,7 @@ class Report:
     """
 
     origin: str
-    entries: tuple[Entry, ...]
+    entries: tuple[LeafReport, ...]
     unused_rules: tuple[AnyRule, ...] = ()
     provenance: Provenance = field(default=NOTHING_KNOWN, repr=False)
 
@@ -122,7 +113,7 @@ class Report:
         return tuple(entry.path for entry in self.entries if entry.cast)
 
     @property
-    def sources(self) -> Mapping[str, Entry]:
+    def sources(self) -> Mapping[str, LeafReport]:
         """By path, the entry of every leaf for which a tensor was found, mismatched ones too."""
         found = (entry for entry in self.entries if entry.status != "unexpected")
         return {entry.path: entry for entry in found if entry.tensor}
@@ -136,11 +127,10 @@ class Report:
         return tuple(entry.path for entry in self.entries if entry.status == status)
 
     def summary(self) -> str:
-        """Returns one line: how many leaves are from the checkpoint, and what is not as usual."""
+        """Returns one line: how many leaves come from the checkpoint, and what else was found."""
         leaves = len(self.entries) - len(self.unexpected)
-        origin = os.path.basename(self.origin.rstrip("/")) or self.origin
         size = table.format_bytes(self.nbytes)
-        parts = [f"{len(self.loaded)} of {leaves} leaves from {origin} ({size})"]
+        parts = [f"{len(self.loaded)} of {leaves} leaves from {file_name(self.origin)} ({size})"]
         for kept, word in (
             (self.cast, "cast"),
             (self.missing, "missing (will be initialized)"),
@@ -165,10 +155,10 @@ class Report:
         return "\n".join([text, *(f"unused: {rule}" for rule in self.unused_rules)])
 
 
-def _cells(entry: Entry) -> tuple[str, str, str, str]:
+def _cells(entry: LeafReport) -> tuple[str, str, str, str]:
     status: str = entry.status
     if entry.cast:
         status += f", cast from {entry.stored_dtype}"
     elif status in ("mismatched", "adapted"):
         status += f" with {describe(entry.stored_shape, entry.stored_dtype)}"
-    return entry.path, describe(entry.shape, entry.dtype), str(entry.nbytes), status
+    return entry.path, entry.array, str(entry.nbytes), status

@@ -1,7 +1,7 @@
 """The command line: look at checkpoints, compare them, convert them; run the self-check.
 
-Exit codes: 0 for success, and for equal checkpoints; 1 for such as differ, and for a self-check
-that failed; 2 for an error.
+The exit code is 0 for success and for checkpoints that are equal, 1 for checkpoints that differ and
+for a self-check that failed, and 2 for an error.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except errors.LazyinitError as error:
         print(f"lazyinit: {error}", file=sys.stderr)
-    except BrokenPipeError:  # Whoever read the output has seen enough.
+    except BrokenPipeError:  # The reader of the output, head for one, has closed it.
         sys.stderr.close()
     except KeyboardInterrupt:
         print("lazyinit: interrupted; what was there before still is", file=sys.stderr)

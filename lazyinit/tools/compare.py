@@ -1,4 +1,7 @@
-"""Two checkpoints side by side: names, shapes and dtypes, and, if asked for, values."""
+"""``lazyinit diff``: two checkpoints in, their differences out.
+
+Names, shapes and dtypes are compared, and values if they are asked for.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from lazyinit.writing.pieces import PIECE, Flow, nbytes, pieces
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """In what one tensor differs.
+    """How one tensor differs between two checkpoints.
 
     Attributes:
       name: of the tensor.

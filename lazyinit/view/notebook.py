@@ -7,8 +7,9 @@ import treescope
 from treescope import rendering_parts
 from treescope.renderers import TreescopeRenderer
 
-from lazyinit.params import StoredParam, Thunk, describe
+from lazyinit.params import Thunk, describe
 from lazyinit.sharding import describe as where
+from lazyinit.view.facts import state
 from lazyinit.view.table import format_bytes
 
 _LAZY, _STORED = "oklch(0.88 0.08 85)", "oklch(0.88 0.07 235)"
@@ -30,7 +31,7 @@ def _render_leaf(node: Any, path: str | None, subtree_renderer: Any) -> Any:
     # The types are treescope's own protocol for handlers, which leaves them open.
     del subtree_renderer
     if isinstance(node, Thunk):
-        line, color = repr(node), _STORED if isinstance(node, StoredParam) else _LAZY
+        line, color = repr(node), _STORED if state(node) == "stored" else _LAZY
     elif _is_cut_up(node):
         # treescope would slice it to show some values, which would move data between devices.
         line, color = f"Array({describe(node.shape, node.dtype)}, {where(node.sharding)})", None

@@ -1,6 +1,7 @@
-"""Where each leaf of a tree comes from: a file and its bytes, or a key and an initializer.
+"""``provenance``: where each leaf comes from: bytes of a file, or a key and an initializer.
 
-Computed from a tree before it is made, and kept as a value beside it: arrays do not remember.
+A tree of thunks comes in; a value goes out that can be kept beside the tree and written as JSON.
+It is computed before the tree is made, because an array does not say where it comes from.
 """
 
 import json
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors, paths
-from lazyinit.keys import AnyKey, Key
-from lazyinit.params import Extent, LazyParam, OverlapParam, Source, StoredParam, label
+from lazyinit.keys import AnyKey, Key, stream_path
+from lazyinit.params import Extent, LazyParam, Source, describe, label, origins
 from lazyinit.sources.changed import Changed
 from lazyinit.view import table
+from lazyinit.view.facts import State, is_array_like, state
 
 _FORMAT = 1  # Of the JSON.
 
@@ -84,7 +86,7 @@ class Record:
     """Where one leaf comes from.
 
     Attributes:
-      kind: ``"stored"``; ``"lazy"``; ``"overlap"``, which is stored in part and lazy for the
+      state: ``"stored"``; ``"lazy"``; ``"overlap"``, which is stored in part and lazy for the
         rest; or ``"array"``, whose past is not known.
       shape: that it will have.
       dtype: that it will have in the tree, unless ``materialize`` is given another.
@@ -92,11 +94,16 @@ class Record:
       lazy: the initializer, for ``"lazy"`` and ``"overlap"``; else empty.
     """
 
-    kind: str
+    state: State
     shape: tuple[int, ...]
     dtype: str
     stored: tuple[StoredOrigin, ...] = ()
     lazy: tuple[LazyOrigin, ...] = ()
+
+    @property
+    def kind(self) -> State:
+        """The state, by the name that it has in the JSON."""
+        return self.state
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -120,7 +127,7 @@ class Provenance(Mapping[str, Record]):
 
     def to_json(self) -> str:
         """Returns it as JSON, from which ``from_json`` makes an equal value."""
-        leaves = {path: asdict(record) for path, record in self.records.items()}
+        leaves = {path: _fields(record) for path, record in self.records.items()}
         return json.dumps({"lazyinit_provenance": _FORMAT, "leaves": leaves}, indent=1)
 
     @classmethod
@@ -167,7 +174,7 @@ class Provenance(Mapping[str, Record]):
             (row.label, str(row.count), *(told[row.label] if row.count == 1 else row.cells))
             for row in rows
         ]
-        columns = ("path", "leaves", "array", "kind", "from")
+        columns = ("path", "leaves", "array", "state", "from")
         return table.render(f"{len(self)} leaves", columns, cells, right=["leaves"])
 
     def __repr__(self) -> str:
@@ -197,7 +204,7 @@ def provenance(tree: Any) -> Provenance:
       (RootKey(stream='params', impl='threefry2x32', words=(0, 7), typed=True),)
       >>> print(origins)
       2 leaves
-      path            leaves   array          kind     from
+      path            leaves   array          state    from
       ────────────...
       params/bias          1   float32[2]     lazy     zeros, params#2
       params/kernel        1   float32[3,2]   stored   the mapping:params/kernel
@@ -206,22 +213,15 @@ def provenance(tree: Any) -> Provenance:
         {
             path: _record_of(leaf)
             for path, leaf in paths.leaves_with_paths(tree)
-            if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+            if is_array_like(leaf)
         }
     )
 
 
 def _record_of(leaf: Any) -> Record:
-    shape, dtype = tuple(leaf.shape), str(leaf.dtype)
-    match leaf:
-        case StoredParam():
-            return Record("stored", shape, dtype, stored=(_stored(leaf.source),))
-        case LazyParam():
-            return Record("lazy", shape, dtype, lazy=(_lazy(leaf),))
-        case OverlapParam():
-            return Record("overlap", shape, dtype, (_stored(leaf.stored),), (_lazy(leaf.rest),))
-        case _:
-            return Record("array", shape, dtype)
+    sources, initialized = origins(leaf)
+    stored, lazy = tuple(map(_stored, sources)), tuple(map(_lazy, initialized))
+    return Record(state(leaf), tuple(leaf.shape), str(leaf.dtype), stored, lazy)
 
 
 def _stored(source: Source) -> StoredOrigin:
@@ -261,7 +261,12 @@ def _root(stream: str, key: AnyKey) -> RootKey:
     return RootKey(stream, key.impl, tuple(words), key.typed)
 
 
-def _record(fields: Mapping[str, Any]) -> Record:  # Any, here and below: what JSON holds.
+def _fields(record: Record) -> dict[str, Any]:  # Any, here and below: what JSON holds.
+    fields = asdict(record)
+    return {"kind": fields.pop("state"), **fields}
+
+
+def _record(fields: Mapping[str, Any]) -> Record:
     stored = tuple(
         StoredOrigin(
             **{
@@ -276,7 +281,8 @@ def _record(fields: Mapping[str, Any]) -> Record:  # Any, here and below: what J
         LazyOrigin(**{**_tuples(x), "keys": tuple(RootKey(**_tuples(k)) for k in x["keys"])})
         for x in fields["lazy"]
     )
-    return Record(**{**_tuples(fields), "stored": stored, "lazy": lazy})
+    others = {**_tuples(fields), "stored": stored, "lazy": lazy}
+    return Record(others.pop("kind"), **others)
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,13 +290,14 @@ def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cells(record: Record) -> tuple[str, str, str]:
-    array = f"{record.dtype}[{','.join(map(str, record.shape))}]"
     parts = [
         x.layout if x.dtype == record.dtype else f"{x.layout}, cast from {x.dtype}"
         for x in record.stored
     ]
-    parts += [", ".join(filter(None, (x.initializer, _rng_path(x)))) for x in record.lazy]
-    return array, record.kind, " over ".join(parts)
+    for x in record.lazy:
+        keyed = stream_path((key.stream for key in x.keys), x.folded)
+        parts.append(", ".join(filter(None, (x.initializer, keyed))))
+    return describe(record.shape, record.dtype), record.state, " over ".join(parts)
 
 
 _NUMBER = re.compile(r"(?<=[/._:-])[0-9]+(?=[/.#]|$)")
@@ -300,10 +307,3 @@ def _numbered(path: str, origin: str) -> str:
     """Returns the text of an origin with ``{n}`` for numbers that stand in the path as well."""
     known = set(_NUMBER.findall("/" + path))
     return _NUMBER.sub(lambda found: "{n}" if found[0] in known else found[0], origin)
-
-
-def _rng_path(origin: LazyOrigin) -> str:
-    names = "/".join(str(x) for x in origin.folded if isinstance(x, str))
-    counts = "".join(f"#{x}" for x in origin.folded if not isinstance(x, str))
-    streams = "+".join(key.stream for key in origin.keys)
-    return "/".join(filter(None, (streams, names))) + counts

@@ -1,0 +1,107 @@
+"""What is known of a leaf without making it: the one record behind all who speak of leaves.
+
+A leaf is in one of four *states*, and ``inspect`` and ``provenance`` print that word. ``plan``
+prints what ``materialize`` will *do* with a leaf, and the report of ``fill`` what it *found* for
+it. These words follow from the state:
+
+=========== ================================= ==================== =================
+state       what the leaf is                  ``plan``             ``fill``'s report
+=========== ================================= ==================== =================
+``lazy``    made by an initializer            ``initialize``       ``missing``
+``stored``  read from a checkpoint            ``load``             ``loaded``
+``overlap`` made, then read in part           ``overlap``          ``adapted``
+``array``   there already                     ``move``             ``kept``
+=========== ================================= ==================== =================
+
+Beside these, ``plan`` says ``keep`` of a leaf that stays as it is and ``share`` of one that is made
+at an earlier path. The report says ``kept`` of leaves that an earlier checkpoint filled,
+``mismatched`` of those whose tensor does not fit, and ``unexpected`` of a tensor without a leaf.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeAlias
+
+from lazyinit.params import Shape, describe, label, origins
+
+State: TypeAlias = Literal["lazy", "stored", "overlap", "array"]
+
+# By whether a leaf is read from a source, and whether it has an initializer.
+_STATES: dict[tuple[bool, bool], State] = {
+    (False, True): "lazy",
+    (True, False): "stored",
+    (True, True): "overlap",
+    (False, False): "array",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one leaf, as a plain value that holds neither leaf nor tensor.
+
+    Attributes:
+      path: where in the tree it is.
+      state: ``"lazy"``, ``"stored"``, ``"overlap"`` or ``"array"``.
+      shape: of the whole array.
+      dtype: of the array; of typed PRNG keys too.
+      origin: what makes it, for people: an initializer, a file, or one over the other.
+      stored_nbytes: bytes of the part that is read from a checkpoint, in this dtype.
+    """
+
+    path: str
+    state: State
+    shape: Shape
+    dtype: Any  # A np.dtype, or JAX's dtype of typed keys.
+    origin: str
+    stored_nbytes: int
+
+    @classmethod
+    def of(cls, path: str, leaf: Any, *, dtype: Any = None, **more: Any) -> Self:
+        """Returns the facts of a leaf: a thunk, or anything with a shape and a dtype.
+
+        Args:
+          path: where it is.
+          leaf: any such object.
+          dtype: another dtype, that it will have once made.
+          **more: what a record that extends this one has beside the facts, of any type.
+        """
+        sources, initialized = origins(leaf)
+        dtype = leaf.dtype if dtype is None else dtype
+        made_by = [file_name(source.origin) for source in sources]
+        made_by += [label(part.init_fn) for part in initialized]
+        return cls(
+            path=path,
+            state=_STATES[bool(sources), bool(initialized)],
+            shape=leaf.shape,
+            dtype=dtype,
+            origin=" over ".join(made_by),
+            stored_nbytes=sum(math.prod(x.shape) for x in sources) * dtype.itemsize,
+            **more,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array once made, over all its shards together."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def array(self) -> str:
+        """Its dtype and shape, for people: ``float32[768,2]``."""
+        return describe(self.shape, self.dtype)
+
+
+def state(leaf: object) -> State:
+    """Returns the state of a leaf: whether it is read, initialized, both or neither."""
+    sources, initialized = origins(leaf)
+    return _STATES[bool(sources), bool(initialized)]
+
+
+def is_array_like(leaf: object) -> bool:
+    """Tells whether a leaf has facts: thunks, arrays, and what else has a shape and a dtype."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def file_name(origin: str) -> str:
+    """Returns the last part of the path or address of a file, or the word that is in its place."""
+    return os.path.basename(origin.rstrip("/")) or origin
