@@ -16,7 +16,8 @@ from lazyinit import errors, paths
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.casts import same_kind
 from lazyinit.match import refusals
-from lazyinit.match.match import Match, Matching, Place, View, match, places, slashed
+from lazyinit.match.match import Match, Matching, match
+from lazyinit.match.places import Place, places
 from lazyinit.match.policies import (
     MismatchWord,
     MissingWord,
@@ -28,6 +29,7 @@ from lazyinit.match.policies import (
 )
 from lazyinit.match.report import LeafReport, Report, Status
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk
+from lazyinit.patterns import slashed
 from lazyinit.rules.check import AnyRule, check_rules
 from lazyinit.view.provenance import provenance
 
@@ -117,7 +119,7 @@ def fill(
     asked = _Asked(missing_policy, mismatch_policy, unexpected_policy)
     adapted = asked.mismatched(everything, entries, found, opened)
     absent = asked.missing(everything, entries)
-    asked.problems += refusals.missing(absent, entries, opened, View.of(fillable, at), rules)
+    asked.problems += refusals.missing(absent, entries, opened, at, rules)
     extra = asked.unexpected(opened, found)
     if asked.problems:
         raise errors.FillError(errors.listing(asked.problems))

@@ -11,7 +11,7 @@ import numpy as np
 
 from lazyinit import compat, errors
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.match.match import Place, places
+from lazyinit.match.places import Place, places
 from lazyinit.match.unmatch import unmatch
 from lazyinit.ondemand import Maker, OnDemand
 from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, Thunk, describe

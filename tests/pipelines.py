@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import lazyinit as li
 from lazyinit import errors
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.match.match import places
+from lazyinit.match.places import places
 from lazyinit.match.unmatch import unmatch
 from lazyinit.rules.change import Frame, Grid, Layout
 from lazyinit.rules.check import check_rules

@@ -1,30 +1,14 @@
 """What would match, where nothing does: other arguments of ``fill``, for its error message."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.match.match import match
-from lazyinit.match.places import Place, View
-from lazyinit.match.search import named
+from lazyinit.match.match import match, named
+from lazyinit.match.places import Place
 from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Rule
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """Other arguments of ``fill``, and how many leaves they would match.
-
-    Attributes:
-      text: the arguments as one would write them.
-      count: leaves.
-    """
-
-    text: str
-    count: int
-
 
 _TRIES = 3  # How many guesses are checked for each set of rules.
 
@@ -33,7 +17,7 @@ def advise(
     leaves: Sequence[Place],
     checkpoint: Checkpoint,
     rule_sets: Sequence[tuple[str, Sequence[AnyRule]]],
-) -> Advice:
+) -> str:
     """Finds the ``at``, the rules and the prefix of names that match the most leaves.
 
     Each leaf votes for the longest end of its path that names the end of just one tensor: what
@@ -46,9 +30,10 @@ def advise(
       rule_sets: the rules to try, each with how to write them; the simplest first.
 
     Returns:
-      The best advice; its count is 0 if there is none.
+      The best arguments as one would write them, and how many leaves they would match; ``""`` if
+      none would match any.
     """
-    best = Advice("", 0)
+    advice, most = "", 0
     for written, rules in rule_sets:
         for at, prefix in guesses(leaves, checkpoint, rules)[:_TRIES]:
             try:
@@ -57,9 +42,9 @@ def advise(
             # A name with "*" in it, or two tensors that go by one name without the prefix.
             except errors.FillError:
                 continue
-            if count > best.count:
-                best = Advice(_written(at, prefix, written), count)
-    return best
+            if count > most:
+                advice, most = f"{_written(at, prefix, written)} would match {count}.", count
+    return advice
 
 
 def guesses(
@@ -72,11 +57,10 @@ def guesses(
     for name in names:
         for prefix, rest in _cuts(name):
             prefixes[rest] = None if rest in prefixes else prefix
-    linen = View.of(leaves, "").linen
     votes: dict[tuple[str, str], int] = {}
     for place in leaves:
         for at, _ in _cuts(place.name):
-            found = (name for name, _ in View(at, linen).candidates(place, makers))
+            found = (name for name, _ in place.candidates(at, makers))
             prefix = next((p for name in found if (p := prefixes.get(name)) is not None), None)
             if prefix is not None:
                 votes[at, prefix] = votes.get((at, prefix), 0) + 1

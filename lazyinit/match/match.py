@@ -1,18 +1,43 @@
-"""Which tensors of a checkpoint each leaf of a tree is made from: by its own name, or by rules."""
+"""Which tensors of a checkpoint make each leaf of a tree: by the leaf's own name, or by rules.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+Places and a checkpoint come in, and a ``Match`` for each leaf that has tensors goes out. Nothing
+is read. The search takes linear time: names are looked up, and a rule is tried only on leaves
+that end in its last key.
+"""
 
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.match.places import Place as Place
-from lazyinit.match.places import View as View
-from lazyinit.match.places import places as places
-from lazyinit.match.search import Match as Match
-from lazyinit.match.search import Search, named
-from lazyinit.patterns import slashed as slashed
+from lazyinit.match.fits import Fit, RuleIndex
+from lazyinit.match.places import Place
+from lazyinit.params import Shape, Source
+from lazyinit.patterns import Captures, Pattern, joined_like, pattern, slashed
+from lazyinit.rules.change import Grid
 from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore, Rename
-from lazyinit.rules.rule import Rule
+from lazyinit.rules.rule import Constant, Rule
+from lazyinit.sources.joined import Filled
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The tensors that make a leaf.
+
+    Attributes:
+      tensors: what the checkpoint calls them; none if a rule says a constant.
+      source: them, in the layout of the leaf; the first alone if there is a problem.
+      problem: why they cannot make the leaf whatever its shape; ``""`` if they can.
+      complete: whether all tensors that the rule wants are there.
+    """
+
+    tensors: tuple[str, ...]
+    source: Source
+    problem: str = ""
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +65,9 @@ def match(
     Raises:
       FillError: two tensors go by one name.
     """
+    at = slashed(at).strip("/")
     names, used = named(checkpoint, [rule for rule in rules if isinstance(rule, Rename)])
-    search = Search(leaves, checkpoint, names, [r for r in rules if isinstance(r, Rule)], at)
+    search = _Search(leaves, checkpoint, names, [r for r in rules if isinstance(r, Rule)], at)
     matches: dict[str, Match] = {}
     for place in leaves:
         found, rule = search.find(place)
@@ -63,3 +89,161 @@ def match(
 
 def _may_idle(rule: AnyRule) -> bool:
     return isinstance(rule, Ignore) or (isinstance(rule, Rule) and rule.optional)
+
+
+def named(checkpoint: Checkpoint, renames: Sequence[Rename]) -> tuple[dict[str, str], set[int]]:
+    """Returns the checkpoint's names by the names to match, and the ids of the renames used.
+
+    Raises:
+      FillError: two tensors go by one name.
+    """
+    names: dict[str, str] = {}
+    used: set[int] = set()
+    for tensor in checkpoint:
+        name = slashed(tensor)
+        for rename in renames:
+            if new := rename.name_for(name):
+                name = new
+                used.add(id(rename))
+        if name in names:
+            raise errors.FillError(
+                f"{checkpoint.origin}: tensors {names[name]!r} and {tensor!r} both go by {name!r}, "
+                "as '.' and '/' mean the same. Keep them apart with lazyinit.Rename in rules."
+            )
+        names[name] = tensor
+    return names, used
+
+
+class _Search:
+    """Finds the tensors of one leaf after the other; what several leaves share is kept."""
+
+    def __init__(
+        self,
+        leaves: Sequence[Place],
+        checkpoint: Checkpoint,
+        names: Mapping[str, str],
+        rules: Sequence[Rule],
+        at: str,
+    ) -> None:
+        self._checkpoint, self._names, self._rules, self._at = (
+            checkpoint,
+            names,
+            RuleIndex(rules),
+            at,
+        )
+        self._shapes = {place.name: place.shape for place in leaves}
+        self._numbered = _Numbered(names)
+        self._kept: dict[Hashable, tuple[Match | None, Grid]] = {}
+
+    def find(self, place: Place) -> tuple[Match | None, Rule | None]:
+        """Returns what makes a leaf, and the rule that says so, if any."""
+        for name in place.own_names(self._at):
+            if name in self._names:
+                tensor = self._names[name]
+                return Match((tensor,), self._checkpoint[tensor]), None
+        second: tuple[Match | None, Rule | None] = None, None
+        for fit in self._rules.fits(place, self._at):
+            found = self._match(fit, place)
+            if found is not None and found.complete:
+                return found, fit.rule
+            if second[0] is None:
+                second = found, fit.rule
+        return second
+
+    def _match(self, fit: Fit, place: Place) -> Match | None:
+        rule = fit.rule
+        if isinstance(rule.tensor, Constant):
+            return _constant(rule.tensor, place.shape)
+        found, grid = self._made(fit)
+        if found is None or found.problem:
+            return found
+        column, number = grid.rows[fit.row], int(dict(fit.captures.numbers).get(rule.unstacked, 0))
+        if number >= len(column):
+            problem = f"{rule} makes {len(column)} leaves of them, and this is number {number}"
+            return replace(found, problem=problem)
+        return Match(found.tensors, column[number])
+
+    def _made(self, fit: Fit) -> tuple[Match | None, Grid]:
+        """Returns the tensors that a rule takes, and the grid of all leaves that it makes of them.
+
+        The match has the first tensor as its source. The grid is empty if there is a problem.
+        """
+        if len(fit.rule.leaves) == 1 and not fit.rule.unstacked:
+            return self._made_anew(fit)
+        key = fit.key(fit.rule.unstacked)
+        if key not in self._kept:
+            self._kept[key] = self._made_anew(fit)
+        return self._kept[key]
+
+    def _made_anew(self, fit: Fit) -> tuple[Match | None, Grid]:
+        rule = fit.rule
+        rows, missing = self._tensors(rule, fit.captures)
+        tensors = tuple(tensor for row in rows for tensor in row)
+        if not tensors:
+            return None, Grid(())
+        found = Match(tensors, self._checkpoint[tensors[0]])
+        if missing:
+            problem = f"tensor {joined_like(missing, tensors[0])!r} is missing"
+            return replace(found, problem=problem, complete=False), Grid(())
+        sources = tuple(tuple(self._checkpoint[tensor] for tensor in row) for row in rows)
+        leaves = (fit.above + pattern(leaf).write(fit.captures) for leaf in rule.leaves)
+        wanted = tuple(self._shapes.get(leaf) for leaf in leaves)
+        try:
+            return found, rule.changes().forward(Grid(sources, bool(rule.stacked)), wanted)
+        except errors.FillError as error:
+            return replace(found, problem=str(error).rstrip(".")), Grid(())
+
+    def _tensors(self, rule: Rule, captures: Captures) -> tuple[list[tuple[str, ...]], str]:
+        """Returns the tensors that there are for each pattern of a rule, and one that is not."""
+        patterns = [pattern(tensor) for tensor in rule.tensors]
+        if not rule.stacked:
+            wanted = [each.write(captures) for each in patterns]
+            missing = next((name for name in wanted if name not in self._names), "")
+            return [(self._names[name],) if name in self._names else () for name in wanted], missing
+        found = [self._numbered.find(t, rule.stacked, captures) for t in rule.tensors]
+        count = max(max(row, default=-1) for row in found) + 1
+        missing = next(
+            (
+                each.write(captures.having(rule.stacked, str(number)))
+                for each, row in zip(patterns, found, strict=True)
+                for number in range(count)
+                if number not in row
+            ),
+            "",
+        )
+        return [tuple(row[number] for number in sorted(row)) for row in found], missing
+
+
+class _Numbered:
+    """The tensors of a checkpoint by their names without a number; looked up once a pattern."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+        self._found: dict[tuple[str, str], dict[str, dict[int, str]]] = {}
+        self._by_last: dict[str, list[str]] = {}
+        for name in names:
+            self._by_last.setdefault(name.rpartition("/")[2], []).append(name)
+
+    def find(self, text: str, number: str, captures: Captures) -> Mapping[int, str]:
+        """Returns tensors by their number: those of a pattern in which the rest is captured."""
+        if (text, number) not in self._found:
+            self._found[text, number] = self._look(pattern(text), number)
+        return self._found[text, number].get(pattern(text).write(captures.without(number)), {})
+
+    def _look(self, wanted: Pattern, number: str) -> dict[str, dict[int, str]]:
+        found: dict[str, dict[int, str]] = {}
+        for name in self._by_last.get(wanted.last, ()) if wanted.last else self._names:
+            if (captures := wanted.match(name)) is not None:
+                group = found.setdefault(wanted.write(captures.without(number)), {})
+                group[int(dict(captures.numbers)[number])] = self._names[name]
+        return found
+
+
+def _constant(constant: Constant, shape: Shape | None) -> Match:
+    value = np.asarray(constant.value)
+    wanted = value.shape if shape is None else shape
+    try:
+        np.broadcast_to(value, wanted)
+    except ValueError:
+        return Match((), Filled(value, value.shape), "it is not broadcast to another shape")
+    return Match((), Filled(value, wanted))

@@ -5,7 +5,7 @@ from typing import Any
 
 from lazyinit.checkpoint import Checkpoint
 from lazyinit.match.advise import advise
-from lazyinit.match.match import Place, View
+from lazyinit.match.places import Place
 from lazyinit.match.report import LeafReport
 from lazyinit.params import describe
 from lazyinit.rules.check import AnyRule
@@ -52,15 +52,15 @@ def missing(
     places: Sequence[Place],
     entries: Mapping[str, LeafReport],
     checkpoint: Checkpoint,
-    view: View,
+    at: str,
     rules: Sequence[AnyRule],
 ) -> Iterator[str]:
     """Yields a message for each leaf that no tensor makes."""
     makers = [rule for rule in rules if isinstance(rule, Rule)]
     for place in places:
         entry = entries[place.path]
-        names = dict.fromkeys(name for name, _ in view.candidates(place, makers))
-        tried = " or ".join(map(repr, names)) or f"anything, as it lies outside at={view.at!r}"
+        names = dict.fromkeys(name for name, _ in place.candidates(at, makers))
+        tried = " or ".join(map(repr, names)) or f"anything, as it lies outside at={at!r}"
         yield (
             f"{place.path}: the model wants {entry.array}, "
             f"{checkpoint.origin} holds no tensor called {tried}. "
@@ -88,8 +88,8 @@ def nothing_matches(
         f"{checkpoint.origin}: none of its {len(checkpoint)} tensors matches any of the tree's "
         f"{len(leaves)} leaves."
     )
-    if advice.count:
-        return f"{problem} {advice.text} would match {advice.count}."
+    if advice:
+        return f"{problem} {advice}"
     return (
         f"{problem} The tree has leaves such as {leaves[0].path!r}, the checkpoint tensors such as "
         f"{next(iter(checkpoint))!r}. Say in rules which makes which: "

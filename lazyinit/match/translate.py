@@ -2,12 +2,12 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.match.gather import Groups
-from lazyinit.match.search import named
+from lazyinit.match.fits import Fit, Group
+from lazyinit.match.match import named
 from lazyinit.params import Source
 from lazyinit.patterns import Captures, joined_like, pattern, slashed
 from lazyinit.rules.check import AnyRule
@@ -42,14 +42,16 @@ def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, 
             for name, tensor in names.items()
             if not choice.fits(name)
         }
-    groups, problems = Groups(), []
+    groups: dict[Hashable, Group] = {}
+    problems = []
     for name, tensor in names.items():
         fits = choice.fits(name)
         if len(fits) == 1:
             ((rule, row, captures),) = fits
             if isinstance(rule, Rule):
-                group = groups.group(rule, "", captures, rule.stacked)
-                group.add(row, captures, tensor, checkpoint[tensor])
+                fit = Fit(rule, row, "", captures)
+                group = groups.setdefault(fit.key(rule.stacked), Group(fit, rule.stacked))
+                group.add(fit, tensor, checkpoint[tensor])
         else:
             told = " and ".join(str(rule) for rule, _, _ in fits) or "none"
             problems.append(
@@ -59,7 +61,7 @@ def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, 
     if problems:
         raise errors.FillError(errors.listing(problems))
     leaves: dict[str, Source] = {}
-    for group in groups:
+    for group in groups.values():
         rule, tensors = group.rule, group.grid(group.rule.tensors)
         try:
             grid = rule.changes().forward(tensors, (None,) * len(rule.leaves))

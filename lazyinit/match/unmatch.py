@@ -1,16 +1,14 @@
 """Rules read backwards: the tensors that a checkpoint would hold for the leaves of a tree."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.match.gather import Group, Groups
+from lazyinit.match.fits import Group, RuleIndex
 from lazyinit.match.match import match
-from lazyinit.match.places import Form, Place, View
-from lazyinit.match.search import Rules
+from lazyinit.match.places import Place
 from lazyinit.params import Source
-from lazyinit.patterns import Captures, slashed
+from lazyinit.patterns import slashed
 from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Constant, Rule
@@ -38,51 +36,36 @@ def unmatch(
       FillError: a rule cannot be read backwards, a leaf that it needs is not there, or the
         tensors would not be read back as these leaves.
     """
-    view = View.of((place for place, _ in leaves), slashed(at))
-    makers = Rules([rule for rule in rules if isinstance(rule, Rule)])
+    at = slashed(at).strip("/")
+    index = RuleIndex([rule for rule in rules if isinstance(rule, Rule)])
     tensors = _Tensors(rules)
-    groups = Groups()
+    groups: dict[Hashable, Group] = {}
     waiting: list[tuple[Place, Source] | Group] = []
     for place, source in leaves:
-        if (fit := _first_fit(place, view, makers)) is not None:
-            group = groups.group(fit.rule, fit.form.above, fit.captures, fit.rule.unstacked)
-            waiting += [group] * (not group.labels)
-            group.add(fit.row, fit.captures, place.path, source)
-        elif view.covers(place):
+        # Rules across collections are for checkpoints whose names have no collection in them.
+        fit = next(index.fits(place, at, innermost=True), None)
+        if fit is not None:
+            key, number = fit.key(fit.rule.unstacked), fit.rule.unstacked
+            if key not in groups:
+                groups[key] = Group(fit, number)
+                waiting.append(groups[key])
+            groups[key].add(fit, place.path, source)
+        elif place.below(at):
             waiting.append((place, source))
     for each in waiting:
         if isinstance(each, Group):
             tensors.put_group(each)
         else:
             place, source = each
-            tensors.put(_own_name(place, view), source, [place.path])
+            tensors.put(_own_name(place, at), source, [place.path])
     tensors.check([place for place, _ in leaves], at)
     return tensors.sources
 
 
-class _Fit(NamedTuple):
-    """A rule that fits a leaf, and how."""
-
-    rule: Rule
-    row: int
-    form: Form
-    captures: Captures
-
-
-def _first_fit(place: Place, view: View, rules: Rules) -> _Fit | None:
-    for rule, patterns in rules.ending_like(place.name):
-        # A collection's name is in no checkpoint of those that such rules are written for.
-        for form in reversed(list(view.forms(place, rule))):
-            for row, leaf in patterns:
-                if (captures := leaf.match(form.name)) is not None:
-                    return _Fit(rule, row, form, captures)
-    return None
-
-
-def _own_name(place: Place, view: View) -> str:
+def _own_name(place: Place, at: str) -> str:
     """Returns the name of a leaf that no rule names: its path below ``at``, dots and all."""
     path = place.path[: len(place.name)]  # Without the "value" of a box.
-    return path[len(view.at) + 1 :] if view.at else path
+    return path[len(at) + 1 :] if at else path
 
 
 class _Tensors:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.match.match import Place, slashed
+from lazyinit.match.places import places_of
 from lazyinit.match.translate import translate
 from lazyinit.match.unmatch import unmatch
 from lazyinit.params import Source, cast_dtype
@@ -90,8 +90,7 @@ def _renamed(
         return checkpoint
     if not reverse:
         return translate(checkpoint, rules=rules)
-    leaves = [(Place(n, slashed(n), tuple(x.shape)), x) for n, x in checkpoint.items()]
-    return unmatch(leaves, rules=rules)
+    return unmatch(places_of(checkpoint), rules=rules)
 
 
 def _cast(source: Source, dtype: Any) -> Source:

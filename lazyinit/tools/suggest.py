@@ -12,9 +12,8 @@ import numpy as np
 from lazyinit import errors, maps
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.match.advise import guesses
-from lazyinit.match.match import Matching, match
-from lazyinit.match.places import Place, View, places
-from lazyinit.match.search import named
+from lazyinit.match.match import Matching, match, named
+from lazyinit.match.places import Place, places
 from lazyinit.params import Shape, Thunk
 from lazyinit.patterns import slashed
 from lazyinit.rules.check import AnyRule, check_rules
@@ -106,7 +105,7 @@ def suggest_rules(
     base = _best_base(_one_of_each(leaves), opened, check_rules(rules), slashed(at).strip("/"))
     paths, shapes, tensors, names = _unmatched(leaves, opened, base)
     proposals = propose(shapes, tensors, next(iter(opened), ""))
-    across = View.of(leaves, base.at).linen and not base.at
+    across = not base.at and any(place.linen for place in leaves)
     found = tuple(replace(each.rule, across_collections=across) for each in proposals.chosen)
     whole = (*base.renames, *found, *base.makers)
     matching = match(leaves, opened, rules=whole, at=base.at)
@@ -191,7 +190,6 @@ def _unmatched(
       Paths and shapes of leaves by the names that rules know them by; shapes of tensors by their
       names once renamed, and what all tensors are called, by the same.
     """
-    view = View.of(leaves, base.at)
     found = match(leaves, checkpoint, rules=(*base.renames, *base.makers), at=base.at)
     fitting = _fitting(leaves, found)
     taken = {t for path in fitting for t in found.matches[path].tensors} | found.ignored
@@ -200,8 +198,10 @@ def _unmatched(
     shapes: dict[str, Shape] = {}
     paths: dict[str, str] = {}
     for place in leaves:
-        if place.path not in fitting and place.shape is not None and view.covers(place):
-            name = place.name.removeprefix(f"{view.at}/" if view.at else "params/" * view.linen)
+        if place.path not in fitting and place.shape is not None and place.below(base.at):
+            name = place.below(base.at)
+            if place.linen and not base.at:
+                name = name.removeprefix("params/")
             shapes[name], paths[name] = place.shape, place.path
     return paths, shapes, tensors, names
 

@@ -12,7 +12,8 @@ from pipelines import assert_equal, count, filled, layouts, nested, refused, val
 import lazyinit as li
 from lazyinit import errors
 from lazyinit.checkpoint.memory import HeldTensor, open_tree
-from lazyinit.match.match import match, places
+from lazyinit.match.match import match
+from lazyinit.match.places import places
 from lazyinit.match.unmatch import unmatch
 
 # What is written.

@@ -13,7 +13,7 @@ from oracles import assert_not_quadratic
 from pipelines import count, nested, values, written, zeros
 
 import lazyinit as li
-from lazyinit.match.match import places
+from lazyinit.match.places import places
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Theirs, about the end of Flax models.
 
