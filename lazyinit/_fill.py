@@ -12,7 +12,7 @@ import numpy as np
 from lazyinit import errors, paths
 from lazyinit._provenance import provenance
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
-from lazyinit.checkpoint.casts import same_kind
+from lazyinit.checkpoint.views import same_kind
 from lazyinit.match import refusals
 from lazyinit.match.match import Match, Matching, Place, View, match, places, slashed
 from lazyinit.match.policies import (

@@ -15,8 +15,8 @@ import numpy as np
 
 from lazyinit import errors, paths
 from lazyinit._overlap import OverlapParam
+from lazyinit.checkpoint.base import Derived
 from lazyinit.params import AnyKey, Extent, Key, LazyParam, Source, StoredParam, label
-from lazyinit.sources.changed import Changed
 from lazyinit.view import table
 
 _FORMAT = 1  # Of the JSON.
@@ -241,7 +241,7 @@ def _stored(source: Source) -> StoredOrigin:
 
 def _tensors(source: Source) -> Iterator[Source]:
     """Yields what lies below all layout changes."""
-    if not isinstance(source, Changed):
+    if not isinstance(source, Derived):
         yield source
         return
     for part in source.reads:

@@ -7,13 +7,13 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
+from lazyinit.checkpoint.memory import Filled
 from lazyinit.match.places import Form, Place, View
 from lazyinit.params import Shape, Source
 from lazyinit.rules.change import Grid
 from lazyinit.rules.patterns import Captures, Pattern, joined_like, pattern, slashed
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Constant, Rule
-from lazyinit.sources.joined import Filled
 
 
 @dataclass(frozen=True, slots=True)

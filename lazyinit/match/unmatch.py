@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
+from lazyinit.checkpoint.joined import Agreeing
 from lazyinit.match.gather import Group, Groups
 from lazyinit.match.match import match
 from lazyinit.match.places import Form, Place, View
@@ -14,7 +15,6 @@ from lazyinit.rules.check import AnyRule
 from lazyinit.rules.patterns import Captures, slashed
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Constant, Rule
-from lazyinit.sources.joined import Agreeing
 
 
 def unmatch(

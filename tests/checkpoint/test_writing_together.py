@@ -19,7 +19,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 import lazyinit as li
-from lazyinit.writing import pieces
+from lazyinit.checkpoint import pieces
 from models import Decoder
 mesh = jax.make_mesh((2, 4), ("x", "y"))
 sharding = li.shard_fsdp(mesh, ("x", "y"), min_size=1)
