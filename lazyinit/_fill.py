@@ -14,7 +14,7 @@ import numpy as np
 
 from lazyinit import errors, paths
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
-from lazyinit.checkpoint.casts import same_kind
+from lazyinit.checkpoint.views import same_kind
 from lazyinit.match import refusals
 from lazyinit.match.match import Match, Matching, match
 from lazyinit.match.places import Place, places

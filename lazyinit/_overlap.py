@@ -5,48 +5,11 @@ counted from the first element of each dimension, is read from the checkpoint. T
 the rest.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lazyinit import errors
-from lazyinit.checkpoint.casts import same_kind
-from lazyinit.params import (
-    Index,
-    LazyParam,
-    OverlapParam,
-    Shape,
-    Source,
-    StoredParam,
-    describe,
-)
-from lazyinit.sources.changed import Changed, bounds, slices
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Corner(Changed):
-    """A ``Source``: the first elements of another, in each dimension.
-
-    Attributes:
-      source: what is read.
-      shape: how many elements, in each dimension.
-    """
-
-    source: Source
-    shape: Shape
-
-    @property
-    def reads(self) -> tuple[Source]:
-        """What it reads."""
-        return (self.source,)
-
-    def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``."""
-        return self.source.read(slices(bounds(index, self.shape)))
-
-    def __repr__(self) -> str:
-        return f"{self.source!r}[{','.join(f':{n}' for n in self.shape)}]"
+from lazyinit.checkpoint.views import cut, same_kind
+from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, describe
 
 
 def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:
@@ -86,7 +49,8 @@ def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:
             'another policy: on_mismatch={"' + path + '": "init", "**": lazyinit.overlap}.'
         )
     common = tuple(map(min, leaf.shape, source.shape))
-    stored = source if common == source.shape else Corner(source, common)
+    ends = {axis: (0, size) for axis, size in enumerate(common)}
+    stored = source if common == source.shape else cut(source, ends)
     if common == leaf.shape:
         return StoredParam(leaf.shape, leaf.dtype, stored, path=path)
     if not isinstance(leaf, LazyParam):

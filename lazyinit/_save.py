@@ -1,7 +1,8 @@
 """``save``: a tree -> a Hugging Face folder of safetensors files, rules read backwards."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -10,16 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors
+from lazyinit._materialize import materialize
+from lazyinit.checkpoint.arrays import DeviceArray
+from lazyinit.checkpoint.base import Tensor
+from lazyinit.checkpoint.folder import local_path, planned, write_folder
 from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.checkpoint.views import AsDtype
 from lazyinit.match.places import Place, places
 from lazyinit.match.unmatch import unmatch
-from lazyinit.ondemand import Maker, OnDemand
-from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, Thunk, describe
+from lazyinit.params import (
+    Index,
+    LazyParam,
+    OverlapParam,
+    Shape,
+    Source,
+    StoredParam,
+    Thunk,
+    describe,
+)
 from lazyinit.patterns import slashed
 from lazyinit.rules.check import AnyRule, check_rules
-from lazyinit.sources.single import AsDtype
-from lazyinit.writing.arrays import DeviceArray
-from lazyinit.writing.folder import local_path, planned, write_folder
 
 Lazy: TypeAlias = Literal["refuse", "make"]
 
@@ -86,15 +97,15 @@ def save(
             else "save: wanted a tree with leaves, got one that has none."
         )
     _check(leaves, lazy)
-    maker = Maker()
-    sources = [(place, _source(place.path, leaf, maker)) for place, leaf in leaves]
+    make = _maker()
+    sources = [(place, _source(place.path, leaf, make)) for place, leaf in leaves]
     plans = planned(
         unmatch(sources, rules=rules, at=at), metadata=metadata, max_shard_size=max_shard_size
     )
     if jax.process_count() == 1:
         write_folder(path, plans)
         return
-    from lazyinit.writing.together import write_together
+    from lazyinit.checkpoint.together import write_together
 
     spread = {p.path for p, x in sources if isinstance(x, DeviceArray) and x.is_spread}
     ordered = [source for plan in plans for _, source in plan.tensors]
@@ -137,16 +148,72 @@ def _problem(path: str, leaf: Any) -> str:
     return ""
 
 
-def _source(path: str, leaf: Any, maker: Maker) -> Source:
+def _source(path: str, leaf: Any, make: Callable[[str, Thunk], DeviceArray]) -> Source:
     match leaf:
         case StoredParam():
             same = leaf.source.dtype == leaf.dtype
             return leaf.source if same else AsDtype(leaf.source, leaf.dtype)
         case Thunk():
-            return OnDemand(path, leaf, maker)
+            return OnDemand(path, leaf, make)
         case jax.Array():
             return DeviceArray(path, leaf)
         case _:
             held = HeldTensor(path, np.asarray(leaf))
             native = held.dtype.newbyteorder("=")
             return held if native == held.dtype else AsDtype(held, native)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class OnDemand(Tensor):
+    """A ``Source``: a leaf that is made when it is read.
+
+    Attributes:
+      name: the path of the leaf.
+      leaf: a thunk of any kind.
+      make: makes it; one for all leaves that are read one after the other.
+    """
+
+    name: str
+    leaf: Thunk
+    make: Callable[[str, Thunk], DeviceArray]
+
+    @property
+    def shape(self) -> Shape:
+        """The leaf's shape."""
+        return self.leaf.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The leaf's dtype."""
+        return self.leaf.dtype
+
+    @property
+    def origin(self) -> str:
+        """A word for the tree."""
+        return "the tree"
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``, of the leaf once made."""
+        return self.make(self.name, self.leaf).read(index)
+
+    def check(self) -> None:
+        """Does nothing: making it says what is wrong."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OnDemand) and other.leaf is self.leaf
+
+    def __hash__(self) -> int:
+        return id(self.leaf)
+
+
+def _maker() -> Callable[[str, Thunk], DeviceArray]:
+    """Returns a function that makes a leaf, and holds the last one that it was asked for."""
+    held: list[tuple[Thunk, DeviceArray]] = []
+
+    def make(path: str, leaf: Thunk) -> DeviceArray:
+        if not held or held[0][0] is not leaf:
+            held.clear()  # Before the next one is made.
+            held.append((leaf, DeviceArray(path, materialize({path: leaf})[path])))
+        return held[0][1]
+
+    return make

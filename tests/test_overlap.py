@@ -13,8 +13,8 @@ from oracles import assert_same_array, kernel_sharding
 from safetensors.numpy import save_file
 
 import lazyinit as li
-from lazyinit._overlap import Corner
 from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.checkpoint.views import cut
 
 KEY = jax.random.key(5)
 X = jax.ShapeDtypeStruct((1, 2), "int32")
@@ -197,7 +197,7 @@ def test_a_tensor_that_covers_all_is_stored():
 
 def test_a_corner_reads_what_its_source_has_there():
     whole = tensor(6, 7)
-    corner = Corner(HeldTensor("w", whole), (4, 3))
+    corner = cut(HeldTensor("w", whole), {0: (0, 4), 1: (0, 3)})
     everything = (slice(None), slice(None))
     np.testing.assert_array_equal(corner.read(everything), whole[:4, :3])
     np.testing.assert_array_equal(corner.read((slice(1, 3), slice(None))), whole[1:3, :3])

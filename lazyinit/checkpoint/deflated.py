@@ -13,8 +13,9 @@ from typing import BinaryIO
 import numpy as np
 
 from lazyinit import errors
+from lazyinit.checkpoint.base import Tensor
 from lazyinit.checkpoint.headers import FETCH_AGAIN
-from lazyinit.checkpoint.mapped import File, InFile
+from lazyinit.checkpoint.mapped import File
 from lazyinit.checkpoint.spans import put, sizes, spans
 from lazyinit.checkpoint.zipped import Member
 from lazyinit.params import Index, Shape
@@ -99,7 +100,7 @@ def _blocks(opened: BinaryIO, path: str, tensor: str, member: Member) -> Iterato
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class DeflatedTensor(InFile):
+class DeflatedTensor(Tensor):
     """A ``Source``: a tensor under compression.
 
     Attributes:
@@ -117,6 +118,11 @@ class DeflatedTensor(InFile):
     dtype: np.dtype
     member: Member
     start: int
+
+    @property
+    def is_streamed(self) -> bool:
+        """Always: any reading starts at its first byte."""
+        return True
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``, a copy.

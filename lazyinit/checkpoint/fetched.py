@@ -38,12 +38,12 @@ class RemoteFile:
     """A file as it was when it was opened, so that a later change is noticed.
 
     Attributes:
-      url: its address.
+      path: its address.
       size: bytes.
       version: its entity tag, or else when it was last written; empty if the server says neither.
     """
 
-    url: str
+    path: str
     size: int
     version: str
 
@@ -68,15 +68,15 @@ class RemoteFile:
     @property
     def tells_version(self) -> bool:
         """Whether each answer says which version it is of (HTTP), or ``check`` has to ask."""
-        return is_http(self.url)
+        return is_http(self.path)
 
     def check(self) -> None:
         """Raises a ``CheckpointError`` if the file is no longer the one that was opened."""
         try:
-            now = RemoteFile.at(self.url)
+            now = RemoteFile.at(self.path)
         except FileNotFoundError as error:
             raise errors.CheckpointError(
-                f"{self.url}: the file was opened but is no longer there. Open the checkpoint "
+                f"{self.path}: the file was opened but is no longer there. Open the checkpoint "
                 "again."
             ) from error
         if now != self:
@@ -98,21 +98,21 @@ class RemoteFile:
         """
         if start == stop:
             return b""
-        filesystem, path = _filesystem(self.url)
+        filesystem, path = _filesystem(self.path)
         fetch = _fetch_http if self.tells_version else _fetch_any
         try:
-            return _patiently(self.url, what, lambda: fetch(self, filesystem, path, start, stop))
+            return _patiently(self.path, what, lambda: fetch(self, filesystem, path, start, stop))
         except FileNotFoundError as error:
             raise errors.CheckpointError(
-                f"{self.url}: {what}: the file was opened but is no longer there. Open the "
+                f"{self.path}: {what}: the file was opened but is no longer there. Open the "
                 "checkpoint again."
             ) from error
         except _Refused as error:
-            raise errors.CheckpointError(f"{self.url}: {what}: {error}") from error
+            raise errors.CheckpointError(f"{self.path}: {what}: {error}") from error
 
     def _changed(self, how: str) -> errors.CheckpointError:
         return errors.CheckpointError(
-            f"{self.url}: the file has changed since it was opened ({how}). Open the checkpoint "
+            f"{self.path}: the file has changed since it was opened ({how}). Open the checkpoint "
             "again."
         )
 

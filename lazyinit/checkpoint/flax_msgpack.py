@@ -1,76 +1,37 @@
-"""Flax's msgpack files: walked for where each array's bytes lie, which are then mapped.
+"""Flax's msgpack files: arrays are mapped where they lie, and written a piece at a time.
 
 ``flax.serialization.msgpack_restore`` and the ``msgpack`` library hold the whole file, and each
-array once more. This walk reads the bytes between arrays alone. ``msgpack`` could not take part
-in it: its ``Unpacker`` wants each extension (an array is one) in its buffer before it can skip it.
-
-Format: https://github.com/msgpack/msgpack/blob/master/spec.md. Flax's extensions
-(``flax/serialization.py``): 1 is an array, itself msgpack of (shape, dtype's name, bytes); 2 a
-complex number, msgpack of (real, imaginary); 3 a NumPy scalar, written as an array. An array of
-more than 2**30 bytes is a map of ``__msgpack_chunked_array__``, its shape, and flat pieces.
+array once more. Here the file is walked for where each array's bytes lie (``msgpack_walk``).
+``msgpack`` could not take part in that: its ``Unpacker`` wants each extension (an array is one) in
+its buffer before it can skip it. What is written nests where a name has ``/``.
 """
 
+import bisect
+import itertools
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint import nested
-from lazyinit.checkpoint.headers import (
-    DEPTH_LIMIT,
-    DTYPES,
-    FETCH_AGAIN,
-    MAX_NDIM,
-    NODE_LIMIT,
-    check_shape,
-    damaged,
-)
-from lazyinit.checkpoint.inline import InlineNumber
+from lazyinit.checkpoint.base import Checkpoint, Tensor
+from lazyinit.checkpoint.commit import replacing_file
+from lazyinit.checkpoint.headers import DTYPES, check_shape, damaged, named_leaves
 from lazyinit.checkpoint.mapped import File, MappedTensor
-from lazyinit.checkpoint.pieces import PiecedTensor
-from lazyinit.checkpoint.protocol import Checkpoint
-from lazyinit.params import Shape, Source
+from lazyinit.checkpoint.memory import number
+from lazyinit.checkpoint.msgpack_walk import ARRAY, CHUNKED, FoundArray, FoundChunks, Walk
+from lazyinit.checkpoint.pieces import Flow, nbytes, pieces
+from lazyinit.checkpoint.spans import put, sizes, spans
+from lazyinit.params import Extent, Index, Shape, Source
 
 _BUFFER = 512  # Bytes read at once between arrays.
-_TEXT_LIMIT = 10_000  # Bytes of a key or of a dtype's name.
-_CHUNKED = "__msgpack_chunked_array__"
-_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
-
-# What a first byte says: the kind, and bytes of the length or struct code of the number after it.
-_KINDS: Mapping[int, tuple[str, Any]] = {
-    0xC0: ("nothing", 0),
-    0xC2: ("false", 0),
-    0xC3: ("true", 0),
-    **{0xC4 + n: ("bytes", 1 << n) for n in range(3)},
-    **{0xC7 + n: ("extension", 1 << n) for n in range(3)},
-    **{0xCA + n: ("number", code) for n, code in enumerate((">f", ">d"))},
-    **{0xCC + n: ("number", code) for n, code in enumerate((">B", ">H", ">I", ">Q"))},
-    **{0xD0 + n: ("number", code) for n, code in enumerate((">b", ">h", ">i", ">q"))},
-    **{0xD9 + n: ("text", 1 << n) for n in range(3)},
-    **{0xDC + n: ("list", 2 << n) for n in range(2)},
-    **{0xDE + n: ("map", 2 << n) for n in range(2)},
-}
-
-
-def is_first_byte(byte: int) -> bool:
-    """Tells whether a file of Flax may start so: with a map, a list or an extension."""
-    kind, _ = _KINDS.get(byte, ("", 0))
-    return 0x80 <= byte <= 0x9F or 0xD4 <= byte <= 0xD8 or kind in ("map", "list", "extension")
-
-
-@dataclass(frozen=True, slots=True)
-class _Array:
-    """An array as it was met on the walk; its dtype and shape are not checked yet."""
-
-    shape: Any  # Whatever msgpack holds there.
-    dtype: Any
-    offset: int
-    nbytes: int
+_BLOCK = 2**20  # Bytes; what crosses from one piece to the next is copied once more, so far.
+_CHUNK = 2**30  # Bytes of an array that is written in one piece: Flax's own limit.
 
 
 def open_file(path: str | os.PathLike[str]) -> Checkpoint:
@@ -83,174 +44,95 @@ def open_file(path: str | os.PathLike[str]) -> Checkpoint:
     """
     file = File.at(path)
     with open(file.path, "rb", buffering=_BUFFER) as stream:
-        walk = _Walk(file, stream)
-        tree = walk.value(0)
+        walk = Walk(file, stream)
+        tree = walk.value()
         if walk.at != file.size:
             raise walk.broken(f"an end at byte {walk.at}", f"{file.size - walk.at} bytes more")
     tensors: dict[str, Source] = {}
-    for name, leaf in nested.leaves(file.path, tree):
-        if isinstance(leaf, _Array):
+    for name, leaf in named_leaves(file.path, tree):
+        if isinstance(leaf, FoundArray):
             tensors[name] = _tensor(file, name, leaf)
-        elif isinstance(leaf, _Chunked):
+        elif isinstance(leaf, FoundChunks):
             tensors[name] = _pieced(file, name, leaf)
         elif isinstance(leaf, bool | int | float | complex):
-            tensors[name] = InlineNumber.of(file, name, leaf)
+            tensors[name] = number(file, name, leaf)
     return Checkpoint(os.fspath(path), tensors)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunked:
-    """A map that stands for one array in pieces, not checked yet."""
+@dataclass(frozen=True, slots=True, repr=False)
+class PiecedTensor(Tensor):
+    """A ``Source``: an array that was cut, flat, into pieces of one dtype.
 
-    members: Mapping[Any, Any]
+    Attributes:
+      name: what the file calls it.
+      shape: of the whole.
+      pieces: each with one dimension, in order.
+    """
 
+    name: str
+    shape: Shape
+    pieces: tuple[MappedTensor, ...]
 
-class _Walk:
-    """A walk over a file from first byte to last; only what is no array's value is read."""
+    @property
+    def dtype(self) -> np.dtype:
+        """That of every piece."""
+        return self.pieces[0].dtype
 
-    def __init__(self, file: File, stream: BinaryIO) -> None:
-        self.file, self.stream, self.at, self.nodes = file, stream, 0, 0
+    @property
+    def file(self) -> File:
+        """The file that all of them lie in."""
+        return self.pieces[0].file
 
-    def broken(self, wanted: str, got: object) -> errors.CheckpointError:
-        return errors.CheckpointError(
-            f"{self.file.path}: wanted {wanted}, got {got!s:.80}. {FETCH_AGAIN}"
-        )
+    @property
+    def is_streamed(self) -> bool:
+        """Always: its pieces are."""
+        return True
 
-    def take(self, size: int, what: str) -> bytes:
-        if self.at + size > self.file.size:
-            left = self.file.size - self.at
-            raise self.broken(f"{size} bytes of {what} at byte {self.at}", f"{left}, and the end")
-        data = self.stream.read(size)
-        if len(data) < size:
-            raise self.broken(f"{self.file.size} bytes", f"{self.at + len(data)}, and the end")
-        self.at += size
-        return data
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """The run of bytes of each piece."""
+        return tuple(extent for piece in self.pieces for extent in piece.extents)
 
-    def skip(self, size: int, what: str) -> None:
-        if self.at + size > self.file.size:
-            left = self.file.size - self.at
-            raise self.broken(f"{size} bytes of {what} at byte {self.at}", f"{left}, and the end")
-        self.at += size
-        self.stream.seek(self.at)
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``, a copy.
 
-    def head(self) -> tuple[str, Any]:
-        """Returns the kind of the next value and its length, or itself if it is a number."""
-        byte = self.take(1, "msgpack")[0]
-        if byte < 0x80 or byte >= 0xE0:
-            return "number", byte if byte < 0x80 else byte - 256
-        if byte < 0xC0:
-            kind = "map" if byte < 0x90 else "list" if byte < 0xA0 else "text"
-            return kind, byte & (0x1F if kind == "text" else 0x0F)
-        if 0xD4 <= byte <= 0xD8:
-            return "extension", 1 << (byte - 0xD4)
-        kind, more = _KINDS.get(byte, ("", 0))
-        if not kind:
-            raise self.broken(f"msgpack at byte {self.at - 1}", f"byte {byte:#x}")
-        if kind == "number":
-            return kind, struct.unpack(more, self.take(struct.calcsize(more), "a number"))[0]
-        return kind, int.from_bytes(self.take(more, "a length"), "big")
+        Raises:
+          CheckpointError: the file has changed since it was opened.
+        """
+        values = np.empty(sizes(self.shape, index), self.dtype)
+        # The pieces are mapped: what lies between wanted runs is passed over, not read.
+        gap = sum(piece.nbytes for piece in self.pieces)
+        for span in spans(self.shape, self.dtype.itemsize, index, gap=gap, limit=_BLOCK):
+            put(values, self.shape, span, self._bytes(span.start, span.stop))
+        return values
 
-    def value(self, depth: int) -> Any:  # Any: what the file holds.
-        self.nodes += 1
-        if depth > DEPTH_LIMIT:
-            raise nested.too_deep(self.file.path)
-        if self.nodes > NODE_LIMIT:
-            raise self.broken(f"at most {NODE_LIMIT} values", "more")
-        kind, size = self.head()
-        match kind:
-            case "number":
-                return size
-            case "true" | "false":
-                return kind == "true"
-            case "text" | "bytes":
-                return self.skip(size, kind)
-            case "list":
-                return [self.value(depth + 1) for _ in self.counted(size)]
-            case "map":
-                return self.map(size, depth)
-            case "extension":
-                return self.extension(size)
-        return None
-
-    def counted(self, size: int) -> range:
-        # Each member takes a byte at least: a count that the file has no room for is a lie.
-        if size > self.file.size - self.at:
-            raise self.broken(f"{size} values at byte {self.at}", "the end of the file before them")
-        return range(size)
-
-    def map(self, size: int, depth: int) -> Mapping[Any, Any] | _Chunked:
-        members: dict[Any, Any] = {}
-        for _ in self.counted(size):
-            key = self.key()
-            if key in members:
-                raise self.broken("each key once", f"{key!r} twice")
-            members[key] = self.value(depth + 1)
-        return _Chunked(members) if _CHUNKED in members else members
-
-    def key(self) -> str | int:
-        kind, size = self.head()
-        if kind == "number" and isinstance(size, int):
-            return size
-        return self.text(kind, size, "a key")
-
-    def text(self, kind: str, size: int, what: str) -> str:
-        if kind not in ("text", "bytes") or size > _TEXT_LIMIT:
-            wanted = f"{what} at byte {self.at} that is text of at most {_TEXT_LIMIT} bytes"
-            raise self.broken(wanted, f"{kind} of {size}")
-        data = self.take(size, what)
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise self.broken(f"{what} at byte {self.at - size} in UTF-8", repr(data)) from None
-
-    def extension(self, size: int) -> Any:
-        code = self.take(1, "an extension")[0]
-        end = self.at + size
-        if end > self.file.size:
-            raise self.broken(f"{size} bytes of an extension at byte {self.at}", "the end")
-        if code not in (_ARRAY, _COMPLEX, _SCALAR):
-            raise self.broken(
-                f"an extension of Flax's (1, 2 or 3) at byte {self.at}", f"type {code}"
+    def _bytes(self, start: int, stop: int) -> memoryview:
+        ends = list(itertools.accumulate(piece.nbytes for piece in self.pieces))
+        parts: list[np.ndarray] = []
+        for place in range(bisect.bisect_right(ends, start), len(ends)):
+            begin = ends[place] - self.pieces[place].nbytes
+            if begin >= stop:
+                break
+            within = slice(
+                (max(start, begin) - begin) // self.dtype.itemsize,
+                (min(stop, ends[place]) - begin) // self.dtype.itemsize,
             )
-        kind, count = self.head()
-        if kind != "list" or count != (2 if code == _COMPLEX else 3):
-            raise self.broken(f"an extension of Flax's at byte {self.at}", f"a {kind} of {count}")
-        value = self.complex() if code == _COMPLEX else self.array()
-        if self.at != end:
-            raise self.broken(f"an extension that ends at byte {end}", f"{self.at}")
-        return value
+            parts.append(self.pieces[place].read((within,)).view(np.uint8))
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).data
 
-    def complex(self) -> complex:
-        real, imaginary = self.head(), self.head()
-        if (real[0], imaginary[0]) != ("number", "number"):
-            raise self.broken(f"two numbers before byte {self.at}", f"{real[0]}, {imaginary[0]}")
-        return complex(real[1], imaginary[1])
-
-    def array(self) -> _Array:
-        kind, count = self.head()
-        if kind != "list" or count > MAX_NDIM:
-            wanted = f"an array's shape of at most {MAX_NDIM} numbers before byte {self.at}"
-            raise self.broken(wanted, f"a {kind} of {count}")
-        # What is no number stays what it is, and check_shape refuses it.
-        heads = [self.head() for _ in range(count)]
-        shape = [size if kind == "number" else kind for kind, size in heads]
-        dtype = self.text(*self.head(), "an array's dtype")
-        kind, nbytes = self.head()
-        if kind not in ("bytes", "text"):  # Old msgpack had no bytes of their own.
-            raise self.broken(f"an array's bytes at byte {self.at}", kind)
-        offset = self.at
-        self.skip(nbytes, "an array")
-        return _Array(shape, dtype, offset, nbytes)
+    def stream(self, limit: int) -> Iterator[np.ndarray]:
+        """Yields the values in order, flat, as those of its pieces."""
+        return itertools.chain.from_iterable(piece.stream(limit) for piece in self.pieces)
 
 
-def _dtype(file: File, name: str, array: _Array) -> np.dtype:
+def _dtype(file: File, name: str, array: FoundArray) -> np.dtype:
     dtype = DTYPES.get(array.dtype)
     if dtype is None:
         raise damaged(file.path, name, f"a dtype among {', '.join(DTYPES)}", array.dtype)
     return dtype
 
 
-def _tensor(file: File, name: str, array: _Array) -> MappedTensor:
+def _tensor(file: File, name: str, array: FoundArray) -> MappedTensor:
     dtype = _dtype(file, name, array)
     shape = check_shape(file.path, name, array.shape, dtype)
     tensor = MappedTensor(file, name, shape, dtype, array.offset)
@@ -260,11 +142,11 @@ def _tensor(file: File, name: str, array: _Array) -> MappedTensor:
     return tensor
 
 
-def _pieced(file: File, name: str, chunked: _Chunked) -> PiecedTensor:
+def _pieced(file: File, name: str, chunked: FoundChunks) -> PiecedTensor:
     sizes, chunks = (chunked.members.get(key) for key in ("shape", "chunks"))
     listed = [_in_order(part) for part in (sizes, chunks)]
     pieces = listed[1]
-    if not pieces or not all(isinstance(piece, _Array) for piece in pieces):
+    if not pieces or not all(isinstance(piece, FoundArray) for piece in pieces):
         raise damaged(file.path, name, "a shape and the pieces of an array", chunks)
     dtype = _dtype(file, name, pieces[0])
     shape: Shape = check_shape(file.path, name, listed[0], dtype)
@@ -283,3 +165,84 @@ def _in_order(part: object) -> list[Any] | None:
     if not isinstance(part, Mapping) or list(part) != [str(n) for n in range(len(part))]:
         return None
     return list(part.values())
+
+
+def write_msgpack(path: Path, tensors: Mapping[str, Source]) -> None:
+    """Writes tensors as one file, in place of the one that is there.
+
+    Raises:
+      SaveError: a name that stands for a tensor and for what is above another.
+      WriteError: it cannot be written; the file that was there still is.
+    """
+    tree = _nested(tensors)
+    with replacing_file(path) as stream:
+        _write(stream, tree)
+
+
+def _nested(tensors: Mapping[str, Source]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, source in tensors.items():
+        *above, last = name.split("/")
+        node = tree
+        for key in above:
+            node = node.setdefault(key, {}) if isinstance(node, dict) else node
+        if not isinstance(node, dict) or last in node:
+            raise errors.SaveError(
+                f"{name}: wanted a name of its own, but another tensor's name begins with it, or "
+                "it with another's: msgpack holds one or the other. Rename it in rules."
+            )
+        node[last] = source
+    return tree
+
+
+def _write(stream: BinaryIO, node: Any) -> None:
+    if not isinstance(node, dict):
+        _write_tensor(stream, node)
+        return
+    stream.write(_map(len(node)))
+    for key, child in node.items():
+        stream.write(_packed(key))
+        _write(stream, child)
+
+
+def _write_tensor(stream: BinaryIO, source: Source) -> None:
+    flow, name = Flow(pieces(source)), str(source.dtype)
+    if nbytes(source) <= _CHUNK:
+        _write_array(stream, flow, tuple(source.shape), name, nbytes(source))
+        return
+    item = source.dtype.itemsize
+    size, most = math.prod(source.shape), max(1, _CHUNK // item)
+    starts = range(0, size, most)
+    stream.write(_map(3))
+    stream.write(_packed(CHUNKED) + _packed(True))
+    shape = {str(n): size for n, size in enumerate(source.shape)}
+    stream.write(_packed("shape") + _packed(shape))
+    stream.write(_packed("chunks") + _map(len(starts)))
+    for n, start in enumerate(starts):
+        count = min(most, size - start)
+        stream.write(_packed(str(n)))
+        _write_array(stream, flow, (count,), name, count * item)
+
+
+def _write_array(
+    stream: BinaryIO, flow: Flow, shape: tuple[int, ...], dtype: str, size: int
+) -> None:
+    head = b"\x93" + _packed(shape) + _packed(dtype)
+    head += struct.pack(">BI", 0xC6, size)  # Binary data with a length of 32 bits.
+    stream.write(struct.pack(">BIb", 0xC9, len(head) + size, ARRAY) + head)
+    for part in flow.take(size):
+        stream.write(part)
+
+
+def _map(size: int) -> bytes:
+    """Returns the head of a map of so many keys."""
+    return bytes([0x80 | size]) if size < 16 else struct.pack(">BI", 0xDF, size)
+
+
+def _packed(value: Any) -> bytes:
+    """Returns a small value (text, a number, a tuple or a dict of these) as msgpack."""
+    import msgpack
+
+    packed = msgpack.packb(value)
+    assert packed is not None  # As it is for all but a stream.
+    return packed

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors
+from lazyinit.checkpoint.base import Tensor
 from lazyinit.params import Extent, Index, Shape
 
 _MAPS = 256  # Maps kept open at once; each holds one file descriptor.
@@ -112,39 +113,8 @@ def give_back(values: np.ndarray) -> None:
         pages.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
-class InFile:
-    """What tensors of one file share: their name, their place, the check of the file."""
-
-    __slots__ = ()
-
-    file: File
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Its name, alone."""
-        return (self.name,)
-
-    @property
-    def origin(self) -> str:
-        """The path of the file."""
-        return self.file.path
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """None, unless its values lie there plainly."""
-        return ()
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
-        self.file.check()
-
-    def __repr__(self) -> str:
-        return f"{os.path.basename(self.file.path)}:{self.name}"
-
-
 @dataclass(frozen=True, slots=True, repr=False)
-class MappedTensor(InFile):
+class MappedTensor(Tensor):
     """A ``Source``: a tensor of a file; reading gives a view of the file's map.
 
     Attributes:
@@ -152,7 +122,9 @@ class MappedTensor(InFile):
       name: what the file calls it.
       shape: as stored.
       dtype: as stored.
-      offset: where its first byte is, from the start of the file.
+      offset: where its first element is, bytes from the start of the file.
+      steps: along each axis, bytes, for views of a larger storage; zero where one row stands for
+        all. None if it lies in C order. With them no axis is empty.
     """
 
     file: File
@@ -160,6 +132,7 @@ class MappedTensor(InFile):
     shape: Shape
     dtype: np.dtype
     offset: int
+    steps: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -168,8 +141,17 @@ class MappedTensor(InFile):
 
     @property
     def extents(self) -> tuple[Extent, ...]:
-        """The run of bytes that it takes in its file."""
-        return (Extent(self.file.path, self.offset, self.offset + self.nbytes),)
+        """The run of bytes from its first element to its last."""
+        length = self.nbytes
+        if self.steps:
+            last = ((size - 1) * step for size, step in zip(self.shape, self.steps, strict=True))
+            length = sum(last) + self.dtype.itemsize
+        return (Extent(self.file.path, self.offset, self.offset + length),)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it lies in C order."""
+        return not self.steps
 
     def read(self, index: Index) -> np.ndarray:
         """Returns a read-only view of the values at ``index``.
@@ -178,7 +160,8 @@ class MappedTensor(InFile):
           CheckpointError: the file has changed since it was opened.
         """
         self.file.check()
-        whole = np.ndarray(self.shape, self.dtype, buffer=_mapped(self.file), offset=self.offset)
+        held, steps = _mapped(self.file), self.steps or None
+        whole = np.ndarray(self.shape, self.dtype, held, offset=self.offset, strides=steps)
         return whole[(*index, ...)]
 
     def stream(self, limit: int) -> Iterator[np.ndarray]:

@@ -1,7 +1,6 @@
 """Arrays in memory, read as if they lay in a checkpoint: trees of them, and what was read whole."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,26 +9,32 @@ import jax
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.protocol import Checkpoint
-from lazyinit.params import Extent, Index, Shape, Thunk
+from lazyinit.checkpoint.base import Checkpoint, Tensor
+from lazyinit.checkpoint.headers import damaged
+from lazyinit.checkpoint.mapped import File
+from lazyinit.params import Index, Shape, Thunk
 from lazyinit.paths import name_string
 
 _ORIGIN = "the mapping"
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class HeldTensor:
-    """A ``Source``: an array that the caller holds, under a name. Equal if the array is the same.
+class HeldTensor(Tensor):
+    """A ``Source``: an array in memory, under a name. Equal if the array is the same.
 
     Attributes:
-      name: its path in the mapping.
+      name: its path in the mapping, or what the file calls it.
       array: numpy or JAX.
       origin: a word for the caller's mapping, or the file that was read whole.
+      header: for a number that stands among the headers of a file, that file; else none. Such a
+        number is refused when the file has changed, and equal to its like.
     """
 
     name: str
     array: np.ndarray | jax.Array
-    origin: str = _ORIGIN
+    # A frozen field, which is read as the property is.
+    origin: str = _ORIGIN  # pyright: ignore[reportIncompatibleMethodOverride]
+    header: tuple[File, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -41,22 +46,13 @@ class HeldTensor:
         """The array's dtype."""
         return self.array.dtype
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tensor's name, alone."""
-        return (self.name,)
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """None: it lies in no file."""
-        return ()
-
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``: a view where one buffer in host memory has them all.
 
         Raises:
           CheckpointError: part of it lies on devices of another process.
         """
+        self.check()
         if isinstance(self.array, np.ndarray):
             return self.array[(*index, ...)]
         return self._read_shards(self.array, index)
@@ -87,19 +83,81 @@ class HeldTensor:
         return values
 
     def check(self) -> None:
-        """Does nothing: what the caller holds cannot be gone."""
+        """Checks the file of a number; any other array cannot be gone."""
+        for file in self.header:
+            file.check()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HeldTensor) and (other.name, id(other.array)) == (
-            self.name,
-            id(self.array),
-        )
+        return isinstance(other, HeldTensor) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((self.name, id(self.array)))
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:  # Any: bytes, a dtype, files.
+        if self.header:
+            return self.name, self.header, self.dtype, np.asarray(self.array).tobytes()
+        return self.name, id(self.array)
+
+
+def number(file: File, name: str, value: complex) -> HeldTensor:
+    """Returns the source of a Python number that stands among the headers of a file.
+
+    Raises:
+      CheckpointError: an integer that takes more than 64 bits.
+    """
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        wanted = "an integer of at most 64 bits"
+        raise damaged(file.path, name, wanted, f"one of {int(value.real).bit_length()}")
+    array.flags.writeable = False
+    return HeldTensor(name, array, file.path, (file,))
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Filled(Tensor):
+    """A ``Source``: one value everywhere, or an array that is repeated; it lies in no file.
+
+    Attributes:
+      value: numpy; its shape goes by the rules of broadcasting.
+      shape: of the leaf.
+    """
+
+    value: np.ndarray
+    shape: Shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the value."""
+        return self.value.dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """None: it is made from no tensor."""
+        return ()
+
+    @property
+    def origin(self) -> str:
+        """A word for the rule that says it."""
+        return "a constant"
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``: a view of the one value."""
+        return np.broadcast_to(self.value, self.shape)[(*index, ...)]
+
+    def check(self) -> None:
+        """Does nothing: a value cannot be gone."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filled) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:  # Any: bytes, shapes, a dtype.
+        return self.value.tobytes(), self.value.shape, self.value.dtype, self.shape
 
     def __repr__(self) -> str:
-        return f"{os.path.basename(self.origin)}:{self.name}"
+        return f"constant {self.value.tolist()!r:.40}"
 
 
 def _ranges(index: Index, shape: Shape) -> tuple[range, ...]:

@@ -1,7 +1,8 @@
 """NumPy's ``.npz`` archives: members that are stored are mapped, compressed ones are streamed.
 
-NumPy writes dtypes that are not its own as ``V`` and their size. Of these ``V2`` is read as
-bfloat16, the only one of two bytes that JAX has; for one byte there are many, and none is guessed.
+They are written a piece at a time, not compressed. NumPy writes dtypes that are not its own as
+``V`` and their size. Of these ``V2`` is taken for bfloat16, the only one of two bytes that JAX has;
+for one byte there are many, so none is guessed, and none is written.
 
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Its pickles are
 never loaded.
@@ -9,23 +10,29 @@ never loaded.
 
 import io
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from lazyinit import errors
+from lazyinit.checkpoint.base import Checkpoint
+from lazyinit.checkpoint.commit import replacing_file
 from lazyinit.checkpoint.deflated import DeflatedTensor, Stream
 from lazyinit.checkpoint.headers import DTYPES, FETCH_AGAIN, check_shape, damaged
 from lazyinit.checkpoint.mapped import File, MappedTensor
-from lazyinit.checkpoint.protocol import Checkpoint
+from lazyinit.checkpoint.pieces import as_bytes, nbytes, pieces
+from lazyinit.checkpoint.views import transposed
 from lazyinit.checkpoint.zipped import Member
-from lazyinit.params import Shape, Source
-from lazyinit.sources.single import Transposed
+from lazyinit.params import Shape, Source, describe
 
 _PREFIX = 10  # Bytes up to and with the length of a version 1 header; two more in version 2.
 _HEADER_LIMIT = 10_000  # Bytes; NumPy's own limit.
 _SUFFIX = ".npy"
+_LARGE = 2**31 - 2**20  # Bytes; from here on a member needs 64-bit sizes.
 
 
 def open_archive(path: str | os.PathLike[str], members: Mapping[str, Member]) -> Checkpoint:
@@ -66,7 +73,7 @@ def _tensor(file: File, name: str, member: Member) -> Source:
         source = DeflatedTensor(file, name, lying, dtype, member, start)
     else:
         source = MappedTensor(file, name, lying, dtype, member.offset + start)
-    return Transposed(source, tuple(reversed(range(len(shape))))) if is_fortran else source
+    return transposed(source, tuple(reversed(range(len(shape))))) if is_fortran else source
 
 
 def _read_header(path: str, name: str, stream: Stream) -> tuple[Shape, bool, np.dtype, int]:
@@ -105,3 +112,52 @@ def _read_header(path: str, name: str, stream: Stream) -> tuple[Shape, bool, np.
             "or as safetensors."
         )
     return check_shape(path, name, list(shape), dtype), is_fortran, dtype, len(head)
+
+
+def write_npz(path: Path, tensors: Mapping[str, Source]) -> None:
+    """Writes tensors as one archive, in place of the file that is there.
+
+    Raises:
+      SaveError: a name or a dtype that cannot be read back.
+      WriteError: it cannot be written; the file that was there still is.
+    """
+    if problems := list(_problems(tensors)):
+        raise errors.SaveError(errors.listing(problems))
+    with (
+        replacing_file(path) as stream,
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for name, source in tensors.items():
+            member = zipfile.ZipInfo(f"{name}.npy")  # Always of 1980: equal bytes each time.
+            with archive.open(member, "w", force_zip64=nbytes(source) > _LARGE) as entry:
+                entry.write(_array_header(source))
+                for piece in pieces(source):
+                    entry.write(as_bytes(piece))
+
+
+def _problems(tensors: Mapping[str, Source]) -> Iterator[str]:
+    for name, source in tensors.items():
+        dtype = np.dtype(source.dtype)
+        if _is_foreign(dtype) and dtype != ml_dtypes.bfloat16:
+            yield (
+                f"{name}: wanted a dtype that .npz can hold, got "
+                f"{describe(source.shape, source.dtype)}. Cast it (--dtype), or write safetensors."
+            )
+        if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+            yield (
+                f"{name!r}: wanted a name that is a plain path in an archive. Rename it in rules, "
+                "or write safetensors."
+            )
+
+
+def _is_foreign(dtype: np.dtype) -> bool:
+    return dtype.isbuiltin == 2  # NumPy's number for dtypes that others registered.
+
+
+def _array_header(source: Source) -> bytes:
+    header = io.BytesIO()
+    dtype = np.dtype(source.dtype)
+    descr = "|V2" if _is_foreign(dtype) else np.lib.format.dtype_to_descr(dtype)
+    facts = {"descr": descr, "fortran_order": False, "shape": tuple(source.shape)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lazyinit import errors
+from lazyinit.checkpoint.base import Checkpoint
 from lazyinit.checkpoint.headers import HEADER_LIMIT
-from lazyinit.checkpoint.protocol import Checkpoint
 
 # What the first bytes of a file say it is, for formats that are known but not read.
 _OTHERS = {
@@ -117,17 +117,17 @@ def _open_file(path: Path) -> Checkpoint:
             )
     if head.startswith(_ZIP):
         return _open_zip(path)
-    from lazyinit.checkpoint import flax_msgpack, safetensors
+    from lazyinit.checkpoint import flax_msgpack, msgpack_walk, safetensors
 
     # The first eight bytes of safetensors are a length, of which the format allows but 27 bits.
-    may_be_msgpack = bool(head) and flax_msgpack.is_first_byte(head[0]) and any(head[4:8])
+    may_be_msgpack = bool(head) and msgpack_walk.is_first_byte(head[0]) and any(head[4:8])
     if head[8:] == b"{" and not may_be_msgpack:
         return safetensors.open_file(path)
     if head.startswith(_PICKLES):
         from lazyinit.checkpoint import pytorch
 
         return pytorch.open_pickle(path)
-    if head and flax_msgpack.is_first_byte(head[0]):
+    if head and msgpack_walk.is_first_byte(head[0]):
         return flax_msgpack.open_file(path)
     return safetensors.open_file(path)
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors
+from lazyinit.checkpoint.base import Checkpoint, Tensor
 from lazyinit.checkpoint.headers import (
     DTYPES,
     FETCH_AGAIN,
@@ -31,8 +32,7 @@ from lazyinit.checkpoint.headers import (
     parse_object,
 )
 from lazyinit.checkpoint.mapped import File
-from lazyinit.checkpoint.protocol import Checkpoint
-from lazyinit.params import Extent, Index, Shape
+from lazyinit.params import Index, Shape
 
 TREE = "_METADATA"
 STEP = "_CHECKPOINT_METADATA"
@@ -112,7 +112,7 @@ class _Array:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class OrbaxTensor:
+class OrbaxTensor(Tensor):
     """A ``Source``: an array that lies in chunks. Reading fetches whole chunks.
 
     Attributes:
@@ -132,19 +132,9 @@ class OrbaxTensor:
     array: _Array
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The tensor's name, alone."""
-        return (self.name,)
-
-    @property
     def origin(self) -> str:
         """The path of the folder."""
         return self.array.folder
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """None: it lies in compressed chunks."""
-        return ()
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``, a copy, from the chunks that hold them.
@@ -177,9 +167,6 @@ class OrbaxTensor:
         """Raises ``CheckpointError`` if the folder is gone or has changed since it was opened."""
         for file in self.files:
             file.check()
-
-    def __repr__(self) -> str:
-        return f"{os.path.basename(self.origin)}:{self.name}"
 
 
 def _open_tree(folder: Path) -> Checkpoint:

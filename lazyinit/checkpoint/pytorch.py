@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint import nested
-from lazyinit.checkpoint.headers import DTYPES, FETCH_AGAIN, HEADER_LIMIT, check_shape, damaged
-from lazyinit.checkpoint.inline import InlineNumber
+from lazyinit.checkpoint.base import Checkpoint
+from lazyinit.checkpoint.headers import (
+    DTYPES,
+    FETCH_AGAIN,
+    HEADER_LIMIT,
+    check_shape,
+    damaged,
+    named_leaves,
+)
 from lazyinit.checkpoint.mapped import File, MappedTensor
-from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.checkpoint.protocol import Checkpoint
-from lazyinit.checkpoint.strided import StridedTensor
+from lazyinit.checkpoint.memory import HeldTensor, number
 from lazyinit.checkpoint.zipped import Member
 from lazyinit.params import Source
 
@@ -70,11 +74,11 @@ def open_archive(path: str | os.PathLike[str], members: Mapping[str, Member]) ->
     torch = _import(file.path)
     tree = _load(torch, file.path, map_location="meta", mmap=True)
     tensors: dict[str, Source] = {}
-    for name, leaf in nested.leaves(file.path, tree):
+    for name, leaf in named_leaves(file.path, tree):
         if isinstance(leaf, torch.Tensor):
             tensors[name] = _mapped(torch, file, name, leaf, records)
         elif isinstance(leaf, bool | int | float | complex):
-            tensors[name] = InlineNumber.of(file, name, leaf)
+            tensors[name] = number(file, name, leaf)
     return Checkpoint(os.fspath(path), tensors)
 
 
@@ -88,7 +92,7 @@ def open_pickle(path: str | os.PathLike[str]) -> Checkpoint:
     torch = _import(file.path)
     tree = _load(torch, file.path, map_location="cpu")
     tensors: dict[str, Source] = {}
-    for name, leaf in nested.leaves(file.path, tree):
+    for name, leaf in named_leaves(file.path, tree):
         if isinstance(leaf, torch.Tensor):
             dtype = _dtype(torch, file, name, leaf)
             # NumPy has no bfloat16 of its own; the same bytes, as integers, do.
@@ -98,7 +102,7 @@ def open_pickle(path: str | os.PathLike[str]) -> Checkpoint:
             array = bits.view(dtype).reshape(tuple(leaf.shape))
             tensors[name] = HeldTensor(name, array, origin=file.path)
         elif isinstance(leaf, bool | int | float | complex):
-            tensors[name] = InlineNumber.of(file, name, leaf)
+            tensors[name] = number(file, name, leaf)
     return Checkpoint(os.fspath(path), tensors)
 
 
@@ -200,4 +204,4 @@ def _mapped(
     offset = record.offset + begin
     if tensor.is_contiguous():
         return MappedTensor(file, name, shape, dtype, offset)
-    return StridedTensor(file, name, shape, dtype, offset, steps)
+    return MappedTensor(file, name, shape, dtype, offset, steps)

@@ -6,7 +6,6 @@ once. Nothing is kept: a tensor that is read twice is fetched twice.
 
 import contextlib
 import itertools
-import os
 import urllib.parse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import safetensors, sharded
+from lazyinit.checkpoint.base import Checkpoint, Tensor
 from lazyinit.checkpoint.fetched import RemoteFile, is_http
 from lazyinit.checkpoint.headers import HEADER_LIMIT
-from lazyinit.checkpoint.protocol import Checkpoint
 from lazyinit.checkpoint.spans import Span, put, sizes, spans
 from lazyinit.params import Extent, Index, Shape
 
@@ -89,7 +88,7 @@ def _without_query(url: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RemoteTensor:
+class RemoteTensor(Tensor):
     """A ``Source``: a tensor of a file that lies elsewhere.
 
     Attributes:
@@ -107,20 +106,10 @@ class RemoteTensor:
     offset: int
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The tensor's name, alone."""
-        return (self.name,)
-
-    @property
-    def origin(self) -> str:
-        """The address of the file."""
-        return self.file.url
-
-    @property
     def extents(self) -> tuple[Extent, ...]:
         """The run of bytes that it takes in its file."""
         nbytes = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
-        return (Extent(self.file.url, self.offset, self.offset + nbytes),)
+        return (Extent(self.file.path, self.offset, self.offset + nbytes),)
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``, fetched; gaps of up to ``GAP`` bytes come along.
@@ -159,10 +148,3 @@ class RemoteTensor:
         start, stop = self.offset + span.start, self.offset + span.stop
         data = self.file.read(start, stop, what=f"tensor {self.name!r}")
         put(values, self.shape, span, data)
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
-        self.file.check()
-
-    def __repr__(self) -> str:
-        return f"{os.path.basename(self.file.url)}:{self.name}"

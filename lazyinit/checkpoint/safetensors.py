@@ -1,4 +1,4 @@
-"""Safetensors files: their header, read and validated here and nowhere else.
+"""Safetensors files: their header, read, validated and written here and nowhere else.
 
 The official library is not used for reading: its numpy side has no bfloat16 and no float8
 (``safe_open(..., framework="numpy")`` fails on both), and its slices are copies. Here a slice
@@ -9,13 +9,15 @@ Format: https://github.com/huggingface/safetensors#format. Eight bytes, little-e
 length of the header; the header, a JSON object from name to dtype, shape and offsets; then the
 values. The values must lie without overlap and without holes, up to the end of the file ("the
 byte buffer needs to be entirely indexed, and cannot contain holes"): the official reader
-refuses anything else, and so does this one.
+refuses anything else, and so does this one. What is written has the widest dtypes first, as the
+official library has it, so that each tensor is aligned for its dtype.
 """
 
+import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import ties
+from lazyinit.checkpoint.base import Checkpoint
 from lazyinit.checkpoint.headers import (
     DTYPES,
     FETCH_AGAIN,
@@ -35,8 +38,11 @@ from lazyinit.checkpoint.headers import (
     parse_object,
 )
 from lazyinit.checkpoint.mapped import File, MappedTensor
-from lazyinit.checkpoint.protocol import Checkpoint
-from lazyinit.params import Shape, Source
+from lazyinit.checkpoint.pieces import nbytes
+from lazyinit.params import Shape, Source, describe
+
+_ALIGNMENT = 64  # Bytes: where the first value is written, so that maps can be used as they are.
+_METADATA = "__metadata__"
 
 TYPES: Mapping[str, np.dtype] = {
     name: DTYPES[dtype]
@@ -143,7 +149,7 @@ def read_header(path: str, size: int, read: Callable[[int, int], bytes]) -> Head
             f"{text[:8]!r}. It is damaged or of another format."
         )
     header = parse_object(path, text)
-    metadata = header.pop("__metadata__", None)
+    metadata = header.pop(_METADATA, None)
     if not (metadata is None or is_text_map(metadata)):
         raise errors.CheckpointError(
             f"{path}: wanted '__metadata__' to map strings to strings, got {metadata!r:.80}. "
@@ -219,3 +225,94 @@ def _check_layout(path: str, size: int, start: int, entries: Sequence[Entry]) ->
             f"{path}: {size - end} bytes after {before} belong to no tensor, "
             f"which the format forbids. {FETCH_AGAIN}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One safetensors file to be written.
+
+    Attributes:
+      tensors: name and source, in the order in which their values lie.
+      header: the first bytes of the file, up to the first value.
+      metadata: what the header says beside the tensors.
+    """
+
+    tensors: tuple[tuple[str, Source], ...]
+    header: bytes
+    metadata: Mapping[str, str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(nbytes(source) for _, source in self.tensors)
+
+
+def problems(tensors: Mapping[str, Source]) -> Iterator[str]:
+    """Yields what of the tensors a safetensors file cannot hold."""
+    for name, source in tensors.items():
+        if not isinstance(name, str) or name == _METADATA or not is_text(name):
+            yield (
+                f"{name!r}: wanted a name that is UTF-8 text and not {_METADATA!r}. Rename the "
+                "tensor in rules."
+            )
+        elif np.dtype(source.dtype) not in _NAMES:
+            yield (
+                f"{name}: wanted a dtype that safetensors has ({', '.join(TYPES)}), got "
+                f"{describe(source.shape, source.dtype)}. Cast it, or leave it out of the tree."
+            )
+
+
+def plan_files(
+    tensors: Mapping[str, Source], metadata: Mapping[str, str], limit: int
+) -> list[FilePlan]:
+    """Parts tensors among files of at most ``limit`` bytes of values, in order.
+
+    A tensor that is larger has a file of its own.
+
+    Raises:
+      SaveError: a file's header would be larger than the format allows.
+    """
+    groups: list[list[tuple[str, Source]]] = [[]]
+    room = limit
+    for name, source in tensors.items():
+        size = nbytes(source)
+        if size > room and groups[-1]:
+            groups.append([])
+            room = limit
+        groups[-1].append((name, source))
+        room -= size
+    return [_plan(group, metadata) for group in groups]
+
+
+def _plan(group: Sequence[tuple[str, Source]], metadata: Mapping[str, str]) -> FilePlan:
+    ordered = tuple(sorted(group, key=lambda named: -named[1].dtype.itemsize))
+    header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
+    offset = 0
+    for name, source in ordered:
+        end = offset + nbytes(source)
+        header[name] = {
+            "dtype": _NAMES[np.dtype(source.dtype)],
+            "shape": list(source.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    if len(text) > HEADER_LIMIT:
+        raise errors.SaveError(
+            f"safetensors: wanted a header of at most {HEADER_LIMIT} bytes, got {len(text)} for "
+            f"{len(group)} tensors. Write more files: a smaller max_shard_size."
+        )
+    return FilePlan(ordered, struct.pack("<Q", len(text)) + text, metadata)
+
+
+def index_json(files: Sequence[tuple[str, FilePlan]]) -> bytes:
+    """Returns the index that Hugging Face's libraries read: which file holds which tensor."""
+    weight_map = {name: file for file, plan in files for name, _ in plan.tensors}
+    total = sum(nbytes(source) for _, plan in files for _, source in plan.tensors)
+    metadata = {"total_size": total, **files[0][1].metadata}
+    index = {"metadata": metadata, "weight_map": weight_map}
+    return json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+_NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in TYPES.items()}

@@ -5,8 +5,8 @@ from pathlib import PurePosixPath
 
 from lazyinit import errors
 from lazyinit.checkpoint import ties
+from lazyinit.checkpoint.base import Checkpoint
 from lazyinit.checkpoint.headers import FETCH_AGAIN, HEADER_LIMIT, is_text_map, parse_object
-from lazyinit.checkpoint.protocol import Checkpoint
 
 
 def open_index(

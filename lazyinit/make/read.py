@@ -108,7 +108,7 @@ def _size(bounds: Bounds) -> int:
 def _slowest(source: Any) -> int:
     """Returns the axis along which neighbors lie farthest from each other in the file."""
     axes = getattr(source, "axes", None)
-    return axes.index(0) if isinstance(axes, tuple) and axes else 0
+    return axes.index(min(axes)) if isinstance(axes, tuple) and axes else 0
 
 
 def _copy_tiles(to: np.ndarray, values: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
+from lazyinit.checkpoint.memory import Filled
 from lazyinit.match.fits import Fit, RuleIndex
 from lazyinit.match.places import Place
 from lazyinit.params import Shape, Source
@@ -20,7 +21,6 @@ from lazyinit.rules.change import Grid
 from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore, Rename
 from lazyinit.rules.rule import Constant, Rule
-from lazyinit.sources.joined import Filled
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
+from lazyinit.checkpoint.joined import Agreeing
 from lazyinit.match.fits import Group, RuleIndex
 from lazyinit.match.match import match
 from lazyinit.match.places import Place
@@ -12,7 +13,6 @@ from lazyinit.patterns import slashed
 from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Constant, Rule
-from lazyinit.sources.joined import Agreeing
 
 
 def unmatch(

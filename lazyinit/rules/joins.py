@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lazyinit import errors
+from lazyinit.checkpoint.joined import Joined
+from lazyinit.checkpoint.views import cut, selected
 from lazyinit.params import Source
 from lazyinit.rules.change import Change, Frame, Grid, Wanted
-from lazyinit.sources.joined import Concatenated, Selected, Sliced, Stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,12 @@ def _stacked(sources: Sequence[Source], axis: int, change: Change) -> Source:
                 f"{change}: wanted tensors of one shape, got {list(first.shape)} in {first!r} and "
                 f"{list(source.shape)} in {source!r}."
             )
-    return Stacked(tuple(sources), _checked(axis, len(first.shape) + 1, change))
+    return Joined(tuple(sources), _checked(axis, len(first.shape) + 1, change), is_stacked=True)
 
 
 def _unstacked(source: Source, axis: int, change: Change) -> tuple[Source, ...]:
     axis = _checked(axis, len(source.shape), change)
-    return tuple(Selected(source, axis, place) for place in range(source.shape[axis]))
+    return tuple(selected(source, axis, place) for place in range(source.shape[axis]))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -246,7 +247,7 @@ def _joined(sources: Sequence[Source], axis: int, change: Change) -> Source:
                 f"{change}: wanted shapes that differ along that axis alone, got "
                 f"{list(first.shape)} in {first!r} and {list(source.shape)} in {source!r}."
             )
-    return Concatenated(tuple(sources), axis)
+    return Joined(tuple(sources), axis)
 
 
 def _cut(
@@ -271,7 +272,7 @@ def _pieces(
             f"tensor of shape {list(source.shape)}. Say other sizes as parts=."
         )
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
-    return [Sliced(source, axis, end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return [cut(source, {axis: (end - size, end)}) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _checked(axis: int, ndim: int, change: Change) -> int:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import errors
+from lazyinit.checkpoint.views import AsDtype, transposed
 from lazyinit.params import Shape, Source
 from lazyinit.rules.change import OneByOne, Wanted
-from lazyinit.sources.single import AsDtype, transposed
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,155 +1,16 @@
-"""Changes of a tensor's axes: split, merged and reordered, as einops writes it.
-
-A reshape is taken apart into groups of axes that hold the same elements before and after. In each
-group a block of the result is some runs of elements, and each run a few blocks of what is read:
-reading a part reads these and no more.
-"""
+"""Changes of a tensor's axes: split, merged and reordered, as einops writes it."""
 
 import functools
-import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
 from lazyinit import errors
-from lazyinit.params import Index, Shape, Source
+from lazyinit.checkpoint.views import reshaped, transposed
+from lazyinit.params import Shape, Source
 from lazyinit.rules.change import OneByOne, Wanted
-from lazyinit.sources.changed import Changed, bounds, slices
-from lazyinit.sources.single import transposed
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Reshaped(Changed):
-    """A ``Source`` with the same elements, in the same order, under another shape.
-
-    Attributes:
-      source: what is read.
-      shape: the shape after the change.
-    """
-
-    source: Source
-    shape: Shape
-
-    def __post_init__(self) -> None:
-        assert math.prod(self.shape) == math.prod(self.source.shape), (self.shape, self.source)
-
-    @property
-    def reads(self) -> tuple[Source]:
-        """What it reads."""
-        return (self.source,)
-
-    def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``, counted after the change."""
-        block = bounds(index, self.shape)
-        shape = tuple(stop - start for start, stop in block)
-        if not math.prod(shape):
-            return np.empty(shape, self.dtype)
-        pieces = []
-        for here, there in _groups(self.shape, self.source.shape):
-            wanted = [block[axis] for axis in here]
-            sizes = [self.shape[axis] for axis in here]
-            pieces.append(list(_pieces(wanted, sizes, [self.source.shape[a] for a in there])))
-        return self._gathered(pieces, shape)
-
-    def _gathered(self, pieces: Sequence[Sequence["_Piece"]], shape: Shape) -> np.ndarray:
-        if all(len(group) == 1 for group in pieces):
-            ends = [ends for (piece,) in pieces for ends in piece.block]
-            return self.source.read(slices(ends)).reshape(shape)
-        values = np.empty([group[-1].stop for group in pieces], self.dtype)
-        for chosen in itertools.product(*pieces):
-            read = self.source.read(slices([ends for piece in chosen for ends in piece.block]))
-            there = slices([(piece.start, piece.stop) for piece in chosen])
-            values[there] = read.reshape([piece.stop - piece.start for piece in chosen])
-        return values.reshape(shape)
-
-    def __repr__(self) -> str:
-        return f"{self.source!r}.reshape{self.shape}"
-
-
-def reshaped(source: Source, shape: Shape) -> Source:
-    """Returns the source under another shape: itself, or what it is made of, if that has it."""
-    if isinstance(source, Reshaped):
-        source = source.source
-    return source if shape == source.shape else Reshaped(source, shape)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A block to read, and where its elements go in the wanted block, both counted flat."""
-
-    start: int
-    stop: int
-    block: tuple[tuple[int, int], ...]
-
-
-def _groups(one: Shape, other: Shape) -> Iterator[tuple[range, range]]:
-    """Yields the axes of both shapes that hold the same elements, as few at a time as can be."""
-    i = j = 0
-    while i < len(one) or j < len(other):
-        begin = i, j
-        count, i = (one[i], i + 1) if i < len(one) else (1, i)
-        rest, j = (other[j], j + 1) if j < len(other) else (1, j)
-        while count != rest:
-            if count < rest:
-                count, i = count * one[i], i + 1
-            else:
-                rest, j = rest * other[j], j + 1
-        yield range(begin[0], i), range(begin[1], j)
-
-
-def _pieces(
-    block: Sequence[tuple[int, int]], sizes: Sequence[int], there: Sequence[int]
-) -> Iterator[_Piece]:
-    place = 0
-    for start, stop in _runs(block, sizes):
-        for part in _blocks(start, stop, there):
-            count = math.prod(end - begin for begin, end in part)
-            yield _Piece(place, place + count, tuple(part))
-            place += count
-
-
-def _runs(block: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yields the runs of elements, counted flat, that a block of an array of these sizes is."""
-    inner = len(sizes)
-    while inner and block[inner - 1] == (0, sizes[inner - 1]):
-        inner -= 1
-    width = math.prod(sizes[inner:])
-    if not inner:
-        yield 0, width
-        return
-    begin, end = block[inner - 1]
-    strides = [math.prod(sizes[axis + 1 :]) for axis in range(inner - 1)]
-    for outer in itertools.product(*(range(*ends) for ends in block[: inner - 1])):
-        base = sum(place * stride for place, stride in zip(outer, strides, strict=True))
-        yield base + begin * width, base + end * width
-
-
-def _blocks(start: int, stop: int, sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
-    """Yields the blocks of an array of these sizes that a run of its elements is, in order."""
-    if start >= stop:
-        return
-    if not sizes:
-        yield []
-        return
-    inner = math.prod(sizes[1:])
-    first, last = start // inner, (stop - 1) // inner
-    if first == last:
-        for rest in _blocks(start - first * inner, stop - first * inner, sizes[1:]):
-            yield [(first, first + 1), *rest]
-        return
-    whole = (-(-start // inner), stop // inner)
-    if start % inner:
-        for rest in _blocks(start - first * inner, inner, sizes[1:]):
-            yield [(first, first + 1), *rest]
-    if whole[0] < whole[1]:
-        yield [whole, *((0, size) for size in sizes[1:])]
-    if stop % inner:
-        for rest in _blocks(0, stop - last * inner, sizes[1:]):
-            yield [(last, last + 1), *rest]
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)

@@ -17,13 +17,13 @@ import numpy as np
 from lazyinit import errors, maps
 from lazyinit._check import check
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
+from lazyinit.checkpoint.pieces import nbytes
 from lazyinit.params import describe
 from lazyinit.rules.check import AnyRule
 from lazyinit.rules.torch import TORCH
 from lazyinit.tools.compare import compare
 from lazyinit.tools.convert import convert
 from lazyinit.view import table
-from lazyinit.writing.pieces import nbytes
 
 _PATH = (
     "a file of safetensors, msgpack, .npz or PyTorch; a Hugging Face or Orbax folder; or the "

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lazyinit.checkpoint import Checkpoint
+from lazyinit.checkpoint.pieces import PIECE, Flow, nbytes, pieces
 from lazyinit.params import Source, describe
 from lazyinit.view import table
-from lazyinit.writing.pieces import PIECE, Flow, nbytes, pieces
 
 
 @dataclass(frozen=True, slots=True)

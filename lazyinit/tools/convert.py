@@ -9,16 +9,16 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
+from lazyinit.checkpoint.flax_msgpack import write_msgpack
+from lazyinit.checkpoint.folder import local_path, planned, write_folder, write_single
+from lazyinit.checkpoint.npz import write_npz
+from lazyinit.checkpoint.safetensors import FilePlan
+from lazyinit.checkpoint.views import AsDtype
 from lazyinit.match.places import places_of
 from lazyinit.match.translate import translate
 from lazyinit.match.unmatch import unmatch
 from lazyinit.params import Source, cast_dtype
 from lazyinit.rules.check import AnyRule, check_rules
-from lazyinit.sources.single import AsDtype
-from lazyinit.writing.flax_msgpack import write_msgpack
-from lazyinit.writing.folder import local_path, planned, write_folder, write_single
-from lazyinit.writing.npz import write_npz
-from lazyinit.writing.safetensors import FilePlan
 
 _METADATA = {"format": "pt"}
 _ONE_FILE = 2**62  # Bytes: more than there can be in one.

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lazyinit import errors, paths
+from lazyinit.checkpoint.base import Derived
 from lazyinit.keys import AnyKey, Key, stream_path
 from lazyinit.params import Extent, LazyParam, Source, describe, label, origins
-from lazyinit.sources.changed import Changed
 from lazyinit.view import table
 from lazyinit.view.facts import State, is_array_like, state
 
@@ -241,7 +241,7 @@ def _stored(source: Source) -> StoredOrigin:
 
 def _tensors(source: Source) -> Iterator[Source]:
     """Yields what lies below all layout changes."""
-    if not isinstance(source, Changed):
+    if not isinstance(source, Derived):
         yield source
         return
     for part in source.reads:

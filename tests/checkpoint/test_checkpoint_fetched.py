@@ -139,7 +139,7 @@ def test_trouble_while_reading_is_asked_again_and_the_bytes_are_right(server, fa
 def test_trouble_that_lasts_is_given_up_after_four_tries(server, fault, why):
     file = RemoteFile.at(f"{server.url}/f")
     server.always = fault
-    start = f"{file.url}: {WHAT} cannot be fetched after 4 tries: {why}"
+    start = f"{file.path}: {WHAT} cannot be fetched after 4 tries: {why}"
     refused(lambda: read(file), start, "Try again later, or download the checkpoint first.")
     assert len(server.ranges) == 4
 
@@ -157,7 +157,7 @@ def test_a_server_that_falls_silent_is_asked_again_and_then_given_up(server, imp
     server.faults = ["stall"]
     assert read(file) == DATA[8:4096]
     server.always = "stall"
-    refused(lambda: read(file), f"{file.url}: {WHAT} cannot be fetched after 4 tries: ", "Timeout")
+    refused(lambda: read(file), f"{file.path}: {WHAT} cannot be fetched after 4 tries: ", "Timeout")
     assert len(server.ranges) == 6
 
 
@@ -174,7 +174,7 @@ def test_the_pause_doubles_between_tries(server, monkeypatch):
 def test_a_refusal_while_reading_is_not_asked_again(server, status):
     file = RemoteFile.at(f"{server.url}/f")
     server.always = status
-    start = f"{file.url}: {WHAT} cannot be fetched: ClientResponseError: {status}"
+    start = f"{file.path}: {WHAT} cannot be fetched: ClientResponseError: {status}"
     refused(lambda: read(file), start, "download the checkpoint first.")
     assert len(server.ranges) == 1
 
@@ -190,7 +190,7 @@ def test_a_refusal_while_reading_is_not_asked_again(server, status):
 def test_a_server_that_ignores_ranges_is_refused_at_once(server, fault, got):
     file = RemoteFile.at(f"{server.url}/f")
     server.always = fault
-    wanted = f"{file.url}: {WHAT}: wanted bytes 8-4095, got {got}: the server ignores ranges. Download the file first."
+    wanted = f"{file.path}: {WHAT}: wanted bytes 8-4095, got {got}: the server ignores ranges. Download the file first."
     refused(lambda: read(file), wanted)
     assert len(server.ranges) == 1
 
@@ -208,7 +208,7 @@ def test_what_comes_beyond_what_was_asked_for_is_not_held(server, fault):
     tracemalloc.start()
     try:
         if fault == "whole":
-            refused(lambda: read(file), file.url, "ignores ranges")
+            refused(lambda: read(file), file.path, "ignores ranges")
         else:
             assert read(file) == bytes(4088)
         _, peak = tracemalloc.get_traced_memory()
@@ -238,7 +238,7 @@ def test_another_tag_is_another_file(server, change):
     file = RemoteFile.at(f"{server.url}/f")
     file.check()
     change(server)
-    changed = f"{file.url}: the file has changed since it was opened ("
+    changed = f"{file.path}: the file has changed since it was opened ("
     for ask in (file.check, lambda: read(file)):
         refused(ask, changed, "then", "now). Open the checkpoint again.")
 
@@ -249,7 +249,7 @@ def test_another_time_of_writing_is_another_file(server):
     assert read(file) == DATA[8:4096]
     server.modified = "Tue, 02 Jan 2024 00:00:00 GMT"
     for ask in (file.check, lambda: read(file)):
-        refused(ask, f"{file.url}: the file has changed", "01 Jan", "02 Jan", "again.")
+        refused(ask, f"{file.path}: the file has changed", "01 Jan", "02 Jan", "again.")
 
 
 def test_another_size_is_another_file_where_nothing_else_is_said(server):
@@ -257,8 +257,8 @@ def test_another_size_is_another_file_where_nothing_else_is_said(server):
     file = RemoteFile.at(f"{server.url}/f")
     assert file.version == ""
     server.files["/f"] = DATA[:-1]
-    refused(lambda: read(file), f"{file.url}: the file has changed", "16384 bytes then, 16383 now")
-    refused(file.check, f"{file.url}: the file has changed", "16384 bytes", "16383")
+    refused(lambda: read(file), f"{file.path}: the file has changed", "16384 bytes then, 16383 now")
+    refused(file.check, f"{file.path}: the file has changed", "16384 bytes", "16383")
 
 
 def test_a_range_past_the_end_is_of_another_file(server):
@@ -266,7 +266,7 @@ def test_a_range_past_the_end_is_of_another_file(server):
     server.files["/f"] = b"short"
     refused(
         lambda: read(file),
-        f"{file.url}: the file has changed since it was opened (16384 bytes then, fewer now).",
+        f"{file.path}: the file has changed since it was opened (16384 bytes then, fewer now).",
     )
 
 

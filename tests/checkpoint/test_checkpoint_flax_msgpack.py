@@ -151,9 +151,9 @@ def test_pieces_that_make_no_array_are_refused(tmp_path, members, message):
 
 
 def test_lists_within_lists_beyond_number_are_refused(tmp_path, monkeypatch):
-    from lazyinit.checkpoint import flax_msgpack
+    from lazyinit.checkpoint import msgpack_walk
 
-    monkeypatch.setattr(flax_msgpack, "NODE_LIMIT", 100)
+    monkeypatch.setattr(msgpack_walk, "NODE_LIMIT", 100)
     path = tmp_path / "c"
     path.write_bytes(b"\xdc" + struct.pack(">H", 200) + b"\xc0" * 200)
     with pytest.raises(errors.CheckpointError, match="wanted at most 100 values, got more"):
@@ -184,9 +184,9 @@ def test_opening_holds_no_values(tmp_path):
 
 
 def test_an_integer_of_more_than_64_bits_is_refused(tmp_path):
-    from lazyinit.checkpoint.inline import InlineNumber
     from lazyinit.checkpoint.mapped import File
+    from lazyinit.checkpoint.memory import number
 
     path = saved(tmp_path / "c", {})
     with pytest.raises(errors.CheckpointError, match="tensor 'n': wanted an integer of at most 64"):
-        InlineNumber.of(File.at(path), "n", 2**70)
+        number(File.at(path), "n", 2**70)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lazyinit import errors
-from lazyinit.checkpoint import open_checkpoint, pytorch, strided
+from lazyinit.checkpoint import open_checkpoint, pytorch
 
 ARCHIVE, LEGACY = {}, {"_use_new_zipfile_serialization": False}
 both = pytest.mark.parametrize("how", [ARCHIVE, LEGACY], ids=["archive", "legacy"])
@@ -86,7 +86,7 @@ def test_views_of_one_storage_are_read_as_torch_reads_them(tmp_path, how):
     }
     got = check(saved(tmp_path / "x.pt", views, **how))
     if how is ARCHIVE:
-        kinds = {name for name, source in got.items() if isinstance(source, strided.StridedTensor)}
+        kinds = {name for name, source in got.items() if source.steps}
         assert kinds >= {"transposed", "columns", "every second", "repeated", "windows"}
         assert got["rows"].extents[0].start - got["base"].extents[0].start == 30 * 4
     for name, view in views.items():

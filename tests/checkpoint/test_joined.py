@@ -7,8 +7,9 @@ import pytest
 from pipelines import everything
 
 from lazyinit import errors
-from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.sources.joined import Agreeing, Concatenated, Filled, Selected, Sliced, Stacked
+from lazyinit.checkpoint.joined import Agreeing, Joined
+from lazyinit.checkpoint.memory import Filled, HeldTensor
+from lazyinit.checkpoint.views import cut, selected
 
 ARRAYS = [np.arange(6, dtype="float32").reshape(2, 3) + n for n in range(5)]
 HELD = tuple(HeldTensor(f"t{n}", x) for n, x in enumerate(ARRAYS))
@@ -17,11 +18,11 @@ HELD = tuple(HeldTensor(f"t{n}", x) for n, x in enumerate(ARRAYS))
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        (Stacked(HELD[:2], 1), "stack([the mapping:t0, the mapping:t1], axis=1)"),
-        (Stacked(HELD, 0), "stack([the mapping:t0, ..., the mapping:t4], axis=0)"),
-        (Concatenated(HELD[:1], 0), "concat([the mapping:t0], axis=0)"),
-        (Sliced(HELD[0], 1, 1, 3), "the mapping:t0[:, 1:3]"),
-        (Selected(HELD[0], 0, 1), "the mapping:t0[1]"),
+        (Joined(HELD[:2], 1, is_stacked=True), "stack([the mapping:t0, the mapping:t1], axis=1)"),
+        (Joined(HELD, 0, is_stacked=True), "stack([the mapping:t0, ..., the mapping:t4], axis=0)"),
+        (Joined(HELD[:1], 0), "concat([the mapping:t0], axis=0)"),
+        (cut(HELD[0], {1: (1, 3)}), "the mapping:t0[:, 1:3]"),
+        (selected(HELD[0], 0, 1), "the mapping:t0[1]"),
         (Agreeing(HELD[:2], "t"), "the mapping:t0"),
         (Filled(np.float32(2), (2, 3)), "constant 2.0"),
     ],
@@ -35,11 +36,11 @@ def test_sources_are_values_that_say_what_they_are(source, text):
 
 
 def test_what_lies_in_one_part_is_read_without_a_copy():
-    for source in (Stacked(HELD, 0), Concatenated(HELD, 0)):
+    for source in (Joined(HELD, 0, is_stacked=True), Joined(HELD, 0)):
         index = (slice(0, 1), *everything(source.shape)[1:])
         assert np.shares_memory(source.read(index), ARRAYS[0])
-    assert np.shares_memory(Sliced(HELD[0], 1, 1, 3).read(everything((2, 2))), ARRAYS[0])
-    assert np.shares_memory(Selected(HELD[0], 0, 1).read(everything((3,))), ARRAYS[0])
+    assert np.shares_memory(cut(HELD[0], {1: (1, 3)}).read(everything((2, 2))), ARRAYS[0])
+    assert np.shares_memory(selected(HELD[0], 0, 1).read(everything((3,))), ARRAYS[0])
 
 
 def test_a_constant_is_one_value_read_anywhere():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lazyinit.writing.arrays import DeviceArray, _cut
+from lazyinit.checkpoint.arrays import DeviceArray, _cut
 
 
 def mesh(**options):

@@ -13,11 +13,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import lazyinit as li
+from lazyinit.checkpoint import commit
+from lazyinit.checkpoint.commit import INDEX, SINGLE, replacing_checkpoint, replacing_file
+from lazyinit.checkpoint.folder import planned, write_folder
 from lazyinit.checkpoint.memory import open_tree
-from lazyinit.writing import commit
-from lazyinit.writing.commit import INDEX, SINGLE, replacing_checkpoint, replacing_file
-from lazyinit.writing.folder import planned, write_folder
-from lazyinit.writing.pieces import pieces
+from lazyinit.checkpoint.pieces import pieces
 
 SIZES = {"single": 10**9, "sharded": 100}
 

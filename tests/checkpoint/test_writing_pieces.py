@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 import lazyinit as li
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.sources.single import AsDtype, Transposed
-from lazyinit.writing.pieces import indices, nbytes, pieces
+from lazyinit.checkpoint.pieces import indices, nbytes, pieces
+from lazyinit.checkpoint.views import AsDtype, transposed
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
@@ -33,7 +33,7 @@ def test_indices_cut_an_array_into_runs_in_order(shape, limit):
 def test_pieces_are_the_values_in_order(shape, limit, random):
     array = np.arange(np.prod(shape, dtype=int), dtype=np.int32).reshape(shape)
     axes = random.sample(range(len(shape)), len(shape))
-    source = Transposed(HeldTensor("x", array), tuple(axes))
+    source = transposed(HeldTensor("x", array), tuple(axes))
     got = b"".join(piece.tobytes() for piece in pieces(source, limit))
     assert got == array.transpose(axes).tobytes()
 
@@ -80,7 +80,7 @@ def test_a_file_cut_short_is_an_error(tmp_path):
 PEAK = """
 import sys, numpy as np, lazyinit as li
 from lazyinit.rules.layout import Transpose
-from lazyinit.writing.pieces import pieces
+from lazyinit.checkpoint.pieces import pieces
 def peak():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024
 source = li.open_checkpoint(sys.argv[1])["a"]

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import lazyinit as li
+from lazyinit.checkpoint.folder import bytes_of, planned, write_folder
 from lazyinit.checkpoint.memory import open_tree
-from lazyinit.sources.single import AsDtype
-from lazyinit.writing.folder import bytes_of, planned, write_folder
+from lazyinit.checkpoint.views import AsDtype
 
 TENSORS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -113,7 +113,7 @@ def test_problems_are_collected(tmp_path):
 
 
 def test_a_header_beyond_the_formats_limit_is_refused(monkeypatch):
-    monkeypatch.setattr("lazyinit.writing.safetensors.HEADER_LIMIT", 100)
+    monkeypatch.setattr("lazyinit.checkpoint.safetensors.HEADER_LIMIT", 100)
     with pytest.raises(li.errors.SaveError, match="wanted a header of at most 100 bytes, got"):
         planned(open_tree({"x" * 100: np.ones(2)}), metadata={}, max_shard_size=10)
 

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 import lazyinit as li
 from lazyinit import sharding as shardings
+from lazyinit.checkpoint.views import transposed
 from lazyinit.make import read
-from lazyinit.sources.single import Transposed
 
 
 def stored(tmp_path, values):
@@ -117,7 +117,7 @@ def test_a_transposed_tensor_is_read_in_pieces_and_tiles(tmp_path, monkeypatch, 
     monkeypatch.setattr(read, "PIECE", 100_000)
     values = np.random.default_rng(0).random(shape, np.float32)
     tree, _ = stored(tmp_path, values)
-    source = Transposed(tree["w"].source, tuple(reversed(range(len(shape)))))
+    source = transposed(tree["w"].source, tuple(reversed(range(len(shape)))))
     leaf = li.StoredParam(source.shape, np.dtype("bfloat16"), source)
     made = li.materialize({"w": leaf}, sharding=NamedSharding(mesh(), spec))["w"]
     np.testing.assert_array_equal(made, values.astype("bfloat16").transpose())

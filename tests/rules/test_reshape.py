@@ -6,7 +6,7 @@ from pipelines import Counting, everything, refused
 
 import lazyinit as li
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.rules.reshape import Reshaped, reshaped
+from lazyinit.checkpoint.views import Reshaped, reshaped
 
 
 @pytest.mark.parametrize(

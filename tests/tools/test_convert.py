@@ -17,8 +17,8 @@ from hypothesis import given
 from safetensors.numpy import load_file, save_file
 
 import lazyinit as li
+from lazyinit.checkpoint import flax_msgpack
 from lazyinit.tools.convert import convert
-from lazyinit.writing import flax_msgpack
 
 TENSORS = {
     "layers/0/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -10,10 +10,10 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import ties
+from lazyinit.checkpoint.commit import replacing_checkpoint, replacing_file
+from lazyinit.checkpoint.pieces import as_bytes, pieces
+from lazyinit.checkpoint.safetensors import FilePlan, index_json, plan_files, problems
 from lazyinit.params import Source
-from lazyinit.writing.commit import replacing_checkpoint, replacing_file
-from lazyinit.writing.pieces import as_bytes, pieces
-from lazyinit.writing.safetensors import FilePlan, index_json, plan_files, problems
 
 Read: TypeAlias = Callable[[Source], Iterable[np.ndarray]]
 

@@ -7,9 +7,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lazyinit import errors
+from lazyinit.checkpoint.folder import Read
+from lazyinit.checkpoint.pieces import pieces
 from lazyinit.params import Source
-from lazyinit.writing.folder import Read
-from lazyinit.writing.pieces import pieces
 
 
 def write_together(

@@ -16,22 +16,23 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lazyinit import compat
-from lazyinit.params import Extent, Index, Shape
+from lazyinit.checkpoint.base import Tensor
+from lazyinit.params import Index, Shape
 from lazyinit.sharding import under
 
 _Ranges = tuple[range, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class DeviceArray:
+class DeviceArray(Tensor):
     """A ``Source``: an array on devices, under the path of its leaf.
 
     Attributes:
-      path: of the leaf.
+      name: the path of the leaf.
       array: on any mesh, also one of several processes.
     """
 
-    path: str
+    name: str
     array: jax.Array
 
     @property
@@ -45,19 +46,9 @@ class DeviceArray:
         return self.array.dtype
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The path, alone."""
-        return (self.path,)
-
-    @property
     def origin(self) -> str:
         """A word for the tree."""
         return "the tree"
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """None: it lies in no file."""
-        return ()
 
     @property
     def is_spread(self) -> bool:
@@ -95,9 +86,6 @@ class DeviceArray:
 
     def __hash__(self) -> int:
         return id(self.array)
-
-    def __repr__(self) -> str:
-        return f"the tree:{self.path}"
 
 
 def _ranges(index: Sequence[slice], shape: Shape) -> _Ranges:

@@ -1,1 +1,0 @@
-"""Sources made of other sources: each maps an index back onto what it reads."""

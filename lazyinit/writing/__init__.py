@@ -1,1 +1,0 @@
-"""Named sources -> files: in bounded memory, and so that a reader sees the old or the new whole."""
