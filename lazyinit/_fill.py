@@ -111,11 +111,14 @@ def fill(
     if fillable and not found.matches:
         raise errors.FillError(refusals.nothing_matches(fillable, opened, rules))
 
-    entries = {
-        place.path: _entry(place, leaf, found.matches.get(place.path), opened)
-        for place, leaf in everything
-        if _is_array_like(leaf)
-    }
+    entries: dict[str, LeafReport] = {}
+    filled: dict[str, Any] = {}  # Any: a policy may put any kind of leaf in place of another.
+    for path, leaf in ((place.path, leaf) for place, leaf in everything if _is_array_like(leaf)):
+        matched = found.matches.get(path)
+        status = _status(leaf, matched)
+        if matched is not None and status == "loaded":
+            filled[path] = _stored(path, leaf, matched.source)
+        entries[path] = _entry(filled.get(path, leaf), matched, opened, path, status)
     asked = _Asked(missing_policy, mismatch_policy, unexpected_policy)
     adapted = asked.mismatched(everything, entries, found, opened)
     absent = asked.missing(everything, entries)
@@ -125,12 +128,8 @@ def fill(
         raise errors.FillError(errors.listing(asked.problems))
 
     for path, leaf in adapted.items():
-        entries[path] = _adapted(entries[path], leaf)
-    filled = adapted | {
-        place.path: _stored(place.path, leaf, found.matches[place.path].source)
-        for place, leaf in everything
-        if place.path in entries and entries[place.path].status == "loaded"
-    }
+        entries[path] = _entry(leaf, found.matches[path], opened, path, "adapted")
+    filled |= adapted
     tree = paths.replace_leaves(tree, [filled.get(p.path, leaf) for p, leaf in everything])
     return tree, Report(
         opened.origin, (*entries.values(), *extra), found.unused_rules, provenance(tree)
@@ -242,52 +241,29 @@ def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
     return _is_array_like(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _entry(place: Place, leaf: Any, found: Match | None, checkpoint: Checkpoint) -> LeafReport:
+def _status(leaf: Any, found: Match | None) -> Status:
     if found is None:
-        status = "missing" if isinstance(leaf, LazyParam) else "kept"
-        return _reported(place.path, leaf, status, stored=leaf)
-    source = found.source
-    fits = source.shape == leaf.shape and same_kind(source.dtype, leaf.dtype)
-    first = checkpoint[found.tensors[0]] if found.tensors else source
-    called = refusals.called(found.tensors) or repr(source)
-    if not fits or found.problem:
-        return _reported(place.path, leaf, "mismatched", first, called, found.tensors)
-    return _reported(
-        place.path, _stored(place.path, leaf, source), "loaded", first, called, found.tensors
-    )
-
-
-def _adapted(entry: LeafReport, leaf: Any) -> LeafReport:
-    return LeafReport.of(
-        entry.path,
-        leaf,
-        status="adapted",
-        tensor=entry.tensor,
-        stored_shape=entry.stored_shape,
-        stored_dtype=entry.stored_dtype,
-        tensors=entry.tensors,
-    )
+        return "missing" if isinstance(leaf, LazyParam) else "kept"
+    fits = found.source.shape == leaf.shape and same_kind(found.source.dtype, leaf.dtype)
+    return "loaded" if fits and not found.problem else "mismatched"
 
 
 def _stored(path: str, like: Any, source: Source) -> StoredParam:
     return StoredParam(like.shape, like.dtype, source, path=path)
 
 
-def _reported(
-    path: str,
-    leaf: Any,
-    status: Status,
-    stored: Any,  # Any: the tensor, or the leaf itself where there is none.
-    tensor: str = "",
-    tensors: tuple[str, ...] = (),
+def _entry(
+    leaf: Any, found: Match | None, checkpoint: Checkpoint, path: str, status: Status
 ) -> LeafReport:
+    tensors = found.tensors if found else ()
+    first = checkpoint[tensors[0]] if tensors else found.source if found else leaf
     return LeafReport.of(
         path,
         leaf,
         status=status,
-        tensor=tensor,
-        stored_shape=stored.shape,
-        stored_dtype=stored.dtype,
+        tensor=refusals.called(tensors) or (repr(found.source) if found else ""),
+        stored_shape=first.shape,
+        stored_dtype=first.dtype,
         tensors=tensors,
     )
 
@@ -295,7 +271,14 @@ def _reported(
 def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[LeafReport, ...]:
     used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
     return tuple(
-        _reported(name, _stored(name, tensor, tensor), "unexpected", tensor, name)
+        LeafReport.of(
+            name,
+            _stored(name, tensor, tensor),
+            status="unexpected",
+            tensor=name,
+            stored_shape=tensor.shape,
+            stored_dtype=tensor.dtype,
+        )
         for name, tensor in checkpoint.items()
         if name not in used
     )
