@@ -248,7 +248,7 @@ class FilePlan:
 
 
 def problems(tensors: Mapping[str, Source]) -> Iterator[str]:
-    """Yields what of the tensors a safetensors file cannot hold."""
+    """Yields a message for each tensor that a safetensors file cannot hold."""
     for name, source in tensors.items():
         if not isinstance(name, str) or name == _METADATA or not is_text(name):
             yield (

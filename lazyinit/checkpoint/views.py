@@ -34,7 +34,7 @@ class View(Derived):
 
     @property
     def reads(self) -> tuple[Source]:
-        """What it reads."""
+        """The one source that it reads."""
         return (self.source,)
 
     @property
@@ -122,7 +122,7 @@ class AsDtype(Derived):
 
     @property
     def reads(self) -> tuple[Source]:
-        """What it reads."""
+        """The one source that it reads."""
         return (self.source,)
 
     @property
@@ -182,7 +182,7 @@ class Reshaped(Derived):
 
     @property
     def reads(self) -> tuple[Source]:
-        """What it reads."""
+        """The one source that it reads."""
         return (self.source,)
 
     def read(self, index: Index) -> np.ndarray:
