@@ -5,6 +5,7 @@ A slice costs the decompression of all that lies before its end, and memory for 
 
 import contextlib
 import math
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,80 +24,43 @@ from lazyinit.params import Index, Shape
 _BLOCK = 2**20  # Bytes held at a time, compressed or not.
 
 
-@dataclass(slots=True)
 class Stream:
-    """The bytes of a member, from first to last.
+    """The bytes of a member, from first to last; ``zipfile`` decompresses and checks them."""
 
-    Attributes:
-      path: of the archive; messages start with it.
-      tensor: what messages call the member.
-      member: which one.
-      blocks: what it decompresses to, block by block.
-      held: bytes of a block that are not handed out yet.
-    """
-
-    path: str
-    tensor: str
-    member: Member
-    blocks: Iterator[bytes]
-    held: bytes = b""
-
-    @classmethod
-    def over(cls, opened: BinaryIO, path: str, tensor: str, member: Member) -> "Stream":
-        """Returns the stream of a member, for as long as the archive stays open."""
-        return cls(path, tensor, member, _blocks(opened, path, tensor, member))
+    def __init__(self, opened: BinaryIO, path: str, tensor: str, member: Member) -> None:
+        """Starts at the first byte; works for as long as the archive stays open."""
+        info = zipfile.ZipInfo(member.name)
+        info.compress_type = zipfile.ZIP_DEFLATED if member.is_deflated else zipfile.ZIP_STORED
+        info.compress_size, info.file_size, info.CRC = member.stored, member.size, member.crc
+        opened.seek(member.offset)
+        self._unzipped, self._where = (
+            zipfile.ZipExtFile(opened, "r", info),
+            f"{path}: tensor {tensor!r}",
+        )
 
     def read(self, size: int) -> bytes:
-        """Returns the next bytes, fewer only where the member ends."""
-        parts, wanted = [], size
-        while wanted:
-            if not self.held:
-                self.held = next(self.blocks, b"")
-            if not self.held:
-                break
-            part = self.held[:wanted]
-            parts.append(part)
-            wanted -= len(part)
-            self.held = self.held[len(part) :]
-        return b"".join(parts)
+        """Returns the next bytes, fewer only where the member ends.
+
+        Raises:
+          CheckpointError: they cannot be decompressed, or fail the archive's checksum.
+        """
+        try:
+            return self._unzipped.read(size)
+        except EOFError:  # The file was cut short; whoever misses bytes says so.
+            return b""
+        except zlib.error as error:
+            raise errors.CheckpointError(
+                f"{self._where}: its values cannot be decompressed: {error}. {FETCH_AGAIN}"
+            ) from error
+        except zipfile.BadZipFile as error:
+            raise errors.CheckpointError(
+                f"{self._where}: its values fail the archive's checksum. {FETCH_AGAIN}"
+            ) from error
 
     def skip(self, size: int) -> None:
         """Passes over the next bytes."""
         while size > 0 and (part := self.read(min(size, _BLOCK))):
             size -= len(part)
-
-
-def _blocks(opened: BinaryIO, path: str, tensor: str, member: Member) -> Iterator[bytes]:
-    opened.seek(member.offset)
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS) if member.is_deflated else None
-    left, made, crc, pending = member.stored, 0, 0, b""
-    size = 512  # Of the first block, which is small: a header is all that most want of it.
-    while True:
-        if left and not pending:
-            pending = opened.read(min(size, left))
-            size, left = _BLOCK, left - len(pending)
-            if not pending:
-                return  # The file was cut short; who misses bytes says so.
-        if inflate is None:
-            block, pending = pending, b""
-        else:
-            try:
-                block = inflate.decompress(pending, _BLOCK)
-            except zlib.error as error:
-                raise errors.CheckpointError(
-                    f"{path}: tensor {tensor!r}: its values cannot be decompressed: {error}. "
-                    f"{FETCH_AGAIN}"
-                ) from error
-            pending = inflate.unconsumed_tail
-        made, crc = made + len(block), zlib.crc32(block, crc)
-        if made > member.size or (made == member.size and crc != member.crc):
-            raise errors.CheckpointError(
-                f"{path}: tensor {tensor!r}: its values fail the archive's checksum. {FETCH_AGAIN}"
-            )
-        if block:
-            yield block
-        elif not left and not pending:
-            return
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -155,7 +119,7 @@ class DeflatedTensor(Tensor):
         self.file.check()
         try:
             with open(self.file.path, "rb") as opened:
-                yield Stream.over(opened, self.file.path, self.name, self.member)
+                yield Stream(opened, self.file.path, self.name, self.member)
         except OSError as error:
             raise errors.CheckpointError(
                 f"{self.file.path}: tensor {self.name!r}: the file can no longer be read: "

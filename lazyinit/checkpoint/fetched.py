@@ -1,7 +1,7 @@
 """Files that lie elsewhere: ranges of their bytes, through ``fsspec``.
 
-A server is believed in nothing: not that it honors ranges, not that it stays up, not that the
-file stays the same. What it sends beyond what was asked for is not read.
+A server is not trusted to honor ranges, to stay up, or to keep the file the same: each answer is
+checked. Bytes that it sends beyond those that were asked for are not read.
 """
 
 import functools
@@ -30,7 +30,7 @@ _VERSIONS = (
 
 
 class _Refused(Exception):
-    """What the server says will not change when it is asked again."""
+    """Raised for an answer that would be the same if the server were asked again."""
 
 
 @dataclass(frozen=True, slots=True)

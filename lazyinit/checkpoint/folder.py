@@ -1,4 +1,4 @@
-"""Named sources -> a Hugging Face folder, or one file: planned whole, then streamed."""
+"""Named sources -> a Hugging Face folder, or one file: all is planned before a file is written."""
 
 import os
 import re

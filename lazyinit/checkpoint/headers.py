@@ -1,7 +1,7 @@
-"""What headers are held to: limits on what is believed, JSON without doubles, names of dtypes.
+"""The checks that every format makes of its headers: limits, JSON, dtypes, shapes, nested names.
 
 A file may say anything about itself. What it says is checked here against limits that no honest
-file meets, so that a broken or hostile one costs neither memory nor time.
+file reaches, so that a broken or hostile file costs neither memory nor time.
 """
 
 import json

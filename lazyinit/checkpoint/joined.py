@@ -31,7 +31,7 @@ class Joined(Derived):
 
     @property
     def reads(self) -> tuple[Source, ...]:
-        """What it reads."""
+        """The parts."""
         return self.parts
 
     @property
@@ -97,7 +97,7 @@ class Agreeing(Derived):
 
     @property
     def reads(self) -> tuple[Source, ...]:
-        """What it reads."""
+        """The parts."""
         return self.parts
 
     @property

@@ -145,7 +145,7 @@ class Filled(Tensor):
         return np.broadcast_to(self.value, self.shape)[(*index, ...)]
 
     def check(self) -> None:
-        """Does nothing: a value cannot be gone."""
+        """Does nothing: no file can be gone."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Filled) and self._identity() == other._identity()

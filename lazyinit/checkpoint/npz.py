@@ -61,7 +61,7 @@ def open_archive(path: str | os.PathLike[str], members: Mapping[str, Member]) ->
 
 def _tensor(file: File, name: str, member: Member) -> Source:
     with open(file.path, "rb") as opened:
-        stream = Stream.over(opened, file.path, name, member)
+        stream = Stream(opened, file.path, name, member)
         shape, is_fortran, dtype, start = _read_header(file.path, name, stream)
     nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if start + nbytes != member.size:

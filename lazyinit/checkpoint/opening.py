@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any format; the format is told by content, never by a file's name."""
+"""Opens a checkpoint of any format. The content of a file tells its format, never its name."""
 
 import os
 from collections.abc import Mapping

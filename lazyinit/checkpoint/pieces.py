@@ -1,4 +1,4 @@
-"""Sources -> pieces of host memory, in order: what goes to a file, a bounded part at a time."""
+"""Sources -> pieces of host memory, in order: writers take one bounded piece at a time."""
 
 import itertools
 import math

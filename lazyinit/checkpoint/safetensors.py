@@ -71,7 +71,7 @@ TYPES: Mapping[str, np.dtype] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """What a header says of one tensor.
 
     Attributes:
@@ -101,10 +101,10 @@ class Header:
       metadata: text by text.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorEntry, ...]
     metadata: Mapping[str, str]
 
-    def tensors(self, make: Callable[[Entry], Source]) -> dict[str, Source]:
+    def tensors(self, make: Callable[[TensorEntry], Source]) -> dict[str, Source]:
         """Returns the tensors by name; one that has several names is there under each."""
         found = {entry.name: make(entry) for entry in self.entries}
         return found | ties.read_note(self.metadata, found)
@@ -185,7 +185,7 @@ def _read_text(path: str, size: int, read: Callable[[int, int], bytes]) -> bytes
 
 def _entry(
     path: str, size: int, start: int, name: str, entry: Any
-) -> Entry:  # Any: whatever JSON holds there; this is what checks it.
+) -> TensorEntry:  # Any: whatever JSON holds there; this is what checks it.
     if not is_text(name):
         raise damaged(path, name, "a name that is UTF-8 text", name)
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
@@ -198,7 +198,7 @@ def _entry(
     if not are_counts(offsets) or len(offsets) != 2:
         raise damaged(path, name, "data_offsets that are two non-negative integers", offsets)
     begin, end = offsets
-    tensor = Entry(name, shape, dtype, start + begin)
+    tensor = TensorEntry(name, shape, dtype, start + begin)
     if end - begin != tensor.nbytes:
         wanted = f"data_offsets that span {tensor.nbytes} bytes for {dtype}{list(shape)}"
         raise damaged(path, name, wanted, offsets)
@@ -210,7 +210,7 @@ def _entry(
     return tensor
 
 
-def _check_layout(path: str, size: int, start: int, entries: Sequence[Entry]) -> None:
+def _check_layout(path: str, size: int, start: int, entries: Sequence[TensorEntry]) -> None:
     end, before = start, "the header"
     for tensor in sorted(entries, key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != end:
@@ -248,7 +248,7 @@ class FilePlan:
 
 
 def problems(tensors: Mapping[str, Source]) -> Iterator[str]:
-    """Yields what of the tensors a safetensors file cannot hold."""
+    """Yields a message for each tensor that a safetensors file cannot hold."""
     for name, source in tensors.items():
         if not isinstance(name, str) or name == _METADATA or not is_text(name):
             yield (

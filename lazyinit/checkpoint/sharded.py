@@ -1,4 +1,4 @@
-"""Checkpoints in several files, which an index in the same folder names."""
+"""Opens checkpoints of several files: an index in the same folder says which tensor is in which."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePosixPath
@@ -20,7 +20,7 @@ def open_index(
     """Opens the shards that a Hugging Face index (``*.index.json``) names.
 
     A shard may be a symbolic link, also to outside the folder: Hugging Face's cache is made of
-    them. What the index itself says is not trusted: a name that climbs out is refused.
+    them. What the index itself says is not trusted: a name that leads out of the folder is refused.
 
     Args:
       path: of the index, or its address; messages start with it.

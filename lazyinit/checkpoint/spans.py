@@ -1,6 +1,6 @@
-"""Which runs of bytes hold a slice of an array that lies in C order.
+"""A slice of an array in C order -> the runs of bytes that hold it.
 
-Readers that cannot map a file (a server, a compressed stream, an array in pieces) read such runs.
+Tensors that cannot be mapped (on a server, compressed, in pieces) are read run by run.
 Runs with a small gap between them are read as one: asking twice costs more than the gap.
 """
 

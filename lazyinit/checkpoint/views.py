@@ -18,7 +18,7 @@ from lazyinit.params import Index, Shape, Source
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class View(Derived):
+class BoxView(Derived):
     """A ``Source``: a box of another, with its axes in any order; reading copies nothing.
 
     Attributes:
@@ -34,7 +34,7 @@ class View(Derived):
 
     @property
     def reads(self) -> tuple[Source]:
-        """What it reads."""
+        """The one source that it reads."""
         return (self.source,)
 
     @property
@@ -81,10 +81,10 @@ def transposed(source: Source, axes: tuple[int, ...]) -> Source:
     """
     assert sorted(axes) == list(range(len(source.shape))), axes
     box = _whole(source)
-    if isinstance(source, View):
+    if isinstance(source, BoxView):
         source, box, axes = source.source, source.box, tuple(source.axes[axis] for axis in axes)
     is_all = box == _whole(source) and axes == tuple(range(len(source.shape)))
-    return source if is_all else View(source, box, axes)
+    return source if is_all else BoxView(source, box, axes)
 
 
 def cut(source: Source, ends: Mapping[int, tuple[int, int]]) -> Source:
@@ -95,13 +95,13 @@ def cut(source: Source, ends: Mapping[int, tuple[int, int]]) -> Source:
       ends: by axis, the first place and the one after the last; axes that are not named stay whole.
     """
     box = tuple(ends.get(axis, whole) for axis, whole in enumerate(_whole(source)))
-    return View(source, box, tuple(range(len(box))))
+    return BoxView(source, box, tuple(range(len(box))))
 
 
 def selected(source: Source, axis: int, place: int) -> Source:
     """Returns a source at one place along an axis, which is gone."""
     box = (*_whole(source)[:axis], (place, place + 1), *_whole(source)[axis + 1 :])
-    return View(source, box, tuple(n for n in range(len(box)) if n != axis))
+    return BoxView(source, box, tuple(n for n in range(len(box)) if n != axis))
 
 
 def _whole(source: Source) -> tuple[tuple[int, int], ...]:
@@ -122,7 +122,7 @@ class AsDtype(Derived):
 
     @property
     def reads(self) -> tuple[Source]:
-        """What it reads."""
+        """The one source that it reads."""
         return (self.source,)
 
     @property
@@ -182,7 +182,7 @@ class Reshaped(Derived):
 
     @property
     def reads(self) -> tuple[Source]:
-        """What it reads."""
+        """The one source that it reads."""
         return (self.source,)
 
     def read(self, index: Index) -> np.ndarray:
