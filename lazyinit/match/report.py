@@ -10,7 +10,7 @@ import numpy as np
 
 from lazyinit._provenance import NOTHING_KNOWN, Provenance
 from lazyinit.params import Shape, describe
-from lazyinit.rules.check import AnyRule
+from lazyinit.rules.rule import AnyRule
 from lazyinit.view import table
 
 Status: TypeAlias = Literal["loaded", "missing", "mismatched", "adapted", "kept", "unexpected"]
