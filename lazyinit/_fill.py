@@ -30,7 +30,7 @@ from lazyinit.match.policies import (
 from lazyinit.match.report import LeafReport, Report, Status
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk
 from lazyinit.patterns import slashed
-from lazyinit.rules.check import AnyRule, check_rules
+from lazyinit.rules.rule import Rules, as_rules
 from lazyinit.view.provenance import provenance
 
 Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
@@ -39,7 +39,7 @@ Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python
 def fill(
     tree: Any,
     checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
-    rules: Iterable[AnyRule] = (),
+    rules: Rules = (),
     *,
     at: str = "",
     on_missing: OnMissing = "init",
@@ -91,7 +91,7 @@ def fill(
       >>> report.loaded
       ('params/fc/kernel',)
     """
-    rules = check_rules(rules)
+    rules = as_rules(rules)
     opened = open_checkpoint(checkpoint)
     everything = places(tree)
     known = [place.path for place, leaf in everything if _is_array_like(leaf)]

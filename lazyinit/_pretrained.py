@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lazyinit._fill import fill
@@ -10,7 +10,7 @@ from lazyinit._lazy import lazy
 from lazyinit._materialize import materialize
 from lazyinit.match.policies import OnMismatch, OnMissing, OnUnexpected
 from lazyinit.match.report import Report
-from lazyinit.rules.check import AnyRule
+from lazyinit.rules.rule import Rules
 from lazyinit.sharding import ShardingLike
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def from_pretrained(
     checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
     rngs: Any,
     *args: Any,
-    rules: Iterable[AnyRule] = (),
+    rules: Rules = (),
     at: str = "",
     sharding: ShardingLike = None,
     dtype: Any = None,

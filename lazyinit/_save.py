@@ -1,7 +1,7 @@
 """``save``: a tree -> a Hugging Face folder of safetensors files, rules read backwards."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
@@ -30,7 +30,7 @@ from lazyinit.params import (
     describe,
 )
 from lazyinit.patterns import slashed
-from lazyinit.rules.check import AnyRule, check_rules
+from lazyinit.rules.rule import Rules, as_rules
 
 Lazy: TypeAlias = Literal["refuse", "make"]
 
@@ -41,7 +41,7 @@ def save(
     tree: Any,
     folder: str | os.PathLike[str],
     *,
-    rules: Iterable[AnyRule] = (),
+    rules: Rules = (),
     at: str = "",
     max_shard_size: int | str = "5GB",
     metadata: Mapping[str, str] = _PT,
@@ -86,7 +86,7 @@ def save(
     """
     if lazy not in get_args(Lazy):
         raise errors.SaveError(f"lazy: wanted one of 'refuse', 'make', got {lazy!r}.")
-    path, rules = local_path(folder), check_rules(rules)
+    path, rules = local_path(folder), as_rules(rules)
     leaves = [(p, x) for p, x in places(tree) if _is_below(p, at)]
     if not leaves:
         everything = [p.path for p, _ in places(tree)]

@@ -227,13 +227,15 @@ class ShardByRules:
         return [text for text, _ in self.rules if not any(map(glob(text).selects, known))]
 
 
-def shard_by_rules(mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]]) -> ShardByRules:
+def shard_by_rules(
+    mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] | Mapping[str, PartitionSpec]
+) -> ShardByRules:
     """Shards by path: the first pattern that matches a leaf gives its spec.
 
     Args:
       mesh: the devices.
-      rules: ``(pattern, spec)`` pairs; a pattern is a glob as in ``materialize``. What no pattern
-        matches is replicated.
+      rules: ``(pattern, spec)`` pairs, or a mapping; a pattern is a glob as in ``materialize``.
+        What no pattern matches is replicated.
 
     Returns:
       A value for ``sharding``.
@@ -249,10 +251,11 @@ def shard_by_rules(mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]]) -> Sh
       >>> shard("params/head/kernel", None).spec
       P(None, 'model')
     """
-    for pattern, spec in rules:
+    pairs = _pairs(rules)
+    for pattern, spec in pairs:
         for axes in spec:
             _check_axes(mesh, axes, f"{pattern}: {spec}")
-    return ShardByRules(mesh, tuple((pattern, spec) for pattern, spec in rules))
+    return ShardByRules(mesh, pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,8 +352,13 @@ def shard_by_metadata(
     Returns:
       A value for ``sharding``. Leaves without a box are replicated.
     """
-    pairs = logical_rules.items() if isinstance(logical_rules, Mapping) else logical_rules
-    return ShardByMetadata(mesh, tuple((name, axes) for name, axes in pairs))
+    return ShardByMetadata(mesh, _pairs(logical_rules))
+
+
+def _pairs(rules: Sequence[tuple[str, Any]] | Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    if isinstance(rules, Mapping):
+        return tuple(rules.items())
+    return tuple((one, other) for one, other in rules)
 
 
 def _check_axes(mesh: Mesh, axes: Any, where: str) -> None:

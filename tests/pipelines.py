@@ -14,10 +14,10 @@ from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.match.places import places
 from lazyinit.match.unmatch import unmatch
 from lazyinit.rules.change import Frame, Grid, Layout
-from lazyinit.rules.check import check_rules
 from lazyinit.rules.joins import Concat, Split, Stack, Unstack
 from lazyinit.rules.layout import Cast, Transpose
 from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.rule import as_rules
 
 zeros = jax.nn.initializers.zeros
 
@@ -203,7 +203,7 @@ def nested(flat):
 def written(flat, rules, at=""):
     """Returns the tensors for leaves given as numpy arrays by path."""
     leaves = [(place, HeldTensor(place.path, x)) for place, x in places(nested(flat))]
-    return unmatch(leaves, rules=check_rules(rules), at=at)
+    return unmatch(leaves, rules=as_rules(rules), at=at)
 
 
 def values(sources):

@@ -215,6 +215,11 @@ def test_rules_take_the_first_pattern_that_matches():
     }
 
 
+def test_rules_may_be_a_mapping():
+    pairs = [("params/head", P("b")), ("**/kernel", P("a"))]
+    assert li.shard_by_rules(MESH, dict(pairs)) == li.shard_by_rules(MESH, pairs)
+
+
 def test_rules_know_which_of_them_match_nothing():
     shard = li.shard_by_rules(MESH, [("params/head", P("b")), ("params/hed", P())])
     assert shard.unused([p for p, _ in LEAVES]) == ["params/hed"]

@@ -1,8 +1,14 @@
 """Ready rules for families of models: from the names of Hugging Face's PyTorch checkpoints.
 
+Nothing comes in but for the functions of ``scanned.py``, and tuples of rules go out, as ``fill``,
+``save`` and the others take them. The one idea is that support for a family of models is a table
+of rules, so that it needs no code of its own. Read ``parts.py`` first, which has the rules of one
+module of each kind, then ``llama.py`` as an example of a family; the others are like it.
+
 ``BERT``, ``GPT2``, ``LLAMA`` (Mistral too), ``T5``, ``VIT`` and ``CLIP`` lead to the Flax modules
 of ``transformers`` 4; those that end in ``_NNX`` to the trees that the docstring of their module
-shows. ``scanned`` makes rules for stacked layers of any of them.
+shows. ``scanned`` makes rules for stacked layers of any of them, and
+``sized`` says the sizes of axes that a tree would tell.
 
 Example:
   >>> import numpy as np, lazyinit as li

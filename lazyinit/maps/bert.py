@@ -11,8 +11,8 @@ Names: ``transformers/models/bert/modeling_bert.py``, 4.57.
 """
 
 from lazyinit.maps.parts import AXES, embed, from_heads, heads, linear, norm, rule, same
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore
+from lazyinit.rules.rule import AnyRule
 
 BERT: tuple[AnyRule, ...] = (
     *embed("**/word_embeddings", "**.word_embeddings"),

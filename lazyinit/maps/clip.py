@@ -14,8 +14,8 @@ Names: ``transformers/models/clip/modeling_clip.py``, 4.57.
 """
 
 from lazyinit.maps.parts import CONV, embed, from_heads, heads, linear, norm, rule, same
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore
+from lazyinit.rules.rule import AnyRule
 
 CLIP: tuple[AnyRule, ...] = (
     *same("**/logit_scale", "**/class_embedding"),

@@ -13,10 +13,10 @@ Names: ``transformers/models/gpt2/modeling_gpt2.py``, 4.57.
 """
 
 from lazyinit.maps.parts import AXES, embed, fused_heads, linear, norm, rule
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.layout import Transpose
 from lazyinit.rules.renames import Ignore
 from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.rule import AnyRule
 
 _BUFFERS = (Ignore("**.attn.bias"), Ignore("**.attn.masked_bias"))
 

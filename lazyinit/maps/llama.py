@@ -12,9 +12,9 @@ Names: ``transformers/models/llama/modeling_llama.py``, 4.57.
 """
 
 from lazyinit.maps.parts import AXES, HEADS_IN, HEADS_OUT, embed, linear, norm, rule, same
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore
 from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.rule import AnyRule
 
 _BUFFERS = (Ignore("**.rotary_emb.inv_freq"),)
 

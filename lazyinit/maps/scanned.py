@@ -1,19 +1,15 @@
 """Maps made of maps: for layers that are scanned, and for sizes that no leaf tells."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from lazyinit import errors
 from lazyinit.patterns import pattern, slashed
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.joins import Stack
 from lazyinit.rules.reshape import Rearrange
-from lazyinit.rules.rule import Patterns, Rule
+from lazyinit.rules.rule import AnyRule, Patterns, Rule, Rules, as_rules
 
 
-def scanned(
-    rules: Iterable[AnyRule], tensor: str, leaf: str, *, axis: int = 0
-) -> tuple[AnyRule, ...]:
+def scanned(rules: Rules, tensor: str, leaf: str, *, axis: int = 0) -> tuple[AnyRule, ...]:
     """Returns rules for a tree in which ``nn.scan`` keeps the layers of a checkpoint stacked.
 
     Rules about leaves anywhere (``"**/q_proj/kernel"``) and rules about numbered layers
@@ -41,7 +37,7 @@ def scanned(
             f"scanned: wanted the name of a numbered layer, such as 'model.layers.{{n}}', got "
             f"{tensor!r}."
         )
-    rules = tuple(rules)
+    rules = as_rules(rules)
     moved = (_moved(rule, tensor, leaf, axis) for rule in rules if isinstance(rule, Rule))
     return (*(rule for rule in moved if rule is not None), *rules)
 
@@ -69,7 +65,7 @@ def _one(patterns: tuple[str, ...]) -> Patterns:
     return patterns[0] if len(patterns) == 1 else patterns
 
 
-def sized(rules: Iterable[AnyRule], **sizes: int) -> tuple[AnyRule, ...]:
+def sized(rules: Rules, **sizes: int) -> tuple[AnyRule, ...]:
     """Returns rules whose ``Rearrange`` changes say the sizes of axes, where they have them.
 
     Needed where there is no leaf to tell them: to convert a checkpoint without a tree.
@@ -83,7 +79,9 @@ def sized(rules: Iterable[AnyRule], **sizes: int) -> tuple[AnyRule, ...]:
       >>> [rule.layout for rule in sized(LLAMA_NNX, h=32) if "query" in str(rule)][0]
       (Rearrange('(h k) i -> i h k', h=32),)
     """
-    return tuple(_sized(rule, sizes) if isinstance(rule, Rule) else rule for rule in rules)
+    return tuple(
+        _sized(rule, sizes) if isinstance(rule, Rule) else rule for rule in as_rules(rules)
+    )
 
 
 def _sized(rule: Rule, sizes: dict[str, int]) -> Rule:

@@ -15,8 +15,8 @@ Names: ``transformers/models/t5/modeling_t5.py``, 4.57.
 """
 
 from lazyinit.maps.parts import AXES, HEADS_IN, HEADS_OUT, embed, linear, norm, rule, same
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore
+from lazyinit.rules.rule import AnyRule
 
 _TIED = (
     rule("**/shared/embedding", "**.encoder.embed_tokens.weight", tied=True),

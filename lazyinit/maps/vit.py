@@ -11,8 +11,8 @@ Names: ``transformers/models/vit/modeling_vit.py``, 4.57.
 """
 
 from lazyinit.maps.parts import CONV, from_heads, heads, linear, norm, rule, same
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore
+from lazyinit.rules.rule import AnyRule
 
 VIT: tuple[AnyRule, ...] = (
     *same("**/embeddings/cls_token", "**/embeddings/position_embeddings"),

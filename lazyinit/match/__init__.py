@@ -1,1 +1,16 @@
-"""Which tensors make which leaves: rules read forwards, backwards, without a tree, and proposed."""
+"""Match: which tensors of a checkpoint make which leaves of a tree.
+
+A tree, a checkpoint and rules come in. What goes out says, for each leaf, which tensors make it
+and the source that reads them in the layout of the leaf. The one idea is that matching looks at
+names and shapes alone: no value is read, and no array is made.
+
+A leaf goes this way: it becomes a ``Place``, which knows the names that the leaf may have. If a
+tensor has one of them, that is its ``Match``. Otherwise each rule whose pattern captures one of
+the names gives a ``Fit``; what it captured is written into the rule's patterns of tensors, and the
+rule's changes make the leaf's source of those tensors.
+
+Read ``places.py``, ``fits.py`` and ``match.py`` in this order. ``unmatch.py`` goes back from leaves
+to tensors, and ``translate.py`` forwards where there is no tree. ``policies.py`` decides what
+happens to leaves and tensors without a counterpart, ``report.py`` records what became of each, and
+``refusals.py`` and ``advise.py`` word the errors.
+"""

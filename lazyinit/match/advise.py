@@ -1,4 +1,7 @@
-"""What would match, where nothing does: other arguments of ``fill``, for its error message."""
+"""Finds arguments of ``fill`` that would match, for its error message where nothing matches.
+
+Leaves and a checkpoint come in; a sentence such as ``at="params/bert" would match 7.`` goes out.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,9 +9,8 @@ from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
 from lazyinit.match.match import match, named
 from lazyinit.match.places import Place
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Rename
-from lazyinit.rules.rule import Rule
+from lazyinit.rules.rule import AnyRule, Rule
 
 _TRIES = 3  # How many guesses are checked for each set of rules.
 

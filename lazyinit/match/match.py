@@ -18,9 +18,8 @@ from lazyinit.match.places import Place
 from lazyinit.params import Shape, Source
 from lazyinit.patterns import Captures, Pattern, joined_like, pattern, slashed
 from lazyinit.rules.change import Grid
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore, Rename
-from lazyinit.rules.rule import Constant, Rule
+from lazyinit.rules.rule import AnyRule, Constant, Rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Policies: what is done with a leaf or a tensor that has no counterpart, or one that does not fit.
 
-A policy is a word for all, a callable that decides case by case, or a mapping from globs to
-either, for some paths. What no glob of a mapping matches is an error: nothing is left to chance
-that nobody spoke of.
+An argument such as ``on_missing`` comes in, and what to do in each case goes out. A policy is one
+word for all cases, a callable that decides each, or a mapping from globs to either. A case that no
+glob of a mapping matches is an error, so that nothing is decided by accident.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,9 +38,9 @@ class Policy:
     """One policy of ``fill``, checked.
 
     Attributes:
-      argument: what it is called: ``"on_missing"``.
-      words: what it may say.
-      choices: globs, each with a word or a callable; ``("**", choice)`` alone for one for all.
+      argument: the name of the argument: ``"on_missing"``.
+      words: the words that it allows.
+      choices: globs, each with a word or a callable; one choice for all has the glob ``"**"``.
     """
 
     argument: str
@@ -85,10 +85,10 @@ class Policy:
 
         Args:
           path: of the leaf, or the name of the tensor.
-          *case: what a callable is told: the leaf, the source. Without, none is asked.
+          *case: what a callable is told: the leaf, the source. Without it no callable is asked.
 
         Raises:
-          FillError: a callable says no, by raising it.
+          FillError: a callable refuses the case by raising it.
         """
         name = slashed(path)
         for pattern, choice in self.choices:

@@ -8,8 +8,7 @@ from lazyinit.match.advise import advise
 from lazyinit.match.places import Place
 from lazyinit.match.report import LeafReport
 from lazyinit.params import describe
-from lazyinit.rules.check import AnyRule
-from lazyinit.rules.rule import Rule
+from lazyinit.rules.rule import AnyRule, Rule
 from lazyinit.rules.torch import TORCH
 
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from lazyinit.params import Shape, describe
-from lazyinit.rules.check import AnyRule
+from lazyinit.rules.rule import AnyRule
 from lazyinit.view import table
 from lazyinit.view.facts import Facts, file_name
 from lazyinit.view.provenance import NOTHING_KNOWN, Provenance

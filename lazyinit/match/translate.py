@@ -1,4 +1,8 @@
-"""Rules read forwards without a tree: the leaves that a checkpoint's tensors would make."""
+"""Rules read forwards without a tree: the leaves that a checkpoint's tensors would make.
+
+A checkpoint and rules come in, and sources by the names of leaves go out. Without a tree no leaf
+says which rule it needs, so the narrowest rule that fits a tensor decides.
+"""
 
 import functools
 import re
@@ -10,18 +14,17 @@ from lazyinit.match.fits import Fit, Group
 from lazyinit.match.match import named
 from lazyinit.params import Source
 from lazyinit.patterns import Captures, joined_like, pattern, slashed
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Ignore, Rename
-from lazyinit.rules.rule import Rule
+from lazyinit.rules.rule import AnyRule, Rule
 
 
 def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, Source]:
     """Returns the leaves that rules make of tensors, where the rules alone say which.
 
-    Of the rules that fit a tensor the one that is narrower than all others counts. A tensor that
-    a rule says to ignore is left out. Tied leaves and constants are not made: the first lie in
-    the tensor's own leaf, and of the second nobody knows the shape. Without any ``Rule`` a tensor
-    keeps its name, or that which a ``Rename`` gives it.
+    If several rules fit a tensor, the one that is narrower than all others counts. A tensor that
+    a rule says to ignore is left out. Tied leaves and constants are not made: a tied tensor lies
+    in its first leaf already, and the shape of a constant is not known. Without any ``Rule`` a
+    tensor keeps its name, or gets the one that a ``Rename`` gives it.
 
     Args:
       checkpoint: the tensors.
@@ -31,8 +34,8 @@ def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, 
       The sources by the names of leaves, in the order of the checkpoint.
 
     Raises:
-      FillError: a tensor of which the rules do not say, or not without the shapes of leaves, what
-        it becomes; or one that a rule wants beside others and that is not there.
+      FillError: the rules do not say what a tensor becomes, or would need the shapes of leaves
+        to say it; or a tensor that a rule takes beside others is not there.
     """
     names, _ = named(checkpoint, [rule for rule in rules if isinstance(rule, Rename)])
     choice = _Choice(rules)

@@ -1,4 +1,8 @@
-"""Rules read backwards: the tensors that a checkpoint would hold for the leaves of a tree."""
+"""Rules read backwards: the tensors that a checkpoint would hold for the leaves of a tree.
+
+Leaves with their sources come in, and sources by the names of tensors go out. The result is matched
+again before it is returned, so that ``fill`` would read the same leaves back.
+"""
 
 from collections.abc import Hashable, Iterator, Sequence
 
@@ -10,9 +14,8 @@ from lazyinit.match.match import match
 from lazyinit.match.places import Place
 from lazyinit.params import Source
 from lazyinit.patterns import slashed
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.renames import Rename
-from lazyinit.rules.rule import Constant, Rule
+from lazyinit.rules.rule import AnyRule, Constant, Rule
 
 
 def unmatch(

@@ -12,7 +12,7 @@ from lazyinit import errors
 from lazyinit.params import Shape, Source
 
 Wanted: TypeAlias = Shape | None
-"""The shape that is wanted: -1 for a size that is not known, ``None`` where nothing is."""
+"""The shape that is wanted: -1 for a size that is not known, ``None`` if no size is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Grid:
 
     Attributes:
       rows: one for each pattern of a rule; each holds one source, or one for each number.
-      numbered: whether the columns are numbered, be it with one number.
+      numbered: whether the columns are numbered, even if there is only one.
     """
 
     rows: tuple[tuple[Source, ...], ...]
@@ -53,14 +53,14 @@ class Change(Protocol):
     """A step between the layout of tensors and that of leaves.
 
     Laws: ``backward(forward(grid))`` holds the values of ``grid``, and ``forward(backward(grid))``
-    those of ``grid``, wherever the sizes that ``backward`` needs are equal or were said.
+    those of ``grid``, as long as the sizes that ``backward`` needs are equal or given.
     """
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns what becomes of a grid, on the way to these leaves.
+        """Returns the frame of a grid after the change, on the way to these leaves.
 
         Raises:
-          FillError: the change cannot be made of such a grid.
+          FillError: the change does not apply to such a grid.
         """
         ...
 
@@ -80,7 +80,7 @@ class Change(Protocol):
         """Returns the grid as it was before the change.
 
         Raises:
-          FillError: what it was cannot be told.
+          FillError: the grid does not tell what it was before.
         """
         ...
 
@@ -90,12 +90,12 @@ class Layout:
     """Changes in order, between tensors and leaves of which the number is known.
 
     Attributes:
-      changes: from tensors to leaves.
+      changes: in the order in which they lead from tensors to leaves.
       tensors: the frame of the tensors.
       leaves: the frame of the leaves.
 
     Raises:
-      FillError: the changes do not lead from the one to the other.
+      FillError: the changes do not lead from the tensors to the leaves.
     """
 
     changes: tuple[Change, ...]
@@ -133,7 +133,7 @@ class Layout:
         """Returns the tensors that make these leaves.
 
         Raises:
-          FillError: the shapes do not go together, or what a tensor was cannot be told.
+          FillError: the shapes do not go together, or the leaves do not tell what a tensor was.
         """
         for change, frame in zip(self.changes[::-1], self._frames()[-2::-1], strict=True):
             grid = change.backward(grid, frame)
@@ -158,7 +158,7 @@ class OneByOne:
         raise NotImplementedError  # Each change has its own.
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns the grid's extents, which stay as they are."""
+        """Returns the same frame: a change of each source alone keeps rows and columns."""
         return before
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:

@@ -1,6 +1,6 @@
-"""Several tensors to one leaf and back: ``Stack`` and ``Concat``, and what undoes them.
+"""Changes that join tensors to one leaf, or cut one tensor into leaves.
 
-``Unstack`` and ``Split`` are the same two changes, read the other way.
+``Stack`` and ``Concat`` join; ``Unstack`` and ``Split`` are the same two, read the other way.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Stack:
     axis: int = 0
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns one column for the numbered ones, or else one row for all."""
+        """Returns one column if the tensors are numbered, or else one row for all of them."""
         if before.numbered:
             return Frame(before.rows, False)
         if before.rows > 1:
@@ -132,12 +132,12 @@ def _unstacked(source: Source, axis: int, change: Change) -> tuple[Source, ...]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Concat:
-    """Puts tensors one behind the other: ``Concat(axis=1)`` fuses q, k and v into one kernel.
+    """Concatenates tensors: ``Concat(axis=1)`` fuses q, k and v into one kernel.
 
     Attributes:
       axis: of the leaf, along which they lie; from the end if it is negative.
-      parts: how the leaf is cut if rules are read backwards: sizes, or what they are in
-        proportion to; equal ones if nothing is said.
+      parts: how the leaf is cut if rules are read backwards: sizes, or numbers in proportion to
+        them; if none are given, the parts are equal.
 
     Example:
       >>> Concat(axis=1, parts=(4, 1, 1))
@@ -175,11 +175,11 @@ class Concat:
 class Split:
     """Cuts a tensor into several leaves: ``Split(axis=1)`` takes a fused kernel apart.
 
-    The sizes are those of the leaves; where there are none to look at, ``parts`` says them.
+    The sizes are those of the leaves; where no leaf is known, ``parts`` says them.
 
     Attributes:
       axis: of the tensor, along which they lie; from the end if it is negative.
-      parts: sizes, or what they are in proportion to; equal ones if nothing is said.
+      parts: sizes, or numbers in proportion to them; if none are given, the parts are equal.
 
     Example:
       >>> Split(axis=1)

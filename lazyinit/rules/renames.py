@@ -1,4 +1,4 @@
-"""Rules about names alone: tensors known by another name, and tensors that nobody misses."""
+"""Rules about names alone: ``Rename`` gives tensors other names, ``Ignore`` passes over tensors."""
 
 import re
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from lazyinit.patterns import check_alike, pattern, slashed
 class Rename:
     r"""Says that tensors are to be known by another name, before leaves are matched.
 
-    With a regular expression, each place in a name that it fits is written anew; it sees names
-    joined by ``.``, whatever the checkpoint has.
+    With a regular expression, each part of a name that it matches is replaced; it sees names
+    joined by ``.``, whatever joins them in the checkpoint.
 
     Attributes:
       tensor: what the checkpoint calls them: ``"model.**"``, with wildcards as in ``Rule``, or
@@ -22,7 +22,7 @@ class Rename:
         the old one; without it the rule cannot be read backwards.
 
     Raises:
-      FillError: the two patterns have not the same wildcards.
+      FillError: the two patterns do not have the same wildcards.
 
     Example:
       >>> Rename("decoder.h.*.**", "layers.*.**").name_for("decoder/h/3/ln/weight")

@@ -1,12 +1,13 @@
 """A rule: which tensors make which leaves, where a checkpoint has names and layouts of its own.
 
 A rule is a pair of patterns that share their wildcards, and a layout that says what is done to
-the tensors, so it can be read in both directions: from the leaves that are wanted to the tensors
-that make them, and back. Rules are plain values, and print as they are written.
+the tensors. It can be read in both directions: from the leaves that are wanted to the tensors
+that make them, and back. Rules are plain values, and print as they are written. What a user
+passes as ``rules`` becomes a tuple of them here.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from lazyinit import errors
 from lazyinit.params import Shape, Source
 from lazyinit.patterns import check_alike, pattern
 from lazyinit.rules.change import Change, Frame, Layout, OneByOne, Wanted
+from lazyinit.rules.renames import Ignore, Rename
 
 Patterns: TypeAlias = str | tuple[str, ...]
 
@@ -83,13 +85,13 @@ class Rule:
         read backwards.
       across_collections: whether the name of a Linen collection (the first key of a leaf, in a
         tree that has ``params`` as a first key) may count as nothing.
-      optional: whether it is in order that the rule has nothing to do; the report then does not
-        list it as unused.
+      optional: whether the rule may have nothing to do; the report then does not list it as
+        unused.
       tied: whether the tensor makes other leaves in the first place, and this one only where it
         has no tensor of its own; such a rule is not read without a tree.
 
     Raises:
-      FillError: the patterns have not the same wildcards, or the layout does not lead from so
+      FillError: the patterns do not have the same wildcards, or the layout does not lead from so
         many tensors to so many leaves.
 
     Example:
@@ -139,25 +141,25 @@ class Rule:
 
     @property
     def stacked(self) -> str:
-        """The number that only its tensors have, or ``""``."""
+        """The name of the number that only its patterns of tensors have, or ``""``."""
         return _extra(self.tensors, self.leaves) if self.tensors else ""
 
     @property
     def unstacked(self) -> str:
-        """The number that only its leaves have, or ``""``."""
+        """The name of the number that only its patterns of leaves have, or ``""``."""
         return _extra(self.leaves, self.tensors) if self.tensors else ""
 
     def changes(self) -> Layout:
-        """Returns the layout between so many tensors and so many leaves.
+        """Returns the changes, checked against the numbers of its tensors and leaves.
 
         Raises:
-          FillError: it does not lead from the ones to the others.
+          FillError: the changes do not lead from so many tensors to so many leaves.
         """
         tensors = Frame(len(self.tensors or self.leaves), bool(self.stacked))
         return _layout(self.layout, tensors, Frame(len(self.leaves), bool(self.unstacked)))
 
     def tensor_for(self, path: str) -> str:
-        """Returns the ``/``-joined name of the first tensor for a leaf, or ``""`` if it fits not.
+        """Returns the ``/``-joined name of the first tensor for a leaf, or ``""`` if it has none.
 
         A number that is stacked is written as in the pattern, ``{n}``.
         """
@@ -200,13 +202,13 @@ class Applied(OneByOne):
     """A change that is any function from source to source.
 
     Attributes:
-      function: it.
+      function: what makes the leaf's source of the tensor's source.
     """
 
     function: Callable[[Source], Source]
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns that nothing is known."""
+        """Returns ``None``: a function does not say what shape it needs."""
         return None
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
@@ -219,3 +221,26 @@ class Applied(OneByOne):
             f"wanted a layout that can be read backwards, got the function {self.function!r}. "
             "Write it as changes, such as Transpose and Rearrange."
         )
+
+
+AnyRule: TypeAlias = Rule | Rename | Ignore
+Rules: TypeAlias = Iterable[AnyRule] | None
+"""What is passed as ``rules``, wherever that is: rules in order, once; ``None`` for none."""
+
+
+def as_rules(rules: Rules) -> tuple[AnyRule, ...]:
+    """Returns the ``rules`` that a user passed as a tuple.
+
+    Raises:
+      FillError: something in it is not a rule.
+    """
+    if rules is None:
+        return ()
+    listed = tuple(rules) if isinstance(rules, Iterable) else (rules,)
+    for place, rule in enumerate(listed):
+        if not isinstance(rules, Iterable) or not isinstance(rule, AnyRule):
+            raise errors.FillError(
+                f"rules[{place}]: wanted a sequence of Rule or Rename values, got "
+                f"{type(rule).__name__}. Write rules=[rule] or rules=[rule, *lazyinit.TORCH]."
+            )
+    return listed

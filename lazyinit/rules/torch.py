@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 from lazyinit.params import Source
 from lazyinit.rules.change import Change
-from lazyinit.rules.check import AnyRule
 from lazyinit.rules.layout import Transpose
-from lazyinit.rules.rule import Rule, as_stored
+from lazyinit.rules.rule import AnyRule, Rule, as_stored
 
 
 def _torch(leaf: str, tensor: str, layout: Change | Callable[[Source], Source] = as_stored) -> Rule:

@@ -19,7 +19,7 @@ from lazyinit._check import check
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.pieces import nbytes
 from lazyinit.params import describe
-from lazyinit.rules.check import AnyRule
+from lazyinit.rules.rule import AnyRule
 from lazyinit.rules.torch import TORCH
 from lazyinit.tools.compare import compare
 from lazyinit.tools.convert import convert

@@ -1,7 +1,7 @@
 """A checkpoint of any format -> one of another, under other names: streamed, in bounded memory."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lazyinit.match.places import places_of
 from lazyinit.match.translate import translate
 from lazyinit.match.unmatch import unmatch
 from lazyinit.params import Source, cast_dtype
-from lazyinit.rules.check import AnyRule, check_rules
+from lazyinit.rules.rule import AnyRule, Rules, as_rules
 
 _METADATA = {"format": "pt"}
 _ONE_FILE = 2**62  # Bytes: more than there can be in one.
@@ -29,7 +29,7 @@ def convert(
     checkpoint: Checkpoint,
     target: str | os.PathLike[str],
     *,
-    rules: Iterable[AnyRule] = (),
+    rules: Rules = (),
     reverse: bool = False,
     dtype: Any = None,
     max_shard_size: int | str = "5GB",
@@ -55,7 +55,7 @@ def convert(
       CheckpointError: the checkpoint has changed, or is damaged.
     """
     path = local_path(target)
-    tensors = _renamed(checkpoint, check_rules(rules), reverse)
+    tensors = _renamed(checkpoint, as_rules(rules), reverse)
     if dtype is not None:
         tensors = {name: _cast(source, dtype) for name, source in tensors.items()}
     if not tensors:

@@ -1,9 +1,9 @@
-"""Which tensors may make which leaves, by shapes, numbers and words; a guess for people to judge.
+"""Guesses which tensors make which leaves, by shapes, numbers and words, for people to judge.
 
 Names that differ in numbers alone are one *family*. A family of leaves and one of tensors may be
 a pair if their numbers agree and some layout leads from the shapes of the one to those of the
-other. Of the pairs that may be, those count that are the best on both sides, by the words that
-they share; what is learned from them (``encoder`` is ``enc`` here) tells others apart.
+other. Of the possible pairs, those are chosen that share the most words on both sides; what is
+learned from them (this checkpoint writes ``enc`` for ``encoder``) tells others apart.
 """
 
 import math
@@ -84,7 +84,7 @@ class Pair:
       leaf: the leaves.
       tensor: the tensors.
       stacked: which of the tensors' numbers counts what is stacked, or -1.
-      layouts: the changes that lead from the one to the other; several if shapes do not tell.
+      layouts: the changes that lead from tensors to leaves; several if shapes do not tell.
       transposed: for each, whether it is the one of a kernel that is stored transposed.
     """
 
@@ -171,12 +171,12 @@ def _leads(changes: tuple[Change, ...], shapes: Sequence[tuple[Shape, Shape]]) -
 
 
 def nothing_of(shape: Shape) -> HeldTensor:
-    """Returns a source of this shape that takes no memory, to try layouts on."""
+    """Returns a source of a shape that takes no memory, to try layouts on."""
     return HeldTensor("", np.broadcast_to(np.uint8(0), shape))
 
 
 def shape_after(changes: tuple[Change, ...], shape: Shape, wanted: Shape) -> Shape | None:
-    """Returns what a shape becomes on its way to the one wanted; ``None`` if nothing can."""
+    """Returns what changes make of a shape; ``None`` if they do not apply to it."""
     nothing = nothing_of(shape)
     one = Frame(1, False)
     try:
@@ -196,8 +196,8 @@ class Pairing:
       chosen: pairs, the surest first.
       by_shape: those of them for which names said nothing.
       rivals: for each of the chosen, how many others were possible for its leaves or its tensors.
-      open: for leaves that are in none of them, the likeliest pairs: several, or one that is
-        likelier for other leaves.
+      open: for each leaf that is in none of them, its likeliest pairs: several, or one whose
+        tensor is as likely to make another leaf.
     """
 
     chosen: tuple[Pair, ...]
@@ -207,7 +207,7 @@ class Pairing:
 
 
 def feasible(leaves: Sequence[Family], tensors: Sequence[Family]) -> list[Pair]:
-    """Returns every pair that may be, as far as numbers and shapes tell."""
+    """Returns every pair that numbers and shapes allow."""
     return [
         pair
         for leaf in leaves
@@ -218,7 +218,7 @@ def feasible(leaves: Sequence[Family], tensors: Sequence[Family]) -> list[Pair]:
 
 
 def pair_up(feasible: Sequence[Pair]) -> Pairing:
-    """Chooses among pairs that may be, as far as it can be told which are."""
+    """Chooses the pairs that are surest, round by round, until nothing tells the rest apart."""
     waiting = list(feasible)
     leaves = Counter(id(pair.leaf) for pair in waiting)
     tensors = Counter(id(pair.tensor) for pair in waiting)

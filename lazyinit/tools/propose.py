@@ -1,4 +1,8 @@
-"""From pairs of names that may belong together to rules, and what is doubtful about them."""
+"""From names and shapes to rules: pairs names that may belong together, and notes what is doubtful.
+
+Leaves and tensors that nothing matches come in by name and shape. Rules go out, the surest first,
+each with notes, and beside them the leaves for which several tensors are equally likely.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +21,10 @@ from lazyinit.tools.words import meaning, words
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A rule, and what it is about.
+    """A rule, the names that it pairs, and what is doubtful about it.
 
     Attributes:
-      rule: the rule.
+      rule: the rule that is proposed.
       leaves: names of the leaves that it makes.
       tensors: names of the tensors that it makes them from.
       notes: what is doubtful about it, one line each.
@@ -34,11 +38,11 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """What is proposed, and what is not.
+    """The rules that are proposed, and the leaves for which none is.
 
     Attributes:
       chosen: proposals, the surest first.
-      ambiguous: by the name of a leaf, the tensors that may make it.
+      ambiguous: by the name of a leaf, the tensors that are equally likely to make it.
     """
 
     chosen: tuple[Proposal, ...]
@@ -56,7 +60,7 @@ def propose(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str
     chosen: list[Proposal] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
     for numbered in (True, False):
-        # What is doubtful among families is not tried again name by name.
+        # Leaves that are ambiguous as families are not tried again one by one.
         made = {name for each in chosen for name in each.leaves} | {*ambiguous}
         used = _used(chosen).union(*ambiguous.values())
         mine = families({n: s for n, s in leaves.items() if n not in made}, numbered=numbered)
@@ -69,7 +73,7 @@ def propose(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str
             _of_pair(pair, rivals, pairing, told, like)
             for pair, rivals in zip(pairing.chosen, pairing.rivals, strict=True)
         ]
-        # A fusion is looked for among those only for which there is no simpler way.
+        # Fused tensors are looked for only among names that nothing simpler may pair.
         paired = {id(of) for pair in possible for of in (pair.leaf, pair.tensor)}
         rest = [[family for family in some if id(family) not in paired] for some in (mine, theirs)]
         chosen += _fused(rest[0], rest[1], like)
@@ -92,8 +96,8 @@ _MANY = 100_000  # Pairs beyond which nobody waits.
 def _paired(pairs: Sequence[Pair]) -> tuple[Pairing, bool]:
     """Returns what is paired, and whether shapes tell if kernels are stored transposed.
 
-    All are, or none is: whichever may pair more, or does. A model has as many kernels ``[d, f]``
-    as ``[f, d]``, so that one alone says nothing.
+    All kernels are taken to be transposed, or none, whichever pairs more leaves. One kernel alone
+    tells nothing: a model has as many of shape ``[d, f]`` as of ``[f, d]``.
     """
     told: list[tuple[tuple[int, int], Pairing]] = []
     for transposed in (True, False):
@@ -112,7 +116,7 @@ def _of_pair(pair: Pair, rivals: int, pairing: Pairing, told: bool, like: str) -
     numbers = [f"{{{letter}}}" for letter in _LETTERS[: len(pair.tensor.words) - 1]]
     others = [n for place, n in enumerate(numbers) if place != pair.stacked]
     leaf, tensor = _written(pair.leaf, others), _written(pair.tensor, numbers)
-    # A kernel is taken to be transposed, as in PyTorch; of another leaf the plain layout is.
+    # Where shapes do not tell, kernels are taken to be transposed, as in PyTorch, and others not.
     changes = dict(zip(pair.transposed, pair.layouts, strict=True))
     rule = Rule(
         leaf,

@@ -1,4 +1,8 @@
-"""Rules for what is unmatched, proposed for people to read and paste; nothing is applied."""
+"""Proposes rules for leaves that a checkpoint does not match, for people to read and paste.
+
+A tree and a checkpoint come in, and a ``Suggestion`` goes out, whose text is Python source. Nothing
+is applied. First the rules that exist are tried, then names are paired (``propose.py``).
+"""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +20,8 @@ from lazyinit.match.match import Matching, match, named
 from lazyinit.match.places import Place, places
 from lazyinit.params import Shape, Thunk
 from lazyinit.patterns import slashed
-from lazyinit.rules.check import AnyRule, check_rules
 from lazyinit.rules.renames import Rename, strip_prefix
+from lazyinit.rules.rule import AnyRule, Rules, as_rules
 from lazyinit.rules.torch import TORCH
 from lazyinit.tools.pairing import families
 from lazyinit.tools.propose import propose
@@ -30,10 +34,10 @@ class Suggestion:
     Attributes:
       rules: what ``fill`` would take.
       at: where the checkpoint would hang.
-      notes: what to look at twice, one line each.
-      ambiguous: by the path of a leaf, the tensors that may make it, where none is the likeliest.
-      unmatched_leaves: paths of the leaves that the rules, too, leave without a tensor.
-      unmatched_tensors: names of the tensors that the rules, too, leave over.
+      notes: what is doubtful and should be checked, one line each.
+      ambiguous: by the path of a leaf, the tensors that are equally likely to make it.
+      unmatched_leaves: paths of the leaves that have no tensor even with these rules.
+      unmatched_tensors: names of the tensors that make no leaf even with these rules.
     """
 
     rules: tuple[AnyRule, ...]
@@ -65,7 +69,7 @@ _READY: dict[str, Sequence[AnyRule]] = {
 def suggest_rules(
     tree: Any,
     checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
-    rules: Iterable[AnyRule] = (),
+    rules: Rules = (),
     *,
     at: str = "",
 ) -> Suggestion:
@@ -102,7 +106,7 @@ def suggest_rules(
     """
     opened = open_checkpoint(checkpoint)
     leaves = [place for place, leaf in places(tree) if _is_fillable(leaf)]
-    base = _best_base(_one_of_each(leaves), opened, check_rules(rules), slashed(at).strip("/"))
+    base = _best_base(_one_of_each(leaves), opened, as_rules(rules), slashed(at).strip("/"))
     paths, shapes, tensors, names = _unmatched(leaves, opened, base)
     proposals = propose(shapes, tensors, next(iter(opened), ""))
     across = not base.at and any(place.linen for place in leaves)
@@ -133,7 +137,7 @@ def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """Rules that fit without any of their own, and where."""
+    """The rules to start from: those given and ready ones, and where the checkpoint hangs."""
 
     at: str
     renames: tuple[AnyRule, ...]
@@ -152,7 +156,7 @@ def _best_base(
 ) -> _Base:
     renames = tuple(rule for rule in rules if isinstance(rule, Rename))
     makers = tuple(rule for rule in rules if not isinstance(rule, Rename))
-    best, most = _Base(at, renames, makers), len(leaves) // 2  # Less would be chance.
+    best, most = _Base(at, renames, makers), len(leaves) // 2  # Fewer may match by chance.
     for ready in ((), *_READY.values()):
         new = tuple(rule for rule in ready if rule not in rules)
         tried = [(at, "")]

@@ -1,4 +1,8 @@
-"""Words of names: what means the same, and what is learned from names that belong together."""
+"""Words of names: how alike two names are, given words of the same meaning and pairs seen before.
+
+Two names come in, and a number from -1 to 1 goes out. Pairs that are known to belong together teach
+the dictionary what this checkpoint calls things, which then tells other pairs apart.
+"""
 
 import re
 from collections import Counter
@@ -22,7 +26,7 @@ _SAME = (
 _MEANING = {word: meanings[0] for meanings in _SAME for word in meanings}
 
 
-# A norm is called by what comes before it here, and by what comes after it there.
+# Some models name a norm after the module before it, others after the module that follows.
 _PHRASES = {
     "post_attention_layernorm": "mlp_norm",
     "post_attention_norm": "mlp_norm",
@@ -44,7 +48,7 @@ def meaning(word: str) -> str:
 
 
 class Dictionary:
-    """What the words of leaves are called in a checkpoint, as far as it is known."""
+    """What a checkpoint calls the words of leaves, as learned from pairs of names."""
 
     def __init__(self) -> None:
         """Begins with nothing learned."""
@@ -52,7 +56,7 @@ class Dictionary:
         self._taken: dict[str, set[str]] = {}
 
     def learn(self, leaf: str, tensor: str) -> None:
-        """Takes in two names that belong together."""
+        """Learns from two names that belong together."""
         mine, theirs = _keys(leaf), _keys(tensor)
         if len(mine) != len(theirs):
             return
@@ -73,7 +77,7 @@ class Dictionary:
         if len(mine) == len(theirs):
             both = list(zip(mine, theirs, strict=True))
             inner = sum(self._key(one, other) for one, other in both[:-1])
-            # Only of last keys are several called the same: kernel and scale are both weights.
+            # Only last keys may share one name: kernel and scale are both weights.
             last = sum(self._known(one, other) for one, other in both[-1:])
             return (inner + last) / max(len(both), 1)
         return _overlap(words(leaf), words(tensor))

@@ -17,7 +17,7 @@ from lazyinit import maps
 from lazyinit.checkpoint.memory import open_tree
 from lazyinit.match.translate import translate
 from lazyinit.patterns import pattern
-from lazyinit.rules.check import check_rules
+from lazyinit.rules.rule import as_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Theirs, about the end of Flax models.
 
@@ -53,7 +53,7 @@ def test_a_map_agrees_with_the_conversion_of_transformers_both_ways(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_map_says_what_becomes_of_every_tensor_without_a_tree(name):
     params, rules = params_of(name), FAMILIES[name][3]
-    made = translate(open_tree(values(written(params, rules))), rules=check_rules(rules))
+    made = translate(open_tree(values(written(params, rules))), rules=as_rules(rules))
     assert_equal(in_order(values(made)), in_order(params))
 
 

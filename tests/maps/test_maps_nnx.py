@@ -17,7 +17,7 @@ import lazyinit as li
 from lazyinit import maps
 from lazyinit.checkpoint.memory import open_tree
 from lazyinit.match.translate import translate
-from lazyinit.rules.check import check_rules
+from lazyinit.rules.rule import as_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Theirs, about the end of Flax models.
 
@@ -236,7 +236,7 @@ def test_with_the_number_of_heads_it_needs_no_tree(name):
     rules, tree_of, prefix = LISTS[name]
     rules = maps.sized((li.strip_prefix(prefix), *rules) if prefix else rules, h=4, g=2)
     tensors = values(written(params_of(name), FAMILIES[name][3]))
-    made = translate(open_tree(tensors), rules=check_rules(rules))
+    made = translate(open_tree(tensors), rules=as_rules(rules))
     assert_equal(in_order(values(made)), in_order(tree_of(params_of(name))))
 
 

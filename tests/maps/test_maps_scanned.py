@@ -14,7 +14,7 @@ from lazyinit import maps
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.memory import open_tree
 from lazyinit.match.translate import translate
-from lazyinit.rules.check import check_rules
+from lazyinit.rules.rule import as_rules
 
 LAYERS, D, F, V = 4, 32, 64, 128
 RULES = maps.scanned(maps.LLAMA, "model.layers.{n}", "model/layers")
@@ -191,7 +191,7 @@ def test_scanned_rules_go_there_and_back_with_a_tree_and_without(axis):
     assert report.unexpected == ()
     back = values(written(flat, rules))
     assert_equal(dict(sorted(back.items())), dict(sorted(tensors.items())))
-    made = values(translate(open_tree(tensors), rules=check_rules(rules)))
+    made = values(translate(open_tree(tensors), rules=as_rules(rules)))
     assert_equal(dict(sorted(made.items())), dict(sorted(flat.items())))
 
 

@@ -6,11 +6,11 @@ from pipelines import assert_equal, count, refused, values
 import lazyinit as li
 from lazyinit.checkpoint.memory import open_tree
 from lazyinit.match.translate import translate
-from lazyinit.rules.check import check_rules
+from lazyinit.rules.rule import as_rules
 
 
 def translated(tensors, rules):
-    return values(translate(open_tree(tensors), rules=check_rules(rules)))
+    return values(translate(open_tree(tensors), rules=as_rules(rules)))
 
 
 def test_without_any_rule_names_stay_as_they_are():

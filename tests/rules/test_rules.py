@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from lazyinit import errors
 from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.rules.check import check_rules
+from lazyinit.maps import scanned, sized
 from lazyinit.rules.layout import Transpose
 from lazyinit.rules.renames import Rename, strip_prefix
-from lazyinit.rules.rule import Rule
+from lazyinit.rules.rule import Rule, as_rules
 from lazyinit.rules.torch import TORCH
 
 
@@ -78,7 +78,20 @@ def test_rules_are_values_that_print_themselves():
 @pytest.mark.parametrize("rules", [[1], ["**"], [TORCH], Rule("a", "b"), 3, "ab"])
 def test_what_is_no_sequence_of_rules_is_refused(rules):
     with pytest.raises(errors.FillError, match=r"rules\[0\]: wanted a sequence of Rule or Rename"):
-        check_rules(rules)
+        as_rules(rules)
+
+
+def test_rules_may_come_from_any_iterable_and_none_are_none():
+    assert as_rules(None) == as_rules([]) == ()
+    assert as_rules(iter(TORCH)) == as_rules(list(TORCH)) == TORCH
+
+
+@pytest.mark.parametrize("make", [lambda rules: scanned(rules, "h.{n}", "h"), sized])
+def test_maps_made_of_maps_take_the_same_rules_as_all_others(make):
+    assert make(None) == ()
+    assert make(iter(TORCH)) == make(TORCH)
+    with pytest.raises(errors.FillError, match=r"rules\[0\]: wanted a sequence of Rule or Rename"):
+        make(["**"])
 
 
 @pytest.mark.parametrize(
