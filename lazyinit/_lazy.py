@@ -1,6 +1,7 @@
 """``lazy``: picks the recorder for a model. This is the only way into recording."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
@@ -40,19 +41,18 @@ def lazy(model: Any) -> Any:
       >>> tree["params"]["kernel"].nbytes  # four terabytes, none of them allocated
       4000000000000
     """
-    import flax.linen as nn
-    from flax import nnx
-
-    if isinstance(model, nn.Module):
+    # Where nothing has imported Flax, no model is one of its modules: recording needs no Flax.
+    nn, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
+    if nn and isinstance(model, nn.Module):
         from lazyinit.record.linen import LazyModule
 
         return LazyModule(model)
-    if isinstance(model, nnx.Module):
+    if nnx and isinstance(model, nnx.Module):
         raise errors.RecordError(
             f"lazy: got an NNX module that is made already, a {type(model).__name__}. "
             "Pass its class: lazy(Model)(..., rngs=rngs)."
         )
-    if inspect.isclass(model) and issubclass(model, nn.Module):
+    if nn and inspect.isclass(model) and issubclass(model, nn.Module):
         raise errors.RecordError(
             f"lazy: got a Linen module class, {model.__name__}. "
             f"Make an instance first: lazy({model.__name__}(...)).init(key, x)."

@@ -35,8 +35,23 @@ def test_what_the_page_names_exists(file, name):
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_room_is_on_the_page(room):
+def test_every_room_is_on_the_page_and_opens_with_what_it_is_about(room):
     assert f"`{room}/`" in PAGE
+    essay = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    assert essay is not None
+    assert essay.count(".") >= 3, "whole sentences: what comes in, what goes out, its one idea"
+
+
+def test_no_two_files_and_no_two_classes_share_a_name():
+    files = [p.name for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"]
+    classes = [
+        node.name
+        for p in PACKAGE.rglob("*.py")
+        for node in ast.parse(p.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    for names in (files, classes):
+        assert sorted(names) == sorted(set(names))
 
 
 def test_every_floor_is_on_few_lines():

@@ -19,17 +19,25 @@ from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh
 
 from lazyinit.compat.again import call as call
-from lazyinit.compat.layouts import ClosedJaxpr as ClosedJaxpr
-from lazyinit.compat.layouts import Scan as Scan
-from lazyinit.compat.layouts import bodies as bodies
-from lazyinit.compat.layouts import jit_body as jit_body
-from lazyinit.compat.layouts import may_loop as may_loop
-from lazyinit.compat.layouts import scan_of as scan_of
-from lazyinit.compat.layouts import transparent_body as transparent_body
+from lazyinit.compat.eager import EagerSteps as EagerSteps
+from lazyinit.compat.eager import TracedValue as TracedValue
+from lazyinit.compat.eager import eager_steps as eager_steps
 from lazyinit.compat.pickling import dumps as dumps
-from lazyinit.compat.steps import EagerSteps as EagerSteps
-from lazyinit.compat.steps import TracedValue as TracedValue
-from lazyinit.compat.steps import eager_steps as eager_steps
+from lazyinit.compat.primitives import ClosedJaxpr as ClosedJaxpr
+from lazyinit.compat.primitives import Fact as Fact
+from lazyinit.compat.primitives import Scan as Scan
+from lazyinit.compat.primitives import bit_width as bit_width
+from lazyinit.compat.primitives import bodies as bodies
+from lazyinit.compat.primitives import facts as facts
+from lazyinit.compat.primitives import has_sharding as has_sharding
+from lazyinit.compat.primitives import index_taken as index_taken
+from lazyinit.compat.primitives import is_fold as is_fold
+from lazyinit.compat.primitives import is_transposing as is_transposing
+from lazyinit.compat.primitives import jit_body as jit_body
+from lazyinit.compat.primitives import may_loop as may_loop
+from lazyinit.compat.primitives import scan_of as scan_of
+from lazyinit.compat.primitives import title as title
+from lazyinit.compat.primitives import transparent_body as transparent_body
 
 
 def is_reference(aval: Any) -> bool:
@@ -193,8 +201,11 @@ def is_tracer(x: Any) -> bool:
     return isinstance(x, core.Tracer)
 
 
-def is_flax_rng(rng: Any) -> bool:
-    """Tells whether Flax takes ``rng`` (any object) as one key."""
-    from flax.core import scope
-
-    return scope._is_valid_rng(rng)
+def is_one_key(x: Any) -> bool:
+    """Tells whether ``x`` (any object) is one key, typed or raw; Flax takes no other."""
+    if not isinstance(x, jax.Array | np.ndarray):
+        return False
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x.shape == ()
+    raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return (x.shape, x.dtype) == (raw.shape, raw.dtype)

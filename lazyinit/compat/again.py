@@ -14,7 +14,7 @@ from typing import Any
 from jax._src import config, core
 from jax._src.nn import initializers
 
-from lazyinit.compat.steps import EagerSteps
+from lazyinit.compat.eager import EagerSteps
 
 _PLAIN = (int, float, complex, str, bool, type(None), type)
 

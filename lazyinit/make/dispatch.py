@@ -30,7 +30,7 @@ from lazyinit.make.transfer import Host, Transfer
 from lazyinit.make.units import Job, Unit
 from lazyinit.make.ways import Compile, Draw
 from lazyinit.params import Shape
-from lazyinit.program import equations as program
+from lazyinit.program.equations import Value
 from lazyinit.program.fingerprint import fingerprint
 from lazyinit.program.slices import SmallValues
 
@@ -191,7 +191,7 @@ def small_values(unit: Unit, known: dict[Any, SmallValues]) -> SmallValues:
     return known[which]
 
 
-def _own_keys(unit: Unit) -> dict[program.Value, RngPath]:
+def _own_keys(unit: Unit) -> dict[Value, RngPath]:
     jobs = zip(unit.slices, unit.jobs, strict=True)
     return {s.key: job.leaf.rng_path for s, job in jobs if s.key >= 0}
 

@@ -160,7 +160,7 @@ def _done(step: Step, args: Sequence[_Value], high: Any, low: Any, zero: Any) ->
         case "elements":
             made = compat.bind(step.equation, *_alike(args, low.shape))
         case "bits":
-            bits = _bits(arrays[0], step.equation.params["bit_width"], high, low)
+            bits = _bits(arrays[0], compat.bit_width(step.equation), high, low)
             # In a loop of its own: with what follows it runs out of registers, and takes
             # 1.7 times as long. Bits are exact, whatever they are compiled with.
             made = [jax.lax.optimization_barrier(bits)]
@@ -224,7 +224,7 @@ def _sign(step: Step) -> Any:
     if equation is None:
         what = None
     elif step.kind == "bits":  # Its shape is the leaf's, and does not matter.
-        what = equation.params["bit_width"]
+        what = compat.bit_width(equation)
     else:
         shapes = [v.aval.shape for v in equation.invars] if step.kind == "whole" else ()
         what = (equation.primitive, fingerprint(equation.params), equation.ctx, tuple(shapes))

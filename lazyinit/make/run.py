@@ -18,7 +18,6 @@ from typing import Any
 import jax
 
 from lazyinit import errors
-from lazyinit.compat.garbage import uncollected
 from lazyinit.make.buffers import Blocks
 from lazyinit.make.dispatch import (
     Dispatched,
@@ -111,7 +110,6 @@ class _Filled:
     tasks: Sequence[Future[Any]]
 
 
-@uncollected()
 def _steps(
     units: Sequence[Unit],
     jobs: Sequence[Job],

@@ -61,7 +61,7 @@ def _without_fold(row: Elementwise) -> tuple[Elementwise, int]:
     first = row.steps[0] if row.steps else None
     if first is None or first.kind != "whole":
         return row, -1
-    is_fold = first.equation.primitive.name == "random_fold_in" and first.inputs[0].number == 0
+    is_fold = compat.is_fold(first.equation) and first.inputs[0].number == 0
     used = [r.number for s in row.steps[1:] for r in s.inputs if r.constant is None]
     if not is_fold or first.inputs[1].constant is None or 0 in used:
         return row, -1

@@ -15,30 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat
+from lazyinit.compat import Fact
 from lazyinit.make.limits import SHORT
 from lazyinit.program.equations import is_key
 
 _SMALL = 1024  # Elements of a value that is made whole beside the elements: keys, scalars.
-
-# Every element of the output is made of the elements of the inputs at its place.
-_BY_ELEMENT = frozenset(
-    """
-abs add and atan2 bitcast_convert_type cbrt ceil clamp convert_element_type copy copy_p cos cosh
-div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt
-max min mul ne neg nextafter not or population_count pow reduce_precision rem round select_n
-shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
-tan tanh xor
-""".split()  # noqa: SIM905 (a list of fifty strings is harder to read)
-)
-# XLA's CPU compiler has them in two forms, for vectors and for single elements, whose last bits
-# differ; which elements get which depends on the size of the array.
-_IN_TWO_FORMS = frozenset(["exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "tanh"])
-# LLVM has vectors for these on any machine, so that a loop is made of vectors with them as without.
-_PLAIN = frozenset(["add", "max", "min", "mul", "neg", "sub"])
-_IN_VECTORS = _PLAIN | {"bitcast_convert_type", "erf_inv", "or", "shift_right_logical"}
-_PRODUCTS = frozenset(["div", "integer_pow", "mul", "square"])  # XLA may divide by multiplying.
-# The output has the elements of the input in the same order, if it has as many.
-_RESHAPING = frozenset(["reshape", "squeeze", "broadcast_in_dim"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +76,18 @@ def with_fences(steps: Sequence[Step], values: int) -> tuple[Step, ...]:
     for start, n, end in zip([-1, *ends], ends, ends[1:], strict=False):
         made = range(first_made[n], first_made[n + 1])
         used_later = any(last_use.get(number, -1) > end for number in made)
-        in_front = all(_is_among(_IN_VECTORS, s) for s in steps[start + 1 : n])
-        behind = all(_is_among(_PLAIN, s) for s in steps[n + 1 : end])
+        in_front = all(_may_share(Fact.IN_VECTORS, s) for s in steps[start + 1 : n])
+        behind = all(_may_share(Fact.JOINS_LOOP, s) for s in steps[n + 1 : end])
         if in_front and behind and not used_later:  # Later ones would share it, too.
             fenced[n] = replace(steps[n], kind="fence")
     return tuple(fenced)
 
 
-def _is_among(names: frozenset[str], step: Step) -> bool:
+def _may_share(wanted: Fact, step: Step) -> bool:
     if step.kind != "elements" or not any(r.is_elements for r in step.inputs):
         return True  # In a loop of its own, or in none.
     is_word = all(v.aval.dtype in (np.float32, np.uint32) for v in step.equation.outvars)
-    return step.equation.primitive.name in names and is_word
+    return wanted in compat.facts(step.equation) and is_word
 
 
 class NotElementwiseError(Exception):
@@ -151,7 +132,7 @@ class Builder:
         return [Ref(first + n, None, is_elements) for n, is_elements in enumerate(gives)]
 
     def _equation(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
-        name = equation.primitive.name
+        known = compat.facts(equation)
         if not compat.is_anywhere(equation):
             raise NotElementwiseError
         inner = compat.jit_body(equation) or compat.transparent_body(equation)
@@ -159,43 +140,44 @@ class Builder:
             return self.body(*inner, inputs)
         if any(r.is_elements for r in inputs):
             return self._on_elements(equation, inputs)
-        if name == "random_bits" and self._covers(equation):
+        if Fact.RANDOM_BITS in known and self._covers(equation):
             if not compat.counts_by_index(equation):
                 raise NotElementwiseError
             return self._step("bits", equation, inputs, [True])
         if (
-            name == "broadcast_in_dim"
+            Fact.BROADCAST in known
             and self._covers(equation)
             and _size(equation.invars[0].aval) == 1
         ):
             return [replace(inputs[0], is_elements=True)]
         if all(_is_single(v.aval) for v in (*equation.invars, *equation.outvars)):
             # How many dimensions of 1 it has follows from the leaf's, and does not matter.
-            if name in _RESHAPING:
+            if Fact.SAME_ORDER in known:
                 return [inputs[0]]
-            if name in _BY_ELEMENT:
+            if Fact.BY_ELEMENT in known:
                 return self._step("elements", equation, inputs, [False])
         if any(_size(v.aval) > _SMALL for v in (*equation.invars, *equation.outvars)):
             raise NotElementwiseError
         return self._step("whole", equation, inputs, [False] * len(equation.outvars))
 
     def _on_elements(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
-        name, params = equation.primitive.name, equation.params
+        known = compat.facts(equation)
         pairs = zip(equation.invars, inputs, strict=True)
         is_single = all(r.is_elements or _size(a.aval) == 1 for a, r in pairs)
-        if not self._covers(equation) or not is_single or params.get("sharding") is not None:
+        if not self._covers(equation) or not is_single or compat.has_sharding(equation):
             raise NotElementwiseError
-        if name in _RESHAPING and (name != "reshape" or params["dimensions"] is None):
+        if Fact.SAME_ORDER in known and not compat.is_transposing(equation):
             return [inputs[0]]
-        may_differ = name in _IN_TWO_FORMS or (self._is_short and _is_inexact(equation.outvars[0]))
-        if name not in _BY_ELEMENT or may_differ:
+        may_differ = self._is_short and _is_inexact(equation.outvars[0])
+        if Fact.BY_ELEMENT not in known or Fact.TWO_FORMS in known or may_differ:
             raise NotElementwiseError
-        if name in ("add", "sub") and all(r.number in self._products for r in inputs):
+        if Fact.SUM in known and all(r.number in self._products for r in inputs):
             # LLVM joins one of the two products with the sum to one rounding, and we cannot know
             # which.
             raise NotElementwiseError
         made = self._step("elements", equation, inputs, [True])
-        if name in _PRODUCTS or (name == "neg" and inputs[0].number in self._products):
+        is_negated = Fact.NEGATION in known and inputs[0].number in self._products
+        if Fact.PRODUCT in known or is_negated:
             self._products.add(made[0].number)
         return made
 

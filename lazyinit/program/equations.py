@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors
+from lazyinit.compat import Fact
 from lazyinit.program.fingerprint import fingerprint_params
 from lazyinit.program.separable import is_separable
 
@@ -159,7 +160,7 @@ class Program:
             producer = self.producers.get(v)
             if producer is None:
                 continue
-            if producer.origin.primitive.name == "random_fold_in":
+            if compat.is_fold(producer.origin):
                 root, number = producer.inputs
                 if (
                     root in self.streams
@@ -186,12 +187,12 @@ class Program:
         last = producer = self.producers.get(value)
         while producer is not None:
             if compat.bodies(producer.origin):
-                name = str(producer.origin.params.get("name", producer.origin.primitive.name))
+                title = compat.title(producer.origin).strip("_")
                 if any(is_key(self.avals[v]) for v in producer.inputs):
-                    return name.strip("_")
-                named = named or name.strip("_")
+                    return title
+                named = named or title
             widest = max(producer.inputs, key=lambda v: self.avals[v].size, default=-1)
-            if widest in self.literals and producer.origin.primitive.name == "broadcast_in_dim":
+            if widest in self.literals and Fact.BROADCAST in compat.facts(producer.origin):
                 return named or f"full({self.constants[widest]})"
             producer = self.producers.get(widest)
         return named or ("constant" if last is None else last.origin.primitive.name)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat
+from lazyinit.compat import Fact
 from lazyinit.program.equations import Array, Equation, Program, Value, is_key, pickling_problem
 from lazyinit.program.fingerprint import fingerprint_constant
 
@@ -262,16 +263,10 @@ class SmallValues:
 
 def _on_host(equation: jex.JaxprEqn, arrays: Sequence[Any]) -> Sequence[Any] | None:
     """Takes keys out of an array of keys without a program for each place, if that is all."""
-    name, params = equation.primitive.name, equation.params
-    if name not in ("slice", "squeeze") or not is_key(arrays[0]):
+    index = compat.index_taken(equation)
+    if index is None or not is_key(arrays[0]):
         return None
-    words = np.asarray(jax.random.key_data(arrays[0]))
-    if name == "slice":
-        strides = params["strides"] or (1,) * len(params["start_indices"])
-        bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-        words = words[tuple(slice(*bound) for bound in bounds)]
-    else:
-        words = np.squeeze(words, tuple(params["dimensions"]))
+    words = np.asarray(jax.random.key_data(arrays[0]))[index]
     return [jax.random.wrap_key_data(jax.device_put(words), impl=jax.random.key_impl(arrays[0]))]
 
 
@@ -279,28 +274,11 @@ def _aval_key(aval: Any) -> tuple[Any, ...]:
     return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
 
 
-# Operations that give each element of their output from the same elements of their inputs, or
-# move elements, or draw random bits: whatever cuts an array up, its elements stay as they are.
-_ORDER_FREE = """
-abs add and and_invert atan2 bessel_i0e bessel_i1e bitcast_convert_type broadcast
-broadcast_in_dim cbrt ceil checkpoint clamp closed_call concatenate cond convert_element_type
-copy copy_p core_call cos cosh custom_jvp_call custom_vjp_call device_put digamma div
-dynamic_slice dynamic_update_slice eq eq_to erf erf_inv erfc exp exp2 expand_dims expm1 floor ge
-gt imag integer_pow iota is_finite jit le lgamma log log1p logistic lt max min mul ne neg
-nextafter not optimization_barrier or pad pjit population_count pow random_bits random_clone
-random_fold_in random_gamma random_seed random_split random_unwrap random_wrap real reduce_and
-reduce_max reduce_min reduce_or reduce_precision rem remat2 reshape rev round rsqrt scan
-select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh slice split sqrt
-square squeeze stop_gradient sub tan tanh threefry2x32 transpose while xor
-"""
-
-
 def is_order_free(work: Work) -> bool:
     """Tells whether a work has no sum, product or the like whose rounding depends on order."""
-    names = frozenset(_ORDER_FREE.split())
 
     def free(equation: jex.JaxprEqn) -> bool:
-        return equation.primitive.name in names and all(
+        return Fact.ORDER_FREE in compat.facts(equation) and all(
             free(inner) for body in compat.bodies(equation) for inner in body.eqns
         )
 

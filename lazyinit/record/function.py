@@ -1,26 +1,20 @@
 """Records any callable: a pure function that returns a pytree, or what makes a Flax NNX module.
 
 An NNX constructor is such a function, too: it maps the keys inside an ``nnx.Rngs`` to the state
-that ``nnx.split`` takes out of the module.
+that ``nnx.split`` takes out of the module. What is Flax's stands in ``nnx_modules``, which is
+imported only where Flax NNX is in use.
 """
 
-import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from flax import nnx
-from flax.errors import ImmutableVariableError
-
-from lazyinit import compat, errors
-from lazyinit.params import LazyParam
-from lazyinit.record.opaque import refuse_tracers
+from lazyinit import errors
 from lazyinit.record.thunks import Inputs, Note, record
 
-# An attribute of an NNX module that is an array is data, one that is a tracer is not: Flax asks
-# ``isinstance(x, jax.Array | ...)`` in a way that Python 3.11 answers by the type alone.
-nnx.register_data_type(compat.TracedValue)
+if TYPE_CHECKING:
+    from flax import nnx
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +53,38 @@ class LazyFunction:
         def init(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> tuple[Any, list[Note]]:
             nonlocal graphdef
             args, kwargs = inputs.join(keys, stand_ins)
+            was_in_use = _nnx_modules() is not None
             made = self.function(*args, **kwargs)
-            if isinstance(made, nnx.Module):
-                module = made
-                graphdef, made = nnx.split(module)
-                refuse_tracers(compat.static_attributes(graphdef), functools.partial(_path, module))
-            return (made, [nnx.state(rngs) for rngs in _rngs(args, kwargs)]), []
+            modules = _nnx_modules()
+            if modules is None:
+                return (made, []), []
+            if not was_in_use:  # The function imported it, and has to be traced for it.
+                made = self.function(*args, **kwargs)
+            graphdef, made = modules.split(made)
+            return (made, modules.counts_of(args, kwargs)), []
 
         try:
-            made, counted = record(init, {}, inputs, f"lazy({name})", own_keys=1)
-        except ImmutableVariableError as error:
+            made, counts = record(init, {}, inputs, f"lazy({name})", own_keys=1)
+        except _mutable_variable_errors() as error:
             raise errors.RecordError(
                 f"lazy({name}): wanted variables that hold arrays, got ones that hold mutable "
                 "arrays, which cannot be recorded. Record the model with "
                 "nnx.var_defaults(hijax=False)."
             ) from error
-        for rngs, state in zip(_rngs(args, kwargs), counted, strict=True):
-            nnx.update(rngs, jax.tree.map(_made, state))
+        if modules := _nnx_modules():
+            modules.count_on(args, kwargs, counts)
         return made if graphdef is None else (graphdef, made)
 
 
-def _path(module: nnx.Module, name: str, attribute: Any) -> str:
-    """Returns where in a module an attribute is that is no data."""
-    found = (path for path, x in nnx.iter_graph(module) if x is attribute)
-    return "/".join(map(str, next(found, (name,))))
+def _nnx_modules() -> Any | None:
+    """Returns our module for NNX, ``None`` if nothing in this process has imported NNX."""
+    if "flax.nnx" not in sys.modules:
+        return None
+    from lazyinit.record import nnx_modules
+
+    return nnx_modules
 
 
-def _made(leaf: Any) -> Any:
-    return leaf.init_fn(leaf.rng_path.key()) if isinstance(leaf, LazyParam) else leaf
-
-
-def _rngs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[nnx.Rngs]:
-    return [x for x in (*args, *kwargs.values()) if isinstance(x, nnx.Rngs)]
+def _mutable_variable_errors() -> tuple[type[Exception], ...]:
+    modules = _nnx_modules()
+    return () if modules is None else (modules.ImmutableVariableError,)

@@ -157,7 +157,7 @@ def _keys(rngs: Any, name: str) -> dict[str, AnyKey]:
     for stream, rng in streams.items():
         where = f"lazy({name}).init: rngs" + (f"[{stream!r}]" if rngs is streams else "")
         wanted = "a key such as jax.random.key(0), or a dict of them by stream"
-        if not isinstance(stream, str) or not compat.is_flax_rng(rng):
+        if not isinstance(stream, str) or not compat.is_one_key(rng):
             raise _LinenRngsError(f"{where}: wanted {wanted}, got {_shown(rng)}.")
     return {stream: Key.of(rng) for stream, rng in streams.items()}
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors, paths
-from lazyinit.compat.garbage import uncollected
 from lazyinit.keys import AnyKey, Key, RngPath
 from lazyinit.params import LazyParam, Thunk
-from lazyinit.program import equations as program
+from lazyinit.program.equations import Program, Value
 from lazyinit.program.slices import Slice, SmallValues
 from lazyinit.program.tracing import trace
+from lazyinit.record.garbage import uncollected
 from lazyinit.record.opaque import refuse_tracers, refuse_tracers_in_statics
 
 Shapes: TypeAlias = Sequence[tuple[str, jax.ShapeDtypeStruct]]
@@ -115,7 +115,7 @@ class Inputs:
 def _is_key(x: Any, raw_keys: bool) -> bool:
     if not isinstance(x, jax.Array | np.ndarray):
         return False
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (raw_keys and compat.is_flax_rng(x))
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (raw_keys and compat.is_one_key(x))
 
 
 @uncollected()
@@ -212,16 +212,16 @@ class _Place:
 
 def _with_thunks(
     tree: Any,
-    recorded: program.Program,
-    values: Sequence[program.Value],
+    recorded: Program,
+    values: Sequence[Value],
     notes: Sequence[tuple[Note, int]],
     keys: Mapping[str, AnyKey],
-    made: Mapping[program.Value, Thunk],
+    made: Mapping[Value, Thunk],
     own_keys: int,
 ) -> Any:
     leaves = paths.leaves_with_paths(tree)
     rest = iter(values[sum(isinstance(x, _Place) for _, x in leaves) :])
-    noted: dict[program.Value, tuple[Note, program.Value]] = {}
+    noted: dict[Value, tuple[Note, Value]] = {}
     for note, count in notes:
         key = next(rest)
         noted |= {next(rest): (note, key) for _ in range(count)}
@@ -249,9 +249,9 @@ def _with_thunks(
 
 
 def _thunk(
-    recorded: program.Program,
-    value: program.Value,
-    noted: tuple[Note, program.Value] | None,
+    recorded: Program,
+    value: Value,
+    noted: tuple[Note, Value] | None,
     keys: Mapping[str, AnyKey],
     constants: SmallValues,
     path: str,

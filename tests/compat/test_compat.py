@@ -189,7 +189,7 @@ def test_a_tracer_is_told_from_an_array():
     ],
 )
 def test_a_key_is_what_flax_takes_for_one(rng, valid):
-    assert compat.is_flax_rng(rng) is valid
+    assert compat.is_one_key(rng) is valid
     if valid:
         nn.Dense(2).init(rng, jnp.ones((1, 2)))
     else:

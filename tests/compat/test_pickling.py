@@ -15,7 +15,7 @@ from oracles import assert_same
 
 import lazyinit as li
 from lazyinit.make.executable import compiler
-from lazyinit.program import equations as program
+from lazyinit.program import equations
 
 KEY = jax.random.key(7)
 X = models.X
@@ -109,4 +109,4 @@ def test_a_traced_key_cannot_be_pickled():
 
 def test_another_version_of_jax_is_refused():
     with pytest.raises(li.errors.PicklingError, match="wanted one of jax .*, got one of jax 0.1.0"):
-        program._unpickled("0.1.0", b"")
+        equations._unpickled("0.1.0", b"")

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax._src import core, source_info_util
 
-from lazyinit.compat.layouts import not_inlined
+from lazyinit.compat.primitives import not_inlined
 
 Array: TypeAlias = Any  # Whatever JAX computes with: arrays, numpy, Python scalars, tracers.
 

@@ -7,7 +7,7 @@ import models
 import pytest
 
 import lazyinit as li
-from lazyinit.compat.garbage import uncollected
+from lazyinit.record.garbage import uncollected
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -46,16 +46,21 @@ def test_what_is_young_when_the_pause_begins_is_collected_first():
         assert freed == [True]
 
 
-def test_what_is_made_meanwhile_is_left_to_a_full_collection():
+def test_what_is_made_meanwhile_is_old_afterwards_and_its_garbage_is_gone():
     freed = []
     with uncollected():
         stays, cycle = [], Cycle(freed)
         del cycle
+        assert not freed
     assert any(x is stays for x in gc.get_objects(generation=2))
-    gc.collect(1)
-    assert not freed
-    gc.collect()
     assert freed == [True]
+
+
+def test_nothing_is_frozen_meanwhile():
+    before = gc.get_freeze_count()
+    with uncollected():
+        assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() == before
 
 
 def test_what_somebody_froze_stays_frozen():

@@ -1,0 +1,217 @@
+"""What is known of JAX's primitives: facts about each, and the layout of their parameters.
+
+Both are JAX's and not public. Facts are looked up by the name of a primitive. Of one that has no
+row in the table nothing is known, so that whoever asks takes the safe way. A parameter that some
+version lacks is not guessed at: an equation that cannot be read is run as it stands.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+
+
+class Fact(enum.Flag):
+    """What may be known of a primitive."""
+
+    NOTHING = 0
+    ORDER_FREE = enum.auto()
+    """It has no sum or the like: its elements are the same however an array is cut up."""
+    BY_ELEMENT = enum.auto()
+    """Each element of its output is made of the elements of its inputs at the same place."""
+    TWO_FORMS = enum.auto()
+    """XLA's CPU compiler has it in two forms, for vectors and for single elements. Their last bits
+    differ, and which elements get which form depends on the size of the array."""
+    IN_VECTORS = enum.auto()
+    """LLVM has vectors for it on any machine: a loop is made of vectors with it as without it."""
+    JOINS_LOOP = enum.auto()
+    """It is so simple that it may join the loop in front of it."""
+    PRODUCT = enum.auto()
+    """It multiplies, and XLA may divide by multiplying: a sum may join it to one rounding."""
+    SUM = enum.auto()
+    """It adds two values, and LLVM may join it with a product to one rounding."""
+    NEGATION = enum.auto()
+    """It changes the sign alone: what is negated is a product still."""
+    SAME_ORDER = enum.auto()
+    """Its output has the elements of its input in the same order, if it has as many."""
+    BROADCAST = enum.auto()
+    """It repeats its input along new dimensions."""
+    RANDOM_BITS = enum.auto()
+    """It draws random bits from a key."""
+
+
+_ELEMENT = Fact.ORDER_FREE | Fact.BY_ELEMENT
+_VECTOR = _ELEMENT | Fact.IN_VECTORS
+_SIMPLE = _VECTOR | Fact.JOINS_LOOP
+_SHAPE = Fact.ORDER_FREE | Fact.SAME_ORDER
+
+# Each primitive stands in one row, after all that is known of it.
+_TABLE: Sequence[tuple[Fact, str]] = (
+    (
+        Fact.ORDER_FREE,
+        """
+        and_invert bessel_i0e bessel_i1e broadcast checkpoint closed_call concatenate cond
+        core_call custom_jvp_call custom_vjp_call device_put digamma dynamic_slice
+        dynamic_update_slice eq_to expand_dims imag iota jit lgamma optimization_barrier pad pjit
+        random_clone random_fold_in random_gamma random_seed random_split random_unwrap
+        random_wrap real reduce_and reduce_max reduce_min reduce_or remat2 rev rsqrt scan slice
+        split threefry2x32 transpose while
+        """,
+    ),
+    (Fact.ORDER_FREE | Fact.RANDOM_BITS, "random_bits"),
+    (_SHAPE, "reshape squeeze"),
+    (_SHAPE | Fact.BROADCAST, "broadcast_in_dim"),
+    (
+        _ELEMENT,
+        """
+        abs and atan2 cbrt ceil clamp convert_element_type copy copy_p cos cosh eq erf erfc floor
+        ge gt is_finite le lt ne nextafter not population_count reduce_precision rem round select_n
+        shift_left shift_right_arithmetic sign sin sinh sqrt stop_gradient tan xor
+        """,
+    ),
+    (_ELEMENT | Fact.TWO_FORMS, "exp exp2 expm1 log log1p logistic pow tanh"),
+    (_ELEMENT | Fact.PRODUCT, "div integer_pow square"),
+    (_VECTOR, "bitcast_convert_type erf_inv or shift_right_logical"),
+    (_SIMPLE, "max min"),
+    (_SIMPLE | Fact.SUM, "add sub"),
+    (_SIMPLE | Fact.NEGATION, "neg"),
+    (_SIMPLE | Fact.PRODUCT, "mul"),
+)
+_FACTS = {name: facts for facts, names in _TABLE for name in names.split()}
+
+
+def facts(equation: jex.JaxprEqn) -> Fact:
+    """Returns all that is known of the primitive of an equation."""
+    return _FACTS.get(equation.primitive.name, Fact.NOTHING)
+
+
+def is_fold(equation: jex.JaxprEqn) -> bool:
+    """Tells whether an equation folds a number into a key."""
+    # Recording asks this of many equations, so it looks nothing up.
+    return equation.primitive.name == "random_fold_in"
+
+
+def title(equation: jex.JaxprEqn) -> str:
+    """Returns what people call an equation: the function of a ``jit``, or the primitive."""
+    return str(equation.params.get("name", equation.primitive.name))
+
+
+def bit_width(equation: jex.JaxprEqn) -> int:
+    """Returns how many bits each number has that a ``random_bits`` draws."""
+    return equation.params["bit_width"]
+
+
+def is_transposing(equation: jex.JaxprEqn) -> bool:
+    """Tells whether a ``reshape`` takes the dimensions of its input in another order."""
+    return equation.primitive.name == "reshape" and equation.params["dimensions"] is not None
+
+
+def has_sharding(equation: jex.JaxprEqn) -> bool:
+    """Tells whether an equation says how its output is to be sharded."""
+    return equation.params.get("sharding") is not None
+
+
+def index_taken(equation: jex.JaxprEqn) -> tuple[slice | int, ...] | None:
+    """Returns what a ``slice`` or a ``squeeze`` selects of its input, ``None`` for any other."""
+    params = equation.params
+    match equation.primitive.name:
+        case "slice":
+            strides = params["strides"] or (1,) * len(params["start_indices"])
+            bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+            return tuple(slice(*bound) for bound in bounds)
+        case "squeeze":
+            aval: Any = equation.invars[0].aval
+            gone = params["dimensions"]
+            return tuple(0 if n in gone else slice(None) for n in range(len(aval.shape)))
+    return None
+
+
+# A jaxpr with its constants; since jax 0.12 every jaxpr may have them.
+ClosedJaxpr: Any = getattr(jex, "ClosedJaxpr", jex.Jaxpr)
+
+# What eager JAX runs equation by equation, although a body that was traced before has it as one:
+# the transform matters to derivatives and batches alone. Drop when JAX exposes its eval rules.
+_TRANSPARENT = {
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vmap_call": "call",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+}
+
+
+def transparent_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] | None:
+    """Returns the body and constants of an equation that eager JAX runs step by step, if it is."""
+    name = _TRANSPARENT.get(equation.primitive.name)
+    return None if name is None else _open(equation.params[name])
+
+
+def jit_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] | None:
+    """Returns the body and constants of a ``jit``, ``None`` for any other equation."""
+    return _open(equation.params["jaxpr"]) if equation.primitive.name in ("jit", "pjit") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The parts of a ``scan``: what it takes is constants, carries, then what it scans over.
+
+    Attributes:
+      body: the jaxpr of one step, closed over its constants.
+      num_consts: how many inputs are the same in each step.
+      num_carry: how many inputs and outputs go from step to step.
+      length: how many steps.
+    """
+
+    body: Any
+    num_consts: int
+    num_carry: int
+    length: int
+
+
+def scan_of(equation: jex.JaxprEqn) -> Scan | None:
+    """Returns the parts of a ``scan``, ``None`` for any other equation."""
+    params = equation.params
+    if equation.primitive.name != "scan":
+        return None
+    if "num_carry" in params:  # Until jax 0.11.
+        counts = params["num_consts"], params["num_carry"]
+    else:  # A tree of the inputs, in three parts.
+        consts, carry, _ = params["ft_in"].update(range(len(equation.invars))).unpack()
+        counts = len(list(consts)), len(list(carry))
+    return Scan(params["jaxpr"], *counts, params["length"])
+
+
+def not_inlined(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the parameters of a primitive such that ``make_jaxpr`` keeps a ``jit`` as one.
+
+    Whether it says so by a bool (until jax 0.10) or by ``jax.Inline``.
+    """
+    inline = params.get("inline")
+    if inline is None or inline is False:
+        return params
+    choices: Any = getattr(jax, "Inline", None)
+    if choices is None:
+        return {**params, "inline": False}
+    return {**params, "inline": choices.AUTO} if inline is choices.JAX_EARLY else params
+
+
+def bodies(equation: jex.JaxprEqn) -> Sequence[jex.Jaxpr]:
+    """Returns the jaxprs inside an equation, opened: those of a jit, a scan, a cond."""
+    return [_open(body)[0] for body in jex.jaxprs_in_params(equation.params)]
+
+
+def may_loop(equation: jex.JaxprEqn) -> bool:
+    """Tells whether an equation has a loop in it that ends by a condition on values."""
+    return equation.primitive.name == "while" or any(
+        may_loop(inner) for body in bodies(equation) for inner in body.eqns
+    )
+
+
+def _open(body: Any) -> tuple[jex.Jaxpr, Sequence[Any]]:
+    # Since jax 0.12 a jaxpr is one that may be closed, and is told as such by its type.
+    return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())

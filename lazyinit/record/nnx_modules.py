@@ -1,0 +1,59 @@
+"""What recording does for Flax NNX: a module taken apart, and the counts of its ``nnx.Rngs``.
+
+This file is imported once Flax NNX is in use, so that a plain function needs no Flax.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from flax.errors import ImmutableVariableError as ImmutableVariableError
+
+from lazyinit import compat
+from lazyinit.params import LazyParam
+from lazyinit.record.opaque import refuse_tracers
+
+# In eager mode an attribute of a module that is an array is data. A traced value has to be, too, or
+# the graph definition is another one; Flax asks for the type alone. No value of this type exists
+# outside of a recording.
+nnx.register_data_type(compat.TracedValue)
+
+
+def split(made: Any) -> tuple[nnx.GraphDef[Any] | None, Any]:
+    """Returns the graph definition and the state of a module; ``None`` and ``made`` for others.
+
+    Raises:
+      RecordError: an attribute that is no data holds a traced value.
+    """
+    if not isinstance(made, nnx.Module):
+        return None, made
+    graphdef, state = nnx.split(made)
+    refuse_tracers(compat.static_attributes(graphdef), functools.partial(_path, made))
+    return graphdef, state
+
+
+def counts_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Returns the state of each ``nnx.Rngs`` among the arguments."""
+    return [nnx.state(rngs) for rngs in _rngs(args, kwargs)]
+
+
+def count_on(args: Sequence[Any], kwargs: Mapping[str, Any], counts: Sequence[Any]) -> None:
+    """Sets each ``nnx.Rngs`` among the arguments to a recorded state, as an eager call does."""
+    for rngs, state in zip(_rngs(args, kwargs), counts, strict=True):
+        nnx.update(rngs, jax.tree.map(_made, state))
+
+
+def _path(module: nnx.Module, name: str, attribute: Any) -> str:
+    """Returns where in a module an attribute is that is no data."""
+    found = (path for path, x in nnx.iter_graph(module) if x is attribute)
+    return "/".join(map(str, next(found, (name,))))
+
+
+def _made(leaf: Any) -> Any:
+    return leaf.init_fn(leaf.rng_path.key()) if isinstance(leaf, LazyParam) else leaf
+
+
+def _rngs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[nnx.Rngs]:
+    return [x for x in (*args, *kwargs.values()) if isinstance(x, nnx.Rngs)]
