@@ -35,7 +35,7 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a new file that takes the place of ``path`` when the block ends without an error.
 
     Raises:
-      WriteError: the file cannot be written; what was there before still is.
+      WriteError: the file cannot be written; the old one is left as it was.
     """
     with _os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def replacing_checkpoint(folder: Path, count: int) -> Iterator[Staged]:
 
     Raises:
       SaveError: another process is saving there.
-      WriteError: a file cannot be written; what was there before still is.
+      WriteError: a file cannot be written; the old one is left as it was.
     """
     with _os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,7 @@ class _Tensors:
             self.put(name, source, group.labels)
 
     def put(self, name: str, source: Source, paths: list[str]) -> None:
+        """Adds a tensor under the name that renames give it; leaves that share one must agree."""
         for rename in self._renames:
             name = rename.tensor_for(slashed(name)) or name
         name = name.replace("/", ".") if self._dotted else name

@@ -75,7 +75,8 @@ def fingerprint_params(params: Mapping[str, Any], known: dict[Any, Any]) -> Any:
 
 def fingerprint_constant(constant: Any, aval: Any) -> Any:
     """Returns a hashable stand-in for a constant array: by value if small, else by identity."""
-    is_plain = compat.is_array(aval) and not compat.is_tracer(constant)  # A key is none.
+    # A typed key is no array, and has no value that NumPy could hold.
+    is_plain = compat.is_array(aval) and not compat.is_tracer(constant)
     if np.size(constant) > 64 or not is_plain:
         return _ByIdentity(constant)
     array = np.asarray(constant)

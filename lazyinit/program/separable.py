@@ -91,7 +91,7 @@ def _needed_in(body: jex.Jaxpr, wanted: Sequence[bool], drawn: bool) -> Sequence
 
 
 def _drawn_from(equation: jex.JaxprEqn) -> list[jex.Var]:
-    """Returns the keys that an equation draws numbers from, and does not make keys of."""
+    """Returns the keys that an equation draws numbers from; splitting or folding one draws none."""
     if all(_is_key(v) for v in equation.outvars):
         return []
     return [v for v in equation.invars if isinstance(v, jex.Var) and _is_key(v)]

@@ -116,6 +116,7 @@ class _NotingScope(Scope):
 
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **kwargs: Any) -> Any:
         def noting(key: Any, *args: Any, **kwargs: Any) -> Any:
+            """Runs the initializer, and notes which key it got and what it returned."""
             value = compat.call(init_fn, key, *args, **kwargs)
             rng = self.rngs["params"]
             if isinstance(rng, LazyRng) and rng.rng is self.keys["params"]:

@@ -51,7 +51,7 @@ def convert(
     Raises:
       FillError: the rules do not say unambiguously what becomes of a tensor.
       SaveError: the target's format cannot hold a tensor.
-      WriteError: it cannot be written; what was there before still is.
+      WriteError: it cannot be written; the old one is left as it was.
       CheckpointError: the checkpoint has changed, or is damaged.
     """
     path = local_path(target)

@@ -170,6 +170,11 @@ def _fused(leaves: Sequence[Family], tensors: Sequence[Family], like: str) -> It
 
 
 def _sisters(some: Sequence[Family]) -> Iterator[list[Family]]:
+    """Yields families that other models fuse into one tensor: query, key and value of one layer.
+
+    Sisters stand in one module, have the same last key and the same numbers, and names that mean
+    what ``_FUSED`` lists; they come in that order.
+    """
     groups: dict[object, dict[str, Family]] = {}
     for family in some:
         head, _, last = family.name(["0"] * (len(family.words) - 1)).rpartition("/")
@@ -186,6 +191,14 @@ def _sisters(some: Sequence[Family]) -> Iterator[list[Family]]:
 def _fits(
     sisters: Sequence[Family], one: Family, changes: tuple[Change, ...], *, split: bool
 ) -> bool:
+    """Tells whether changes lead from the fused family's shapes to its sisters', or back.
+
+    Args:
+      sisters: the families that are separate.
+      one: the family that holds all of them.
+      changes: from tensors to leaves.
+      split: whether the fused one is the tensor, and the sisters are leaves.
+    """
     if set(one.shapes) != set(sisters[0].shapes):
         return False
     ends = Frame(1, False), Frame(len(sisters), False)
@@ -205,6 +218,7 @@ def _fits(
 def _of_fused(
     sisters: Sequence[Family], one: Family, changes: tuple[Change, ...], split: bool, like: str
 ) -> Proposal:
+    """Returns the rule between a fused family and its sisters; ``like`` is a name of a tensor."""
     numbers = [f"{{{letter}}}" for letter in _LETTERS[: len(one.words) - 1]]
     several = tuple(_written(sister, numbers) for sister in sisters)
     alone = _written(one, numbers)
