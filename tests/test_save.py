@@ -85,9 +85,10 @@ def test_rules_are_read_backwards(tmp_path):
     assert_same(li.materialize(filled), eager)
 
 
-def test_a_subtree_is_saved_alone(tmp_path):
+@pytest.mark.parametrize("at", ["params/head", "params/head/"])
+def test_a_subtree_is_saved_alone(tmp_path, at):
     eager = MLP().init(KEY, X)
-    li.save(eager, tmp_path, at="params/head")
+    li.save(eager, tmp_path, at=at)
     assert set(load_file(tmp_path / "model.safetensors")) == {"bias", "kernel"}
     with pytest.raises(li.errors.PathError, match="params/haed: at= wants a subtree of the tree"):
         li.save(eager, tmp_path, at="params/haed")
