@@ -34,23 +34,13 @@ from lazyinit.program.equations import Value
 from lazyinit.program.fingerprint import fingerprint
 from lazyinit.program.slices import SmallValues
 
-
-@dataclass(frozen=True, slots=True)
-class Dispatched:
-    """What is under way.
-
-    Attributes:
-      arrays: gives the arrays, one for each job, once all tasks are done.
-      tasks: what to wait for.
-    """
-
-    arrays: Callable[[], Sequence[Any]]
-    tasks: Sequence[Future[Any]] = ()
-
-
 _ZERO = np.uint32(0)
 
-Start: TypeAlias = Callable[[], Dispatched]
+Finish: TypeAlias = Callable[[], Sequence[Any]]
+"""Waits for what is under way, and returns the arrays, one for each job."""
+
+Start: TypeAlias = Callable[[], Finish]
+"""Begins the work of some jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +107,7 @@ def start_replay(unit: Unit, small: SmallValues, pools: Pools) -> Start:
 
     replay = replaying(unit, inputs, pools.blocks)
 
-    def start() -> Dispatched:
-        task = pools.compiling.submit(replay)
-        return Dispatched(task.result, [task])
-
-    return start
+    return lambda: pools.compiling.submit(replay).result
 
 
 def _compiling(unit: Unit, small: SmallValues, pools: Pools) -> Start:
@@ -133,14 +119,14 @@ def _compiling(unit: Unit, small: SmallValues, pools: Pools) -> Start:
             pools.compiling, unit.work, arguments, parts, dtypes, placements
         )
 
-    def start() -> Dispatched:
+    def start() -> Finish:
         with _settings(unit):
             arrays = compiled.result()(parts)
         placed = [  # Empty arrays stay whole under jit (jax 0.10.2).
             a if s is None or s == a.sharding else jax.device_put(a, s)
             for a, s in zip(arrays, placements, strict=True)
         ]
-        return Dispatched(lambda: placed)
+        return lambda: placed
 
     return start
 
@@ -174,9 +160,15 @@ def start_reading(job: Job, pools: Pools) -> Start | Filling:
         return Filling(shards, fill)
     transfer = Transfer(job, pools.host)
 
-    def start() -> Dispatched:
+    def start() -> Finish:
         tasks = transfer.start(pools.reading)
-        return Dispatched(lambda: [transfer.array()], tasks)
+
+        def finish() -> Sequence[Any]:
+            for task in tasks:
+                task.result()
+            return [transfer.array()]
+
+        return finish
 
     return start
 
@@ -261,7 +253,7 @@ def is_traced(unit: Unit) -> bool:
 def _staging(unit: Unit, small: SmallValues) -> Start:
     """Computes leaves of a traced key or input in the trace (of a jit, a vmap) of the caller."""
 
-    def start() -> Dispatched:
+    def start() -> Finish:
         with compat.enable_x64(unit.work.program.x64):
             keys = {value: path.key() for value, path in _own_keys(unit).items()}
             inputs = [keys[v] if v in keys else small[v] for v in unit.work.inputs]
@@ -269,6 +261,6 @@ def _staging(unit: Unit, small: SmallValues) -> Start:
             made = [
                 job.moved(jnp.asarray(array)) for array, job in zip(arrays, unit.jobs, strict=True)
             ]
-        return Dispatched(lambda: made)
+        return lambda: made
 
     return start

@@ -13,15 +13,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
 from lazyinit import errors
 from lazyinit.make.buffers import Blocks
 from lazyinit.make.dispatch import (
-    Dispatched,
     Filling,
+    Finish,
     Pools,
     Start,
     is_traced,
@@ -85,7 +85,7 @@ def _check(
         return
     alone = Job(job.path, job.leaf, None, job.dtype)
     (only,) = units_of([alone], lambda _: NOTHING)
-    (want,) = start_replay(only, small_values(only, small), pools)().arrays()
+    (want,) = start_replay(only, small_values(only, small), pools)()()
     if n := differing(array, want):
         raise errors.BitsError(
             f"{job.path}: wanted the bits of its replay, got {n} of {array.size} elements that "
@@ -99,15 +99,6 @@ class _Step:
 
     jobs: Sequence[Job]
     start: Start | Filling
-
-
-@dataclass(frozen=True, slots=True)
-class _Filled:
-    """A leaf that threads fill: what becomes the array, once all tasks are done."""
-
-    job: Job
-    shards: Shards
-    tasks: Sequence[Future[Any]]
 
 
 def _steps(
@@ -128,9 +119,9 @@ def _steps(
 
 
 def _moving(job: Job) -> Start:
-    def start() -> Dispatched:
+    def start() -> Finish:
         moved = job.moved(job.leaf)
-        return Dispatched(lambda: [moved])
+        return lambda: [moved]
 
     return start
 
@@ -142,18 +133,16 @@ def _run(
 
     What threads fill is dispatched first and waited for last: it goes on beside the others.
     """
-    filled: list[_Filled] = []
+    filled: list[tuple[Job, Shards, Sequence[Future[Any]]]] = []
     for step in steps:
         if isinstance(step.start, Filling):
             (job,) = step.jobs
-            filled.append(_Filled(job, step.start.shards, step.start.start()))
+            filled.append((job, step.start.shards, step.start.start()))
     drawer.flush()
-    in_flight: collections.deque[tuple[Sequence[Job], Dispatched]] = collections.deque()
+    in_flight: collections.deque[tuple[Sequence[Job], Finish]] = collections.deque()
 
-    def finished(jobs: Sequence[Job], dispatched: Dispatched) -> Iterable[tuple[Job, Any]]:
-        for task in dispatched.tasks:
-            task.result()
-        made = jax.block_until_ready(dispatched.arrays())
+    def finished(jobs: Sequence[Job], finish: Finish) -> Iterable[tuple[Job, Any]]:
+        made = jax.block_until_ready(finish())
         advance(sum(job.leaf.nbytes for job in jobs))
         return zip(jobs, made, strict=True)
 
@@ -163,30 +152,34 @@ def _run(
         in_flight.append((step.jobs, step.start()))
         if len(in_flight) == IN_FLIGHT:
             yield from finished(*in_flight.popleft())
-    for jobs, dispatched in in_flight:
-        yield from finished(jobs, dispatched)
-    for some in _batches(filled):
-        wait([task for f in some for task in f.tasks], return_when=FIRST_EXCEPTION)
-        for one in some:
-            for task in one.tasks:
+    for jobs, finish in in_flight:
+        yield from finished(jobs, finish)
+    for some in _batches((job, tasks) for job, _, tasks in filled):
+        wait([task for _, tasks in some for task in tasks], return_when=FIRST_EXCEPTION)
+        for job, tasks in some:
+            for task in tasks:
                 task.result()
-            advance(one.job.leaf.nbytes)
+            advance(job.leaf.nbytes)
     # Not before all is there: beside other threads, each would wait for Python's lock.
-    yield from zip([f.job for f in filled], arrays([f.shards for f in filled]), strict=True)
+    made = arrays([shards for _, shards, _ in filled])
+    yield from zip([job for job, _, _ in filled], made, strict=True)
 
 
 _BATCH = 64  # Tasks that are waited for at a time.
 
 
-def _batches(filled: Iterable[_Filled]) -> Iterator[Sequence[_Filled]]:
+_Awaited: TypeAlias = tuple[Job, Sequence[Future[Any]]]
+
+
+def _batches(filled: Iterable[_Awaited]) -> Iterator[Sequence[_Awaited]]:
     """Groups what is waited for: each look takes Python's lock from the threads that fill."""
-    batch, tasks = [], 0
-    for one in filled:
-        batch.append(one)
-        tasks += len(one.tasks)
-        if tasks >= _BATCH:
+    batch, count = [], 0
+    for job, tasks in filled:
+        batch.append((job, tasks))
+        count += len(tasks)
+        if count >= _BATCH:
             yield batch
-            batch, tasks = [], 0
+            batch, count = [], 0
     yield batch
 
 
