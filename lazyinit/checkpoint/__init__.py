@@ -13,8 +13,8 @@ format; ``mapped``, ``memory``, ``deflated`` (members of zip archives) and ``rem
 ``fetched``) are where tensors lie; ``headers`` and ``spans`` serve all formats. ``views`` and
 ``joined`` derive sources. One file has each format: ``safetensors`` (with ``sharded``, its index,
 and ``ties``), ``npz`` (over ``zipped``), ``flax_msgpack`` (over ``msgpack_walk``), ``pytorch``,
-``orbax``. Then what is written: ``pieces`` (also of ``arrays`` on devices), ``folder``,
-``commit``, and ``together`` for several processes.
+``orbax``. Then what is written: ``pieces`` (also of ``arrays`` on devices, over ``held``),
+``folder``, ``commit``, and ``together`` for several processes.
 """
 
 from lazyinit.checkpoint.base import Checkpoint

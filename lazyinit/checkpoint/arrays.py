@@ -17,10 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lazyinit import compat
 from lazyinit.checkpoint.base import Tensor
+from lazyinit.checkpoint.held import Ranges, ranges, shards_of, within
 from lazyinit.params import Index, Shape
 from lazyinit.sharding import under
-
-_Ranges = tuple[range, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -56,26 +55,21 @@ class DeviceArray(Tensor):
         if self.array.is_fully_addressable:
             return False
         indices = self.array.sharding.devices_indices_map(self.shape)
-        first = {_ranges(i, self.shape) for d, i in indices.items() if d.process_index == 0}
+        first = {ranges(i, self.shape) for d, i in indices.items() if d.process_index == 0}
         return sum(math.prod(map(len, r)) for r in first) < self.array.size
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``; every process must ask, if the array is spread."""
-        wanted, is_spread = _ranges(index, self.shape), self.is_spread
-        parts: dict[_Ranges, np.ndarray] = {}
-        for shard in self.array.addressable_shards:
-            held = _ranges(shard.index, self.shape)
-            part = tuple(
-                range(max(w.start, h.start), min(w.stop, h.stop))
-                for w, h in zip(wanted, held, strict=True)
-            )
-            if all(part) and part not in parts and (shard.replica_id == 0 or not is_spread):
+        wanted, is_spread = ranges(index, self.shape), self.is_spread
+        parts: dict[Ranges, np.ndarray] = {}
+        for part, held, shard in shards_of(self.array, wanted):
+            if part not in parts and (shard.replica_id == 0 or not is_spread):
                 parts[part] = _on_host(shard.data, part, held)
         if wanted in parts and not is_spread:
             return parts[wanted]
         values = np.zeros([len(r) for r in wanted], self.dtype)
         for part, data in parts.items():
-            values[_local(part, wanted)] = data
+            values[within(part, wanted)] = data
         return _added_up(values) if is_spread else values
 
     def check(self) -> None:
@@ -88,19 +82,8 @@ class DeviceArray(Tensor):
         return id(self.array)
 
 
-def _ranges(index: Sequence[slice], shape: Shape) -> _Ranges:
-    return tuple(range(*part.indices(size)) for part, size in zip(index, shape, strict=True))
-
-
-def _local(part: _Ranges, held: _Ranges) -> Index:
-    """Returns where ``part`` is in an array that holds ``held``; both count from one origin."""
-    return tuple(
-        slice(p.start - h.start, p.stop - h.start) for p, h in zip(part, held, strict=True)
-    )
-
-
-def _on_host(data: jax.Array, part: _Ranges, held: _Ranges) -> np.ndarray:
-    local = _local(part, held)
+def _on_host(data: jax.Array, part: Ranges, held: Ranges) -> np.ndarray:
+    local = within(part, held)
     (device,) = data.devices()
     if device.platform == "cpu":
         return np.asarray(data)[local]  # A view.

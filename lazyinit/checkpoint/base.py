@@ -82,7 +82,7 @@ class Tensor:
         Each piece has at most ``limit`` bytes (or one element) and is valid until the next is
         asked for.
         """
-        raise NotImplementedError  # Call it where is_streamed says so.
+        raise NotImplementedError  # The law of is_streamed: no caller asks where it is False.
 
     def check(self) -> None:
         """Raises ``CheckpointError`` if the file is gone or has changed since it was opened."""
@@ -103,7 +103,7 @@ class Derived:
     @property
     def reads(self) -> Sequence[Source]:
         """The sources that it reads."""
-        raise NotImplementedError
+        raise NotImplementedError  # Each subclass has its own.
 
     @property
     def dtype(self) -> np.dtype:

@@ -1,7 +1,7 @@
 """Arrays in memory, read as if they lay in a checkpoint: trees of them, and what was read whole."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from lazyinit import errors
 from lazyinit.checkpoint.base import Checkpoint, Tensor
 from lazyinit.checkpoint.headers import damaged
+from lazyinit.checkpoint.held import Ranges, ranges, shards_of, within
 from lazyinit.checkpoint.mapped import File
 from lazyinit.params import Index, Shape, Thunk
 from lazyinit.paths import name_string
@@ -60,16 +61,11 @@ class HeldTensor(Tensor):
     def _read_shards(self, array: jax.Array, index: Index) -> np.ndarray:
         # Indexing the array as a whole would run a program on all its devices, which a mesh
         # with explicit axes refuses.
-        wanted = _ranges(index, array.shape)
-        parts: dict[tuple[range, ...], np.ndarray] = {}
-        for shard in array.addressable_shards:
-            held = _ranges(shard.index, array.shape)
-            part = tuple(
-                range(max(w.start, h.start), min(w.stop, h.stop))
-                for w, h in zip(wanted, held, strict=True)
-            )
-            if all(part) and part not in parts:
-                parts[part] = _at(np.asarray(shard.data), part, held)
+        wanted = ranges(index, array.shape)
+        parts: dict[Ranges, np.ndarray] = {}
+        for part, held, shard in shards_of(array, wanted):
+            if part not in parts:
+                parts[part] = np.asarray(shard.data)[(*within(part, held), ...)]
         if wanted in parts:
             return parts[wanted]
         if sum(part.size for part in parts.values()) < math.prod(map(len, wanted)):
@@ -79,7 +75,7 @@ class HeldTensor(Tensor):
             )
         values = np.empty([len(r) for r in wanted], array.dtype)
         for part, data in parts.items():
-            _at(values, part, wanted)[...] = data
+            values[within(part, wanted)] = data
         return values
 
     def check(self) -> None:
@@ -158,16 +154,6 @@ class Filled(Tensor):
 
     def __repr__(self) -> str:
         return f"constant {self.value.tolist()!r:.40}"
-
-
-def _ranges(index: Index, shape: Shape) -> tuple[range, ...]:
-    return tuple(range(*part.indices(size)) for part, size in zip(index, shape, strict=True))
-
-
-def _at(array: np.ndarray, part: Sequence[range], held: Sequence[range]) -> np.ndarray:
-    """Returns a view of ``part`` of an array that holds ``held``; both count from one origin."""
-    local = (slice(p.start - h.start, p.stop - h.start) for p, h in zip(part, held, strict=True))
-    return array[(*local, ...)]
 
 
 def open_tree(tree: Mapping[Any, Any]) -> Checkpoint:
