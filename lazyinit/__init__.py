@@ -30,7 +30,7 @@ from lazyinit.rules.renames import Ignore, Rename, strip_prefix
 from lazyinit.rules.reshape import Rearrange
 from lazyinit.rules.rule import Constant, Rule
 from lazyinit.rules.torch import TORCH
-from lazyinit.sharding import shard_by_metadata, shard_by_rules, shard_fsdp
+from lazyinit.shard_by import shard_by_metadata, shard_by_rules, shard_fsdp
 from lazyinit.tools.suggest import Suggestion, suggest_rules
 from lazyinit.view.provenance import Provenance, provenance
 

@@ -22,6 +22,7 @@ from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.ways import Compile, Replay, draw_of, whole_of
 from lazyinit.params import LazyParam, OverlapParam, StoredParam, Thunk, cast_dtype
 from lazyinit.program.slices import Slice
+from lazyinit.shard_by import ShardByRules
 from lazyinit.view import table
 from lazyinit.view.facts import Facts, State, is_array_like, state
 
@@ -187,9 +188,7 @@ def plan(
         done = {"action": action, "bytes_per_device": shard, "sharding": placement}
         planned.append(LeafPlan.of(path, leaf, dtype=target, **done))
     unused = (
-        sharding.unused([path for path, _ in leaves])
-        if isinstance(sharding, shardings.ShardByRules)
-        else []
+        sharding.unused([path for path, _ in leaves]) if isinstance(sharding, ShardByRules) else []
     )
     peak = {
         d: n + sum(in_threads[d].values()) + sum(sorted(beside[d])[-limits.IN_FLIGHT :])
