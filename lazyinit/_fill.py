@@ -28,7 +28,7 @@ from lazyinit.match.policies import (
     UnexpectedWord,
 )
 from lazyinit.match.report import LeafReport, Report, Status
-from lazyinit.params import LazyParam, Source, StoredParam, Thunk
+from lazyinit.params import LazyParam, Source, StoredParam, Thunk, placement_of
 from lazyinit.patterns import slashed
 from lazyinit.rules.rule import Rules, as_rules
 from lazyinit.view.provenance import provenance
@@ -249,7 +249,7 @@ def _status(leaf: Any, found: Match | None) -> Status:
 
 
 def _stored(path: str, like: Any, source: Source) -> StoredParam:
-    return StoredParam(like.shape, like.dtype, source, path=path)
+    return StoredParam(like.shape, like.dtype, source, sharding=placement_of(like), path=path)
 
 
 def _entry(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lazyinit import compat
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make.run import make
@@ -34,7 +35,8 @@ def materialize(
       paths: which leaves: ``None`` for all; a glob over ``/``-joined keys, which selects subtrees
         too (``"params/head"``, ``"params/**/kernel"``); several of them; or a predicate
         ``(path, leaf) -> bool``. Others stay as they are, so that calls compose.
-      sharding: ``None`` (the default device); a ``jax.sharding.Sharding``; a prefix pytree of
+      sharding: ``None`` (where eager ``init`` would have put each leaf: as its metadata and the mesh
+        that was set while it was recorded say, else on the default device); a ``jax.sharding.Sharding``; a prefix pytree of
         them; a callable ``(path, leaf) -> Sharding``; or what a ``shard_by_...`` builder returned.
       dtype: a dtype for the selected floating-point leaves. They are made or read in their own and
         cast in the same program, so that no second copy stays.
@@ -74,6 +76,8 @@ def materialize(
     total = sum(job.leaf.nbytes for job in jobs.values())
     with _progress_bar(total, progress) as advance:
         for job, array in make(list(jobs.values()), proofs_on, advance=advance, check=check):
+            if sharding is not None and compat.is_in_trace():
+                array = shardings.constrained(array, job.sharding)
             for n in job.places:
                 made[n] = array
     return tree_paths.replace_leaves(tree, made)

@@ -9,7 +9,14 @@ from typing import Any
 
 from lazyinit import errors
 from lazyinit.checkpoint.views import cut, same_kind
-from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, describe
+from lazyinit.params import (
+    LazyParam,
+    OverlapParam,
+    Source,
+    StoredParam,
+    describe,
+    placement_of,
+)
 
 
 def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:
@@ -52,7 +59,8 @@ def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:
     ends = {axis: (0, size) for axis, size in enumerate(common)}
     stored = source if common == source.shape else cut(source, ends)
     if common == leaf.shape:
-        return StoredParam(leaf.shape, leaf.dtype, stored, path=path)
+        sharding = placement_of(leaf)
+        return StoredParam(leaf.shape, leaf.dtype, stored, sharding=sharding, path=path)
     if not isinstance(leaf, LazyParam):
         raise errors.FillError(
             f"{path}: lazyinit.overlap wants a leaf that is not made yet, to initialize what "

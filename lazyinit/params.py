@@ -15,8 +15,9 @@ from typing import Any, NoReturn, Protocol, Self, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, Sharding
 
-from lazyinit import errors
+from lazyinit import errors, meshes
 from lazyinit.keys import RngPath, TracedKey
 
 Shape: TypeAlias = tuple[int, ...]
@@ -108,6 +109,7 @@ class Thunk:
 
     shape: Shape
     dtype: np.dtype
+    sharding: Sharding | None
     path: str
 
     @property
@@ -175,6 +177,7 @@ class LazyParam(Thunk):
       init_fn: maps a key to the value, eagerly: ``init_fn(rng_path.key())``.
       rng_path: says from which root stream that key comes, and what is folded into it.
       weak_type: whether the array will be weakly typed, as JAX calls it.
+      sharding: where eager ``init`` would have put it; ``None`` is the default device.
       path: where in the tree it was recorded; only messages use it.
 
     Example:
@@ -192,6 +195,7 @@ class LazyParam(Thunk):
     init_fn: Callable[..., Any] = field(hash=False)  # Any: an array, typed or raw key as argument.
     rng_path: RngPath = _NO_KEY
     weak_type: bool = field(default=False, kw_only=True)
+    sharding: Sharding | None = field(default=None, kw_only=True)
     path: str = field(default="", kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
@@ -206,8 +210,8 @@ class LazyParam(Thunk):
                 f"{label(self.init_fn)}: {problem}. Define it at the top of a module, or pickle "
                 "the tree once this leaf is materialized."
             )
-        fields = (self.shape, self.dtype, self.init_fn, self.rng_path, self.weak_type, self.path)
-        return _lazy_param, fields
+        fields = (self.shape, self.dtype, self.init_fn, self.rng_path)
+        return _lazy_param, (*fields, self.weak_type, meshes.to_pickle(self.sharding), self.path)
 
     def _pickling_problem(self) -> str:
         if any(isinstance(root, TracedKey) for root in self.rng_path.roots.values()):
@@ -227,8 +231,9 @@ class LazyParam(Thunk):
 
 
 def _lazy_param(*fields: Any) -> LazyParam:
-    *positional, weak_type, path = fields
-    return LazyParam(*positional, weak_type=weak_type, path=path)
+    *positional, weak_type, pickled, path = fields
+    sharding = meshes.from_pickle(pickled)
+    return LazyParam(*positional, weak_type=weak_type, sharding=sharding, path=path)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -239,16 +244,27 @@ class StoredParam(Thunk):
       shape: the shape that the array will have.
       dtype: the dtype that it will have; another than ``source.dtype`` is a cast on reading.
       source: says which tensors of which file make it, and by which layout change.
+      sharding: where it goes if nothing else is asked for; ``None`` is the default device.
       path: where in the tree it was filled in; only messages use it.
     """
 
     shape: Shape
     dtype: np.dtype
     source: Source
+    sharding: Sharding | None = field(default=None, kw_only=True)
     path: str = field(default="", kw_only=True, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = (self.shape, self.dtype, self.source)
+        return _stored_param, (*fields, meshes.to_pickle(self.sharding), self.path)
 
     def __repr__(self) -> str:
         return f"StoredParam({describe(self.shape, self.dtype)}, {self.source!r})"
+
+
+def _stored_param(*fields: Any) -> StoredParam:
+    *positional, pickled, path = fields
+    return StoredParam(*positional, sharding=meshes.from_pickle(pickled), path=path)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -270,6 +286,11 @@ class OverlapParam(Thunk):
     path: str = field(default="", kw_only=True, compare=False)
 
     @property
+    def sharding(self) -> Sharding | None:  # pyright: ignore (the others cannot be set, either)
+        """Where it goes if nothing else is asked for; ``None`` is the default device."""
+        return self.rest.sharding
+
+    @property
     def stored_nbytes(self) -> int:
         """Bytes of the part that comes from the checkpoint, once made."""
         return math.prod(self.stored.shape) * self.dtype.itemsize
@@ -277,6 +298,14 @@ class OverlapParam(Thunk):
     def __repr__(self) -> str:
         parts = (describe(self.shape, self.dtype), repr(self.stored), label(self.rest.init_fn))
         return f"OverlapParam({', '.join(parts)})"
+
+
+def placement_of(leaf: Any) -> Sharding | None:
+    """Returns where a leaf goes that takes the place of this one: an array, a shape or a thunk."""
+    sharding = getattr(leaf, "sharding", None)
+    if isinstance(leaf, jax.Array) and not isinstance(sharding, NamedSharding):
+        return None  # It was never placed.
+    return sharding
 
 
 def origins(leaf: object) -> tuple[tuple[Source, ...], tuple[LazyParam, ...]]:

@@ -4,17 +4,15 @@ Whatever form it has (one sharding for all, a prefix pytree of them, a callable)
 to one sharding per leaf, and checked against the shapes, before anything is allocated.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
-import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from lazyinit import compat, errors, paths
+from lazyinit import compat, errors, meshes, paths
+from lazyinit.params import Thunk
 
 # Any: a prefix pytree of shardings has whatever containers the tree has.
 ShardingLike: TypeAlias = "Sharding | Callable[[str, Any], Sharding | None] | TreeSharding | Any"
@@ -55,7 +53,7 @@ def resolve(
         sharding = sharding.prefix(tree)
     found: list[Any]
     if sharding is None or isinstance(sharding, Sharding):
-        found = [sharding if s else None for s in selected]
+        found = [sharding] * len(leaves)
     elif callable(sharding):
         found = [
             sharding(path, leaf) if s and hasattr(leaf, "shape") else None
@@ -63,6 +61,11 @@ def resolve(
         ]
     else:
         found = _from_prefix(sharding, leaves, selected)
+    found = [
+        _default(path, leaf) if one is None else one
+        for (path, leaf), one in zip(leaves, found, strict=True)
+    ]
+    found = [one if s else None for one, s in zip(found, selected, strict=True)]
     problems = [
         problem
         for (path, leaf), one in zip(leaves, found, strict=True)
@@ -71,6 +74,11 @@ def resolve(
     if problems:
         raise errors.ShardingError(errors.listing(problems))
     return found
+
+
+def _default(path: str, leaf: Any) -> Sharding | None:
+    """Returns where eager ``init`` would have put a leaf, loaded or not; an array stays."""
+    return meshes.on_devices(leaf.sharding, path) if isinstance(leaf, Thunk) else None
 
 
 def _from_prefix(
@@ -168,37 +176,15 @@ def platform_of(placement: Sharding | None) -> str:
     return getattr(device, "platform", None) or device or jax.default_backend()
 
 
-def concrete(mesh: AbstractMesh | None, path: str) -> Mesh | None:
-    """Returns a mesh of devices for one that was recorded: the one that is set, if it is like it.
-
-    Args:
-      mesh: what was set while a leaf was recorded; ``None`` if nothing was.
-      path: the leaf, for messages.
-
-    Raises:
-      ShardingError: another mesh is set, or none, and this process has too few devices.
-    """
-    if mesh is None:
-        return None
-    is_set = jax.sharding.get_mesh()
-    if not is_set.empty and is_set.abstract_mesh == mesh:
-        return is_set
-    devices = jax.local_devices()
-    if mesh.size > len(devices):
-        raise errors.ShardingError(
-            f"{path}: wanted a mesh like the one that it was recorded under, {mesh.shape}, got "
-            f"{dict(is_set.shape) or 'none'}, and {len(devices)} devices to make one of. Call "
-            "materialize within jax.set_mesh(mesh)."
-        )
-    grid = np.array(devices[: mesh.size]).reshape(mesh.axis_sizes)
-    return Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
-
-
-def under(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Returns a context with this mesh set, whatever is set around it; none, if it is ``None``."""
-    if mesh is not None:
-        return jax.set_mesh(mesh)
-    # Programs on one device would not run under a mesh of several.
-    if jax.sharding.get_abstract_mesh().empty:
-        return contextlib.nullcontext()
-    return jax.set_mesh(Mesh(np.empty((), object), ()))
+def constrained(array: Any, sharding: Sharding | None) -> Any:
+    """Returns an array with a sharding, as a constraint of the trace that is current."""
+    if sharding is None:
+        return array
+    if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_explicit:
+        if not jax.sharding.get_abstract_mesh().empty:
+            return jax.sharding.reshard(array, sharding)
+        # Under no mesh, no type of an array has axes: as if these were left to the compiler.
+        axis_types = (AxisType.Auto,) * len(sharding.mesh.axis_names)
+        mesh = sharding.mesh.update(axis_types=axis_types)
+        sharding = NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+    return jax.lax.with_sharding_constraint(array, sharding)

@@ -276,12 +276,12 @@ def test_what_only_an_array_has_names_the_path_and_the_way_out(name):
 
 
 def test_arrays_have_much_that_a_thunk_has_not():
-    assert {"T", "sum", "at", "astype", "reshape", "sharding"} <= set(OF_ARRAYS)
+    assert {"T", "sum", "at", "astype", "reshape"} <= set(OF_ARRAYS)
 
 
 def test_what_it_has_not_is_an_attribute_error_for_those_who_ask():
     assert issubclass(NoArrayAttributeError, AttributeError | NotMaterializedError)
-    assert not hasattr(LEAF, "sharding")
+    assert not hasattr(LEAF, "addressable_shards")
     assert getattr(LEAF, "T", 3) == 3
     assert np.ndim(LEAF) == 2
 

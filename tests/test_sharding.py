@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import lazyinit as li
 from lazyinit import paths
 from lazyinit.errors import ShardingError
-from lazyinit.sharding import concrete, describe, resolve
+from lazyinit.sharding import describe, resolve
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 TREE = {
@@ -319,21 +319,6 @@ def test_metadata_of_an_unknown_axis_says_which_there_are():
 
 
 # The rest.
-
-
-def test_a_mesh_of_the_recording_is_made_of_this_process_if_none_is_set():
-    mesh = jax.make_mesh((2, 4), ("a", "b"))
-    assert concrete(None, "w") is None
-    with jax.set_mesh(mesh):
-        assert concrete(mesh.abstract_mesh, "w") is mesh
-    made = concrete(mesh.abstract_mesh, "w")
-    assert made.abstract_mesh == mesh.abstract_mesh
-
-
-def test_a_mesh_of_more_devices_than_there_are_says_what_to_do():
-    large = jax.sharding.AbstractMesh((64,), ("a",))
-    with pytest.raises(li.errors.ShardingError, match=r"^params/w: .*within jax.set_mesh\(mesh\)"):
-        concrete(large, "params/w")
 
 
 def test_shardings_are_described_for_people():

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lazyinit import compat
 from lazyinit.checkpoint.base import Tensor
 from lazyinit.checkpoint.held import Ranges, ranges, shards_of, within
+from lazyinit.meshes import under
 from lazyinit.params import Index, Shape
-from lazyinit.sharding import under
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)

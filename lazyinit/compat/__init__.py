@@ -12,26 +12,30 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax._src import core
-from jax._src import mesh as mesh_lib
 from jax._src.random import prng
 from jax._src.state.types import AbstractRef
 from jax.interpreters import partial_eval
-from jax.sharding import AbstractMesh
 
 from lazyinit.compat.again import call as call
 from lazyinit.compat.eager import EagerSteps as EagerSteps
 from lazyinit.compat.eager import TracedValue as TracedValue
 from lazyinit.compat.eager import eager_steps as eager_steps
 from lazyinit.compat.pickling import dumps as dumps
+from lazyinit.compat.placements import Placement as Placement
+from lazyinit.compat.placements import Unplaced as Unplaced
+from lazyinit.compat.placements import bind as bind
+from lazyinit.compat.placements import is_cut as is_cut
+from lazyinit.compat.placements import mesh_around as mesh_around
+from lazyinit.compat.placements import moves as moves
 from lazyinit.compat.primitives import ClosedJaxpr as ClosedJaxpr
 from lazyinit.compat.primitives import Fact as Fact
 from lazyinit.compat.primitives import Scan as Scan
 from lazyinit.compat.primitives import bit_width as bit_width
 from lazyinit.compat.primitives import bodies as bodies
 from lazyinit.compat.primitives import facts as facts
-from lazyinit.compat.primitives import has_sharding as has_sharding
 from lazyinit.compat.primitives import index_taken as index_taken
 from lazyinit.compat.primitives import is_fold as is_fold
+from lazyinit.compat.primitives import is_order_free as is_order_free
 from lazyinit.compat.primitives import is_transposing as is_transposing
 from lazyinit.compat.primitives import jit_body as jit_body
 from lazyinit.compat.primitives import may_loop as may_loop
@@ -43,21 +47,6 @@ from lazyinit.compat.primitives import transparent_body as transparent_body
 def is_reference(aval: Any) -> bool:
     """Tells whether a value is a mutable array (a ``jax.Ref``). Drop when its type is public."""
     return isinstance(aval, AbstractRef)
-
-
-def bind(equation: jex.JaxprEqn, *args: Any) -> Sequence[Any]:
-    """Runs one equation, eagerly or under a trace, in the context that it was traced in."""
-    # Drop the manager when jax.extend.core.eval_jaxpr runs single equations.
-    params = equation.params
-    ctx_mesh = params.get("ctx_mesh")
-    if isinstance(ctx_mesh, AbstractMesh) and not ctx_mesh.empty:
-        # Recorded under a mesh without devices: it runs on those of the mesh that is set now.
-        here = mesh_lib.get_concrete_mesh()
-        params = params if here.empty else {**params, "ctx_mesh": here}
-    params = equation.primitive.get_bind_params(params)
-    with equation.ctx.manager:
-        out = equation.primitive.bind(*args, **params)
-    return out if equation.primitive.multiple_results else [out]
 
 
 def narrow(equation: jex.JaxprEqn, wanted: Sequence[bool]) -> jex.JaxprEqn | None:
@@ -108,15 +97,6 @@ def is_array(aval: Any) -> bool:
     return isinstance(aval, core.ShapedArray) and not jnp.issubdtype(
         aval.dtype, jax.dtypes.extended
     )
-
-
-def zeros(aval: Any) -> jax.Array:
-    """Returns an array of zeros of a type, its sharding too where that is part of the type."""
-    sharding = getattr(aval, "sharding", None)
-    if sharding is None or sharding.mesh.empty:
-        return jnp.zeros(aval.shape, aval.dtype)
-    here = jax.sharding.NamedSharding(jax.sharding.get_mesh(), sharding.spec)
-    return jnp.zeros(aval.shape, aval.dtype, device=here)
 
 
 def setting(name: str) -> Any:
@@ -199,6 +179,11 @@ def static_attributes(graphdef: Any) -> list[tuple[str, Any]]:
 def is_tracer(x: Any) -> bool:
     """Tells whether ``x`` (any object) is a traced value."""
     return isinstance(x, core.Tracer)
+
+
+def is_in_trace() -> bool:
+    """Tells whether somebody's trace (of a jit, a vmap) is around."""
+    return not core.trace_state_clean()
 
 
 def is_one_key(x: Any) -> bool:

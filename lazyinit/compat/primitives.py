@@ -88,6 +88,13 @@ def facts(equation: jex.JaxprEqn) -> Fact:
     return _FACTS.get(equation.primitive.name, Fact.NOTHING)
 
 
+def is_order_free(equation: jex.JaxprEqn) -> bool:
+    """Tells whether an equation has no sum, product or the like whose rounding depends on order."""
+    return Fact.ORDER_FREE in facts(equation) and all(
+        is_order_free(inner) for body in bodies(equation) for inner in body.eqns
+    )
+
+
 def is_fold(equation: jex.JaxprEqn) -> bool:
     """Tells whether an equation folds a number into a key."""
     # Recording asks this of many equations, so it looks nothing up.
@@ -107,11 +114,6 @@ def bit_width(equation: jex.JaxprEqn) -> int:
 def is_transposing(equation: jex.JaxprEqn) -> bool:
     """Tells whether a ``reshape`` takes the dimensions of its input in another order."""
     return equation.primitive.name == "reshape" and equation.params["dimensions"] is not None
-
-
-def has_sharding(equation: jex.JaxprEqn) -> bool:
-    """Tells whether an equation says how its output is to be sharded."""
-    return equation.params.get("sharding") is not None
 
 
 def index_taken(equation: jex.JaxprEqn) -> tuple[slice | int, ...] | None:
@@ -148,12 +150,14 @@ _TRANSPARENT = {
 def transparent_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] | None:
     """Returns the body and constants of an equation that eager JAX runs step by step, if it is."""
     name = _TRANSPARENT.get(equation.primitive.name)
-    return None if name is None else _open(equation.params[name])
+    return None if name is None else open_body(equation.params[name])
 
 
 def jit_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] | None:
     """Returns the body and constants of a ``jit``, ``None`` for any other equation."""
-    return _open(equation.params["jaxpr"]) if equation.primitive.name in ("jit", "pjit") else None
+    return (
+        open_body(equation.params["jaxpr"]) if equation.primitive.name in ("jit", "pjit") else None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +206,7 @@ def not_inlined(params: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def bodies(equation: jex.JaxprEqn) -> Sequence[jex.Jaxpr]:
     """Returns the jaxprs inside an equation, opened: those of a jit, a scan, a cond."""
-    return [_open(body)[0] for body in jex.jaxprs_in_params(equation.params)]
+    return [open_body(body)[0] for body in jex.jaxprs_in_params(equation.params)]
 
 
 def may_loop(equation: jex.JaxprEqn) -> bool:
@@ -212,6 +216,7 @@ def may_loop(equation: jex.JaxprEqn) -> bool:
     )
 
 
-def _open(body: Any) -> tuple[jex.Jaxpr, Sequence[Any]]:
+def open_body(body: Any) -> tuple[jex.Jaxpr, Sequence[Any]]:
+    """Returns a jaxpr that may be closed over constants, and these."""
     # Since jax 0.12 a jaxpr is one that may be closed, and is told as such by its type.
     return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())

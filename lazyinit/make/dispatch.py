@@ -83,19 +83,18 @@ def start_of(unit: Unit, known: dict[Any, SmallValues], pools: Pools) -> Start |
       known: keys and scalars that were computed for other units.
       pools: the threads.
     """
-    small = small_values(unit, known)
     if is_traced(unit):
-        return _staging(unit, small)
-    match unit.way:
-        case Draw(form=Stacked() as rows):
-            with _settings(unit):
+        return _staging(unit, small_values(unit, known))
+    with _settings(unit):
+        small = small_values(unit, known)
+        match unit.way:
+            case Draw(form=Stacked() as rows):
                 return _drawing_rows(unit, rows, small, pools)
-        case Draw(form=Elementwise() as form):
-            with _settings(unit):
+            case Draw(form=Elementwise() as form):
                 return _drawing(unit, form, *_handed_in(unit, small), pools)
-        case Compile():
-            return _compiling(unit, small, pools)
-    return start_replay(unit, small, pools)
+            case Compile():
+                return _compiling(unit, small, pools)
+        return start_replay(unit, small, pools)
 
 
 def start_replay(unit: Unit, small: SmallValues, pools: Pools) -> Start:
@@ -113,11 +112,8 @@ def start_replay(unit: Unit, small: SmallValues, pools: Pools) -> Start:
 def _compiling(unit: Unit, small: SmallValues, pools: Pools) -> Start:
     placements = tuple(job.sharding for job in unit.jobs)
     dtypes = tuple(job.dtype for job in unit.jobs)
-    with _settings(unit):
-        arguments, (parts,) = _handed_in(unit, small)
-        compiled = compiler.request(
-            pools.compiling, unit.work, arguments, parts, dtypes, placements
-        )
+    arguments, (parts,) = _handed_in(unit, small)
+    compiled = compiler.request(pools.compiling, unit.work, arguments, parts, dtypes, placements)
 
     def start() -> Finish:
         with _settings(unit):

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Sharding
 
 from lazyinit import compat
+from lazyinit.meshes import under
 from lazyinit.params import Index, Source
-from lazyinit.sharding import under
 
 
 def overlaid(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.Array:

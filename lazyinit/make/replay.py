@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import compat
-from lazyinit import sharding as shardings
+from lazyinit import compat, meshes
 from lazyinit.make.buffers import Blocks
 from lazyinit.make.shards import Bounds, Shards
 from lazyinit.make.units import Job, Unit
@@ -22,7 +21,7 @@ from lazyinit.make.units import Job, Unit
 def replaying(
     unit: Unit, inputs: Callable[[], Sequence[Any]], blocks: Blocks
 ) -> Callable[[], list[jax.Array]]:
-    """Returns what makes the arrays of a unit's jobs, on any thread.
+    """Returns what makes the arrays of a unit's jobs, on a thread with no trace and no mesh.
 
     Args:
       unit: what to make.
@@ -32,18 +31,18 @@ def replaying(
     # Settings belong to threads.
     device = _device_of(unit) or compat.setting("jax_default_device")
     program = unit.work.program
-    mesh = shardings.concrete(compat.mesh_of(unit.work.origins), unit.jobs[0].path)
+    needed = compat.mesh_of(unit.work.origins)  # By a shard_map, say.
+    mesh = None if needed is None else meshes.concrete(needed, unit.jobs[0].path)
 
     def replay() -> list[jax.Array]:
         with (
             compat.enable_x64(program.x64),
             jax.disable_jit(False),
             jax.default_device(device),
-            jax.ensure_compile_time_eval(),  # Whatever trace the caller is in,
-            shardings.under(mesh),  # and whatever mesh is set.
+            meshes.under(mesh),
         ):
             made = unit.work.run(inputs(), barrier=False)
-        with compat.enable_x64(True), jax.ensure_compile_time_eval(), jax.default_device(device):
+        with compat.enable_x64(True), jax.default_device(device):
             # A constant may be NumPy's.
             return [
                 jax.block_until_ready(_placed(job, jnp.asarray(array), blocks))

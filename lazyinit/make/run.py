@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import jax
 
-from lazyinit import errors
+from lazyinit import errors, meshes
 from lazyinit.make.buffers import Blocks
 from lazyinit.make.dispatch import (
     Filling,
@@ -67,9 +67,14 @@ def make(
         pools = Pools(compiling, reading, Drawer(drawing), Blocks())
         proofs = functools.cache(proofs)
         small: dict[Any, SmallValues] = {}
-        units = units_of([j for j in jobs if isinstance(j.leaf, LazyParam)], proofs)
+        lazy = [j for j in jobs if isinstance(j.leaf, LazyParam)]
+        units = meshes.outside(lambda: units_of(lazy, proofs))
         unit_of = {id(job): unit for unit in units for job in unit.jobs}
-        steps = _steps(units, jobs, lambda unit: start_of(unit, small, pools), pools)
+
+        def start(unit: Unit) -> Start | Filling:
+            return start_of(unit, small, pools)
+
+        steps = meshes.outside(lambda: _steps(units, jobs, start, pools))
         for job, array in _run(steps, pools.drawer, advance):
             if check and id(job) in unit_of:
                 _check(job, array, unit_of[id(job)], small, pools)

@@ -210,12 +210,10 @@ def _try(init: Init, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
         return [init(jax.random.fold_in(keys["params"], n), s, dtype) for n, s in enumerate(shapes)]
 
     with compat.enable_x64(dtype == "float64"), jax.threefry_partitionable(True):
-        traced, values = trace(tree, {"params": key})
+        traced, results = trace(tree, {"params": key})
     leaves = [
-        LazyParam(
-            traced.avals[v].shape, traced.avals[v].dtype, Slice(traced, v), RngPath({"params": key})
-        )
-        for v in values
+        LazyParam(aval.shape, aval.dtype, Slice(traced, value), RngPath({"params": key}))
+        for value, aval in ((r.value, traced.avals[r.value]) for r in results)
     ]
     kinds: set[str] = set()
     differs = False

@@ -164,7 +164,7 @@ class Builder:
         known = compat.facts(equation)
         pairs = zip(equation.invars, inputs, strict=True)
         is_single = all(r.is_elements or _size(a.aval) == 1 for a, r in pairs)
-        if not self._covers(equation) or not is_single or compat.has_sharding(equation):
+        if not self._covers(equation) or not is_single:
             raise NotElementwiseError
         if Fact.SAME_ORDER in known and not compat.is_transposing(equation):
             return [inputs[0]]

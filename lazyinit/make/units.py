@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Sharding
 
-from lazyinit import errors
+from lazyinit import compat, errors
 from lazyinit import sharding as shardings
 from lazyinit.keys import Key
 from lazyinit.make.proofs import Proofs
@@ -33,9 +33,13 @@ class Job:
         self.places: list[int] = []
 
     def moved(self, array: Any) -> Any:
-        """Returns an array (of jax or numpy) with the dtype and the sharding wanted."""
+        """Returns an array (of jax or numpy; traced) with the dtype and the sharding wanted."""
         cast = array if array.dtype == self.dtype else array.astype(self.dtype)
-        return cast if self.sharding is None else jax.device_put(cast, self.sharding)
+        if self.sharding is None:
+            return cast
+        if compat.is_tracer(cast):
+            return shardings.constrained(cast, self.sharding)
+        return jax.device_put(cast, self.sharding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +116,21 @@ def _slice_of(job: Job) -> Slice:
         return jax.tree.leaves(leaf.init_fn(keys["key"] if one else dict(keys) or None))
 
     try:
-        traced, values = trace(init, streams)
+        traced, results = trace(init, streams)
     except Exception as error:
         raise errors.RecordError(
             f"{job.path}: wanted an init_fn that maps a key to an array, got "
             f"{label(leaf.init_fn)}, which failed: {error}. Bind its shape and dtype first."
         ) from error
-    found = [describe(traced.avals[v].shape, traced.avals[v].dtype) for v in values]
+    avals = [traced.avals[r.value] for r in results]
+    found = [describe(aval.shape, aval.dtype) for aval in avals]
     if found != [describe(leaf.shape, leaf.dtype)]:
         raise errors.RecordError(
             f"{job.path}: wanted {describe(leaf.shape, leaf.dtype)} from its init_fn, "
             f"got {', '.join(found) or 'nothing'}. Give the LazyParam the shape and dtype that "
             "its init_fn returns."
         )
-    return Slice(traced, values[0], next(iter(traced.streams)) if one else -1)
+    return Slice(traced, results[0].value, next(iter(traced.streams)) if one else -1)
 
 
 def check_inputs(units: Iterable[Unit]) -> None:

@@ -24,14 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat
-from lazyinit.compat import Fact
 from lazyinit.program.equations import Array, Equation, Program, Value, is_key, pickling_problem
 from lazyinit.program.fingerprint import fingerprint_constant
+from lazyinit.program.meaning import meaning
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Slice:
     """The part of a program that makes one value from a key: the ``init_fn`` of a leaf.
+
+    Two are equal if they have the same label and the same steps, of whatever recordings.
 
     Attributes:
       program: the initialization that it is a part of.
@@ -60,6 +62,17 @@ class Slice:
             values = SmallValues(self.program, *_as_roots(self, key))
             made = work.run([values[v] for v in work.inputs], barrier=False)[0]
             return jnp.asarray(made)  # A constant may be NumPy's.
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Slice) or self.label != other.label:
+            return False
+        if self.program is other.program:
+            return (self.output, self.key) == (other.output, other.key)
+        first, second = (meaning(s.program, s.output, s.key) for s in (self, other))
+        return first == second
+
+    def __hash__(self) -> int:
+        return hash(self.label)
 
     def pickling_problem(self) -> str:
         """Returns why the leaf cannot be pickled, or ``""``."""
@@ -105,7 +118,7 @@ class Work:
         last = {v: e.index for e in self.equations for v in (*e.needed, *e.outputs)}
         for equation in self.equations:
             taken = [
-                compat.zeros(self.program.avals[v]) if n in equation.idle else env[v]
+                jnp.zeros_like(self.program.avals[v]) if n in equation.idle else env[v]
                 for n, v in enumerate(equation.inputs)
             ]
             results = compat.bind(equation.origin, *taken)
@@ -276,10 +289,4 @@ def _aval_key(aval: Any) -> tuple[Any, ...]:
 
 def is_order_free(work: Work) -> bool:
     """Tells whether a work has no sum, product or the like whose rounding depends on order."""
-
-    def free(equation: jex.JaxprEqn) -> bool:
-        return Fact.ORDER_FREE in compat.facts(equation) and all(
-            free(inner) for body in compat.bodies(equation) for inner in body.eqns
-        )
-
-    return all(free(equation.origin) for equation in work.equations)
+    return all(map(compat.is_order_free, work.origins))

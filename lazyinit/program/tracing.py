@@ -1,15 +1,36 @@
-"""Traces an initialization once, abstractly, in the steps that eager JAX takes."""
+"""Traces an initialization once, abstractly, in the steps that eager JAX takes.
 
+A placement is no arithmetic: the program has none in it, and beside each result stands where eager
+JAX would have put it.
+"""
+
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.extend.core as jex
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lazyinit import compat
+from lazyinit import compat, errors
+from lazyinit.compat import Placement
 from lazyinit.keys import AnyKey
 from lazyinit.program.equations import Equation, Program, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An array that a traced function returned.
+
+    Attributes:
+      value: its number in the program.
+      placement: where eager JAX would have put it; ``None`` is the default device.
+    """
+
+    value: Value
+    placement: Placement
 
 
 def trace(
@@ -18,7 +39,7 @@ def trace(
     abstract: Sequence[tuple[str, jax.ShapeDtypeStruct]] = (),
     *,
     answers_all: bool = False,
-) -> tuple[Program, list[Value]]:
+) -> tuple[Program, list[Result]]:
     """Traces an initialization, allocating nothing.
 
     Args:
@@ -28,8 +49,8 @@ def trace(
       answers_all: whether a value is computed, too, where JAX itself asks for one.
 
     Returns:
-      The program, and the value of each array that ``fn`` returned. The program has all the
-      equations that these need, and no others.
+      The program, and what each array is that ``fn`` returned. The program has all the equations
+      that these need, and no others.
     """
     roots = {stream: key.array() for stream, key in keys.items()}
 
@@ -46,34 +67,38 @@ def trace(
 
     closed = jax.make_jaxpr(in_steps)(roots, [struct for _, struct in abstract])
     names = [*sorted(roots), *(name for name, _ in abstract)]
-    builder = _Builder()
-    env = dict(zip(closed.jaxpr.invars, map(builder.value, closed.in_avals), strict=True))
-    inputs = dict(zip(env.values(), names, strict=True))
-    outputs = builder.inline(closed.jaxpr, closed.consts, env)
+    # Within a trace, what nobody places is left to the compiler.
+    is_inside = any(map(compat.is_tracer, roots.values()))
+    builder = _Builder(None if is_inside else compat.mesh_around())
+    env = {v: Result(builder.value(v.aval), None) for v in closed.jaxpr.invars}
+    inputs = {r.value: name for r, name in zip(env.values(), names, strict=True)}
+    results = builder.inline(closed.jaxpr, closed.consts, env)
     streams = {v: name for v, name in inputs.items() if v < len(roots)}
-    return (
-        builder.finish(
-            outputs,
-            streams=streams,
-            abstract={v: n for v, n in inputs.items() if v not in streams},
-            looked_at=frozenset(looked_at),
-        ),
-        outputs,
+    program = builder.finish(
+        [r.value for r in results],
+        streams=streams,
+        abstract={v: n for v, n in inputs.items() if v not in streams},
+        looked_at=frozenset(looked_at),
     )
+    return program, [r if r.value in inputs else builder.placed(r) for r in results]
 
 
 class _Builder:
     """Numbers the values of a jaxpr, with what eager JAX runs step by step laid out in steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh | None) -> None:
+        """Takes the mesh of devices that is set."""
         self.avals: list[Any] = []
         self.equations: list[Equation] = []
         self.producers: dict[Value, Equation] = {}
         self.constants: dict[Value, Any] = {}
         self.literals: set[Value] = set()
+        self._mesh = mesh
+        self._by_order: dict[Value, str] = {}  # What adds up over several devices, by name.
+        self._unplaced = compat.Unplaced()
 
     def value(self, aval: Any) -> Value:
-        self.avals.append(aval)
+        self.avals.append(self._unplaced.aval(aval))
         return len(self.avals) - 1
 
     def constant(self, aval: Any, array: Any) -> Value:
@@ -81,19 +106,19 @@ class _Builder:
         self.constants[value] = array
         return value
 
-    def atom(self, atom: Any, env: dict[jex.Var, Value]) -> Value:
+    def atom(self, atom: Any, env: Mapping[jex.Var, Result]) -> Result:
         if not isinstance(atom, jex.Literal):
             return env[atom]
         value = self.constant(atom.aval, atom.val)
         if np.ndim(atom.val) == 0:
             self.literals.add(value)
-        return value
+        return Result(value, None)
 
     def inline(
-        self, jaxpr: jex.Jaxpr, consts: Iterable[Any], env: dict[jex.Var, Value]
-    ) -> list[Value]:
+        self, jaxpr: jex.Jaxpr, consts: Iterable[Any], env: dict[jex.Var, Result]
+    ) -> list[Result]:
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = self.constant(var.aval, const)
+            env[var] = Result(self.constant(var.aval, const), None)
         for eqn in jaxpr.eqns:
             inputs = [self.atom(a, env) for a in eqn.invars]
             if body := compat.transparent_body(eqn):
@@ -102,12 +127,35 @@ class _Builder:
                     inner, inner_consts, dict(zip(inner.invars, inputs, strict=True))
                 )
             else:
-                results = [self.value(v.aval) for v in eqn.outvars]
-                equation = Equation(eqn, tuple(inputs), tuple(results), len(self.equations))
-                self.equations.append(equation)
-                self.producers.update(dict.fromkeys(results, equation))
+                places = [r.placement for r in inputs]
+                values = [r.value for r in inputs]
+                if not compat.moves(eqn):
+                    values = self._equation(eqn, values)
+                    if any(map(compat.is_cut, places)) and not compat.is_order_free(eqn):
+                        self._by_order.update(dict.fromkeys(values, compat.title(eqn)))
+                places = self._unplaced.placements(eqn, places)
+                results = list(map(Result, values, places))
             env.update(zip(eqn.outvars, results, strict=True))
         return [self.atom(a, env) for a in jaxpr.outvars]
+
+    def _equation(self, eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
+        results = [self.value(v.aval) for v in eqn.outvars]
+        equation = Equation(eqn, tuple(inputs), tuple(results), len(self.equations))
+        self.equations.append(equation)
+        self.producers.update(dict.fromkeys(results, equation))
+        return results
+
+    def placed(self, result: Result) -> Result:
+        """Returns a result with its placement on devices, those of the mesh that is set."""
+        mesh, placement = self._mesh, result.placement
+        if mesh is None:
+            return result
+        if placement is None:  # So eager JAX puts whatever it computes under a mesh.
+            return Result(result.value, NamedSharding(mesh, PartitionSpec()))
+        if isinstance(placement, NamedSharding) and placement.mesh == mesh.abstract_mesh:
+            kind = placement.memory_kind
+            placement = NamedSharding(mesh, placement.spec, memory_kind=kind)
+        return Result(result.value, placement)
 
     def finish(
         self,
@@ -127,9 +175,18 @@ class _Builder:
             if equation := self.producers.get(value):
                 kept.update(equation.outputs)
                 stack += equation.inputs
+        if by_order := sorted({self._by_order[v] for v in kept & self._by_order.keys()}):
+            warnings.warn(
+                f"lazyinit: {', '.join(by_order)} of an array that is cut over a mesh: eager JAX "
+                "rounds there by how it is cut. What is made will have the bits that it has on one "
+                "device, on whatever devices it is made.",
+                errors.LazyinitWarning,
+                stacklevel=2,
+            )
+        equations = {id(e): self._anywhere(e) for v, e in self.producers.items() if v in kept}
         return Program(
             {v: self.avals[v] for v in kept},
-            {v: e for v, e in self.producers.items() if v in kept},
+            {v: equations[id(e)] for v, e in self.producers.items() if v in kept},
             {v: a for v, a in self.constants.items() if v in kept},
             frozenset(self.literals & kept),
             streams,
@@ -137,3 +194,7 @@ class _Builder:
             bool(compat.setting("jax_enable_x64")),
             looked_at,
         )
+
+    def _anywhere(self, equation: Equation) -> Equation:
+        origin = self._unplaced.equation(equation.origin)
+        return equation if origin is equation.origin else replace(equation, origin=origin)

@@ -52,14 +52,15 @@ class LazyFunction:
 
         def init(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> tuple[Any, list[Note]]:
             nonlocal graphdef
-            args, kwargs = inputs.join(keys, stand_ins)
-            was_in_use = _nnx_modules() is not None
-            made = self.function(*args, **kwargs)
             modules = _nnx_modules()
             if modules is None:
-                return (made, []), []
-            if not was_in_use:  # The function imported it, and has to be traced for it.
+                args, kwargs = inputs.join(keys, stand_ins)
                 made = self.function(*args, **kwargs)
+                modules = _nnx_modules()
+                if modules is None:
+                    return (made, []), []
+            # If the function imported NNX, it has to be traced once more, for it.
+            made, (args, kwargs) = modules.call(self.function, lambda: inputs.join(keys, stand_ins))
             graphdef, made = modules.split(made)
             return (made, modules.counts_of(args, kwargs)), []
 

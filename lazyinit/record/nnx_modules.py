@@ -4,8 +4,8 @@ This file is imported once Flax NNX is in use, so that a plain function needs no
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 from flax import nnx
@@ -19,6 +19,34 @@ from lazyinit.record.opaque import refuse_tracers
 # the graph definition is another one; Flax asks for the type alone. No value of this type exists
 # outside of a recording.
 nnx.register_data_type(compat.TracedValue)
+
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def call(function: Callable[..., Any], arguments: Callable[[], Arguments]) -> tuple[Any, Arguments]:
+    """Returns what a function returns, and what it was called with.
+
+    Eager Flax places each variable with names in its metadata when it is made, and refuses to make
+    one where no mesh is set. A recording places nothing: it is made all the same, and placed later.
+
+    Args:
+      function: makes an NNX module, or anything else.
+      arguments: gives new ones at each call: a function changes its ``nnx.Rngs``.
+    """
+    args, kwargs = arguments()
+    try:
+        return function(*args, **kwargs), (args, kwargs)
+    except ValueError:
+        if not jax.sharding.get_abstract_mesh().empty or not nnx.using_eager_sharding():
+            raise
+    args, kwargs = arguments()
+    with nnx.use_eager_sharding(False):
+        made = function(*args, **kwargs)
+    for _, node in nnx.iter_graph(made) if isinstance(made, nnx.Module) else ():
+        if isinstance(node, nnx.Variable):
+            node.set_metadata(eager_sharding=True)
+    return made, (args, kwargs)
 
 
 def split(made: Any) -> tuple[nnx.GraphDef[Any] | None, Any]:

@@ -13,7 +13,7 @@ from lazyinit.keys import AnyKey, Key, RngPath
 from lazyinit.params import LazyParam, Thunk
 from lazyinit.program.equations import Program, Value
 from lazyinit.program.slices import Slice, SmallValues
-from lazyinit.program.tracing import trace
+from lazyinit.program.tracing import Result, trace
 from lazyinit.record.garbage import uncollected
 from lazyinit.record.opaque import refuse_tracers, refuse_tracers_in_statics
 
@@ -166,12 +166,12 @@ def record(
         return returned
 
     try:
-        recorded, values = trace(flat, keys, inputs.shapes)
+        recorded, results = trace(flat, keys, inputs.shapes)
     except _NO_VALUE:
         # JAX itself wants a value, for a size perhaps. Answered at once, it would ask too much.
         notes.clear()
         try:
-            recorded, values = trace(flat, keys, inputs.shapes, answers_all=True)
+            recorded, results = trace(flat, keys, inputs.shapes, answers_all=True)
         except _NO_VALUE as error:
             raise errors.RecordError(
                 f"{where}: the model's Python code wants the value of an array that has none. "
@@ -181,7 +181,7 @@ def record(
             ) from error
     given = dict(zip(recorded.abstract, inputs.passed_on(), strict=True))
     made = {value: leaf for value, leaf in given.items() if isinstance(leaf, Thunk)}
-    return _with_thunks(tree, recorded, values, notes, keys, made, own_keys)
+    return _with_thunks(tree, recorded, results, notes, keys, made, own_keys)
 
 
 _NO_VALUE = (
@@ -213,55 +213,72 @@ class _Place:
 def _with_thunks(
     tree: Any,
     recorded: Program,
-    values: Sequence[Value],
+    results: Sequence[Result],
     notes: Sequence[tuple[Note, int]],
     keys: Mapping[str, AnyKey],
     made: Mapping[Value, Thunk],
     own_keys: int,
 ) -> Any:
     leaves = paths.leaves_with_paths(tree)
-    rest = iter(values[sum(isinstance(x, _Place) for _, x in leaves) :])
+    rest = (r.value for r in results[sum(isinstance(x, _Place) for _, x in leaves) :])
     noted: dict[Value, tuple[Note, Value]] = {}
     for note, count in notes:
         key = next(rest)
         noted |= {next(rest): (note, key) for _ in range(count)}
     references = [v for v, aval in recorded.avals.items() if compat.is_reference(aval)]
     constants = SmallValues(recorded, {}, {})
-    made = dict(made)  # A value at two places is one thunk.
     thunks = []
+    known: dict[Result, Thunk] = {}  # A value at two places is one thunk.
     for path, leaf in leaves:
         if not isinstance(leaf, _Place):
             thunks.append(leaf)
             continue
-        value = values[leaf.number]
+        result = results[leaf.number]
+        value = result.value
         if any(recorded.depends(value, reference) for reference in references):
             raise errors.RecordError(
                 f"{_less(own_keys, path)}: wanted a function of arrays, got what is read from a "
                 "mutable array (a jax.Ref), which cannot be recorded. Write to it inside of a "
                 "jax.jit, or use x.at[...].set()."
             )
-        if value not in made:
-            made[value] = _thunk(
-                recorded, value, noted.get(value), keys, constants, _less(own_keys, path)
+        if value in made:
+            thunks.append(made[value])
+            continue
+        if result not in known:
+            known[result] = _thunk(
+                recorded, result, noted.get(value), keys, constants, _less(own_keys, path)
             )
-        thunks.append(made[value])
+        thunks.append(known[result])
     return paths.replace_leaves(tree, thunks)
 
 
 def _thunk(
     recorded: Program,
-    value: Value,
+    result: Result,
     noted: tuple[Note, Value] | None,
     keys: Mapping[str, AnyKey],
     constants: SmallValues,
     path: str,
 ) -> LazyParam:
+    value = result.value
     aval = recorded.avals[value]
     if not hasattr(aval, "shape"):
         raise errors.RecordError(
             f"{path}: wanted an array, got a mutable one ({aval}), which cannot be recorded. "
             "Record the model with nnx.var_defaults(hijax=False)."
         )
+
+    def made(init_fn: Slice, rng_path: RngPath) -> LazyParam:
+        return LazyParam(
+            aval.shape,
+            aval.dtype,
+            init_fn,
+            rng_path,
+            weak_type=getattr(aval, "weak_type", False),
+            sharding=result.placement,
+            path=path,
+        )
+
     name = ""
     if noted is not None:
         note, key = noted
@@ -269,11 +286,8 @@ def _thunk(
         if recorded.made_from(value, key):
             init_fn = Slice(recorded, value, key, name)
             rng_path = RngPath({note.stream: keys[note.stream]}, note.folded, note.fold)
-            return LazyParam(
-                aval.shape, aval.dtype, init_fn, rng_path, weak_type=aval.weak_type, path=path
-            )
+            return made(init_fn, rng_path)
     name = name or recorded.name_of(value)
-    weak_type = getattr(aval, "weak_type", False)
     fold = () if recorded.is_traced else recorded.fold_of(value)
     if fold:  # As nnx.Rngs makes keys: of a stream and a count.
         root, number, key = fold
@@ -285,4 +299,4 @@ def _thunk(
     else:
         init_fn = Slice(recorded, value, label=name)
         rng_path = RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))})
-    return LazyParam(aval.shape, aval.dtype, init_fn, rng_path, weak_type=weak_type, path=path)
+    return made(init_fn, rng_path)

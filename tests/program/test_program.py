@@ -28,8 +28,8 @@ def signatures(module, *args):
 
 def sliced(init):
     """Returns the slice of the one parameter that a function of a key makes."""
-    traced, (value,) = trace(lambda keys, _: [init(keys["params"])], ROOTS)
-    return Slice(traced, value)
+    traced, (result,) = trace(lambda keys, _: [init(keys["params"])], ROOTS)
+    return Slice(traced, result.value)
 
 
 def primitives(work):
@@ -185,7 +185,8 @@ def test_a_program_tells_keys_data_and_small_values_apart():
         return [key, drawn, drawn + table, drawn + inputs[0], jnp.float32(2) * 3, table * 1]
 
     x = jax.ShapeDtypeStruct((8,), "float32")
-    traced, (key, drawn, of_table, of_input, scalar, data) = trace(init, ROOTS, [("x", x)])
+    traced, results = trace(init, ROOTS, [("x", x)])
+    key, drawn, of_table, of_input, scalar, data = (r.value for r in results)
     assert [traced.is_small(v) for v in (key, drawn, of_table, scalar)] == [
         True,
         False,
@@ -242,12 +243,12 @@ def test_sums_and_products_are_no_work_to_cut_up(init, free):
 
 
 def test_small_values_are_computed_once_for_equal_computations():
-    traced, values = trace(
+    traced, results = trace(
         lambda keys, _: [jnp.sqrt(jnp.float32(0.25)) * jax.random.normal(keys["params"], (4,))
                          for _ in range(3)],
         ROOTS,
     )  # fmt: skip
-    works = [gather([Slice(traced, v)]) for v in values]
+    works = [gather([Slice(traced, r.value)]) for r in results]
     small = SmallValues(traced, {"params": KEY}, {})
     arrays = [[small[v] for v in work.inputs] for work in works]
     assert all(a is b for a, b in zip(arrays[0], arrays[2], strict=True))
@@ -258,7 +259,8 @@ def test_small_values_start_from_what_is_given():
         key = jax.random.fold_in(keys["params"], 1)
         return [key, jax.random.split(key)[1]]
 
-    traced, (key, last) = trace(init, ROOTS)
+    traced, results = trace(init, ROOTS)
+    key, last = (r.value for r in results)
     other = jax.random.key(5)
     assert_same(SmallValues(traced, {"params": KEY}, {})[last],
                 jax.random.split(jax.random.fold_in(KEY, 1))[1])  # fmt: skip

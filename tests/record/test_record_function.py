@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.lax import with_sharding_constraint as constraint
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracles import assert_same, kernel_sharding, large_arrays_since, live
 
@@ -335,7 +337,6 @@ EXPLICIT = {
     "computed": lambda key: (
         jax.random.normal(key, (8, 128), out_sharding=P("x", "y")) + jnp.arange(128.0)
     ),
-    "sum": lambda key: jax.random.normal(key, (8, 128), out_sharding=P("x")).sum(0) * 0.1,
 }
 
 
@@ -348,6 +349,21 @@ def test_an_array_with_an_explicit_sharding_has_the_bits_and_the_place_of_eager_
     assert want.sharding.mesh.axis_types == (jax.sharding.AxisType.Explicit,) * 2
     assert made.sharding == want.sharding
     assert_same(made, want)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_sum_over_a_mesh_warns_and_has_the_bits_of_one_device(axis_type):
+    def make(key, place=lambda x: x):
+        return place(jax.random.normal(key, (8, 128)) * 0.3).sum(0) * 0.1
+
+    axes = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+    there = NamedSharding(axes, P("x"))
+    place = jax.sharding.reshard if axis_type is AxisType.Explicit else constraint
+    with jax.set_mesh(axes):
+        with pytest.warns(li.errors.LazyinitWarning, match="sum of an array that is cut"):
+            thunk = li.lazy(lambda key: make(key, lambda x: place(x, there)))(KEY)
+        made = li.materialize(thunk)
+    assert_same(made, make(KEY))
 
 
 def test_nothing_leaks_from_a_recording_within_jit():

@@ -1,0 +1,134 @@
+"""Meshes as values: a placement that was recorded, on the devices that there are now.
+
+A recording may be made under a mesh without devices, be pickled, or be used in a process that has
+other devices. Axis names, sizes and types are what it keeps.
+"""
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding, SingleDeviceSharding
+
+from lazyinit import compat, errors
+
+R = TypeVar("R")
+
+
+def concrete(mesh: AbstractMesh, path: str) -> Mesh:
+    """Returns a mesh of devices for one that was recorded: the one that is set, if it is like it.
+
+    Args:
+      mesh: what was set while a leaf was recorded.
+      path: the leaf, for messages.
+
+    Raises:
+      ShardingError: another mesh is set, or none, and this process has too few devices.
+    """
+    is_set = compat.mesh_around()
+    if is_set is not None and _is_like(is_set, mesh):
+        return is_set
+    devices = jax.local_devices()
+    if mesh.size > len(devices):
+        raise errors.ShardingError(
+            f"{path}: wanted a mesh like the one that it was recorded under, {dict(mesh.shape)}, "
+            f"got {'none' if is_set is None else dict(is_set.shape)}, and {len(devices)} devices "
+            "to make one of. Call materialize within jax.set_mesh(mesh), or say where it goes: "
+            "sharding=..."
+        )
+    grid = np.array(devices[: mesh.size]).reshape(mesh.axis_sizes)
+    return Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def _is_like(mesh: Mesh, wanted: AbstractMesh) -> bool:
+    """Tells whether a mesh has the axes of another, whatever kind of device it is made of."""
+    found = (mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
+    return found == (wanted.axis_names, wanted.axis_sizes, wanted.axis_types)
+
+
+def on_devices(sharding: Sharding | None, path: str) -> Sharding | None:
+    """Returns a recorded placement on devices.
+
+    Args:
+      sharding: the placement; ``None`` is the default device.
+      path: the leaf, for messages.
+
+    Raises:
+      ShardingError: it is on a mesh, and this process has too few devices for it.
+    """
+    if not isinstance(sharding, NamedSharding) or isinstance(sharding.mesh, Mesh):
+        return sharding
+    mesh = concrete(sharding.mesh, path)
+    return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+
+
+def under(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Returns a context with this mesh set, or none, whatever is set around it. In no trace."""
+    if mesh is not None:
+        return jax.set_mesh(mesh)
+    if compat.mesh_around() is None:
+        return contextlib.nullcontext()
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
+
+
+def outside(run: Callable[[], R]) -> R:
+    """Returns what ``run`` returns, run under no mesh and in no trace, whatever is around it.
+
+    JAX lets nobody leave a mesh within a trace; but both belong to a thread.
+    """
+    if compat.mesh_around() is None and jax.sharding.get_abstract_mesh().empty:
+        return run()
+    device = compat.setting("jax_default_device")
+
+    def in_thread() -> R:
+        with jax.default_device(device):
+            return run()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(in_thread).result()
+
+
+def to_pickle(sharding: Sharding | None) -> Any:
+    """Returns a placement as a value that can be pickled; ``None`` for what cannot be kept."""
+    match sharding:
+        case NamedSharding(mesh=Mesh() as mesh):
+            grid: Any = mesh.devices
+            devices = [_named(d) for d in grid.flat]
+            return devices, mesh.abstract_mesh, sharding.spec, sharding.memory_kind
+        case NamedSharding(mesh=mesh):
+            return [], mesh, sharding.spec, sharding.memory_kind
+        case SingleDeviceSharding():
+            (device,) = sharding.device_set
+            return [_named(device)], None, None, sharding.memory_kind
+        case _:
+            return None
+
+
+def from_pickle(value: Any) -> Sharding | None:
+    """Returns the placement that ``to_pickle`` wrote: without devices, where this has not those."""
+    if value is None:
+        return None
+    named, mesh, spec, kind = value
+    known = {_named(d): d for platform, _ in named[:1] for d in _devices(platform)}
+    devices = [known.get(name) for name in named]
+    if mesh is None:
+        return None if None in devices else SingleDeviceSharding(devices[0], memory_kind=kind)
+    if devices and None not in devices:
+        grid = np.array(devices).reshape(mesh.axis_sizes)
+        mesh = Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
+    return NamedSharding(mesh, spec, memory_kind=kind)
+
+
+def _named(device: Any) -> tuple[str, int]:
+    return device.platform, device.id
+
+
+def _devices(platform: str) -> list[Any]:
+    try:
+        return jax.devices(platform)
+    except RuntimeError:  # No device of this kind here.
+        return []

@@ -1,0 +1,58 @@
+"""What a value is computed by, as something that two recordings of one model have in common."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from lazyinit import compat
+from lazyinit.program.equations import Equation, Program, Value, is_key
+
+
+def meaning(program: Program, output: Value, key: Value) -> Any:
+    """Returns a hashable value that is equal just if two values are computed by the same steps.
+
+    Args:
+      program: the initialization.
+      output: the value.
+      key: where to stop: a key that is handed in; ``-1`` for the root keys.
+    """
+    equations: dict[int, Equation] = {}
+    number: dict[Value, int] = {}
+    given = []
+    stack = [output]
+    seen = {output}
+    while stack:
+        value = stack.pop()
+        equation = None if value == key else program.producers.get(value)
+        if equation is None:
+            number[value] = len(given)
+            given.append(_of_given(program, value, key))
+            continue
+        equations[equation.index] = equation
+        fresh = [v for v in equation.inputs if v not in seen]
+        seen.update(fresh)
+        stack += fresh
+    steps = []
+    for _, equation in sorted(equations.items()):
+        taken = tuple(number[v] for v in equation.inputs)
+        number.update({v: len(number) + n for n, v in enumerate(equation.outputs)})
+        origin = equation.origin
+        steps.append((origin.primitive.name, program.fingerprint(origin), origin.ctx, taken))
+    return program.x64, tuple(given), tuple(steps), number[output]
+
+
+def _of_given(program: Program, value: Value, key: Value) -> Any:
+    if value == key:
+        return "key"
+    if value in program.streams:
+        return "stream", program.streams[value]
+    if value in program.abstract:
+        return "shape", program.abstract[value]
+    constant, aval = program.constants[value], program.avals[value]
+    if compat.is_tracer(constant):
+        return "traced", id(constant)
+    with jax.ensure_compile_time_eval():
+        array = np.asarray(jax.random.key_data(constant) if is_key(aval) else constant)
+    return str(aval), str(array.dtype), hashlib.sha256(array.tobytes()).digest()
