@@ -24,6 +24,7 @@ import complete
 import hugging_face
 import initialize
 import load
+import on_mesh
 import record
 from harness import Case, ContenderError, Outcome, Spread, run_case
 from scaling import run_all
@@ -34,6 +35,7 @@ CASES: Sequence[Case] = (
     *hugging_face.CASES,
     *load.CASES,
     *complete.CASES,
+    *on_mesh.CASES,
 )
 
 _NOTES = """

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.nn import initializers
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -223,6 +223,7 @@ def run(program, key, mesh, axis_type, *, jitted):
     return (jax.jit(body) if jitted else body)(key)
 
 
+@settings(max_examples=12)
 @given(programs(), st.sampled_from(TYPES), st.booleans())
 def test_placements_at_random_change_no_bit_and_are_kept(program, axis_type, is_set):
     mesh = mesh_of(axis_type)
@@ -242,6 +243,7 @@ def test_placements_at_random_change_no_bit_and_are_kept(program, axis_type, is_
     assert ways(thunk) == ways(plain)
 
 
+@settings(max_examples=12)
 @given(programs(), st.sampled_from(TYPES))
 def test_within_a_jit_of_the_model_placements_change_no_bit(program, axis_type):
     mesh = mesh_of(axis_type)
