@@ -5,6 +5,7 @@ many as one likes; ``tests/make/test_random_leaves.py`` a sample of them.
 """
 
 import argparse
+import contextlib
 import functools
 import math
 import sys
@@ -144,7 +145,7 @@ def random_sharding(rng, shape):
 
 
 def random_leaf(seed):
-    """Returns a name, a function of a key, and a sharding."""
+    """Returns a name, a function of a key, a sharding, and the type of the mesh around it."""
     rng = np.random.default_rng(seed)
     name = str(rng.choice(COMMON if rng.random() < 0.5 else list(INITIALIZERS)))
     dtype = str(rng.choice(["float32", "float32", "bfloat16", "float16"]))
@@ -155,18 +156,35 @@ def random_leaf(seed):
         shape = (min(shape[0], 9), *shape[1:])
     sharding = random_sharding(rng, shape)
     where = None if sharding is None else (sharding.spec, dict(sharding.mesh.shape))
-    return (
-        f"{name} {dtype}{shape} {where}",
-        lambda key: INITIALIZERS[name](key, shape, dtype),
-        sharding,
-    )
+
+    def init(key):
+        return INITIALIZERS[name](key, shape, dtype)
+
+    def init_rows(key):
+        row = jax.vmap(lambda key: INITIALIZERS[name](key, shape[1:], dtype))
+        return row(jax.random.split(key, shape[0]))
+
+    # Last, so that a seed gives the leaf that it gave before.
+    least = 3 if name in {*SCALED, "orthogonal", "rows"} else 2
+    is_vmapped = len(shape) >= least and shape[0] <= 33 and rng.random() < 0.3
+    axis_type = rng.choice([None, None, AxisType.Auto, AxisType.Explicit])
+    how = "vmapped " * is_vmapped + f"within {axis_type} " * (axis_type is not None)
+    made = init_rows if is_vmapped else init
+    return f"{how}{name} {dtype}{shape} {where}", made, sharding, axis_type
 
 
 def check_leaf(seed):
-    name, init, sharding = random_leaf(seed)
+    name, init, sharding, axis_type = random_leaf(seed)
     key = jax.random.key(seed)
-    made = li.materialize(li.lazy(init)(key), sharding=sharding)
+    with contextlib.nullcontext() if axis_type is None else jax.set_mesh(mesh_around(axis_type)):
+        thunk = li.lazy(init)(key)
+    made = li.materialize(thunk, sharding=sharding)
     assert_same(jnp.asarray(made), jnp.asarray(init(key)), f"seed {seed}: {name}")
+
+
+@functools.cache
+def mesh_around(axis_type):
+    return jax.make_mesh((8,), ("z",), axis_types=(axis_type,))
 
 
 # Functions whose leaves share arithmetic.

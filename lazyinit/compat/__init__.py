@@ -71,10 +71,12 @@ def _no_debug_info(equation: jex.JaxprEqn) -> Any:
 def counts_by_index(equation: jex.JaxprEqn) -> bool:
     """Tells whether a ``random_bits`` hashes the flat index of each element by threefry.
 
+    Of several keys it does so for each, from the index among the elements of that key.
+
     Drop when a jaxpr equation says under which settings it was traced.
     """
     key: Any = equation.invars[0].aval
-    is_threefry = key.shape == () and key.dtype._impl.name == "threefry2x32"
+    is_threefry = key.dtype._impl.name == "threefry2x32"
     return is_threefry and equation.ctx.threefry_partitionable
 
 

@@ -232,12 +232,23 @@ def _strips(
 
 
 def _drawing_rows(unit: Unit, rows: Stacked, small: SmallValues, pools: Pools) -> Filling:
-    if not unit.work.inputs:  # One value throughout.
-        return _drawing(unit, rows.row, (), [[]], pools)
     with jax.ensure_compile_time_eval():
-        keys = rows.keys(small[unit.work.inputs[0]])
-    argument = Argument("key", "threefry2x32")
-    return _drawing(unit, rows.row, (argument,), [[(key,)] for key in keys], pools)
+        arguments, parts = encode(unit.work, {}, _with_own_keys(unit, small))
+    if not parts:  # One value throughout.
+        return _drawing(unit, rows.row, (), [[]], pools)
+    (words,) = parts[rows.place]
+    before, behind = parts[: rows.place], parts[rows.place + 1 :]
+    each = [[*before, (key,), *behind] for key in rows.keys(words)]
+    return _drawing(unit, rows.row, arguments, each, pools)
+
+
+def _with_own_keys(unit: Unit, small: SmallValues) -> SmallValues:
+    """Returns small values with those that are made of the own key of a unit's leaf, if it has one.
+
+    That may be another key in each tree, so that they are of no use to other units.
+    """
+    own = {value: path.key() for value, path in _own_keys(unit).items()}
+    return SmallValues(unit.work.program, {}, own) if own else small
 
 
 def is_traced(unit: Unit) -> bool:

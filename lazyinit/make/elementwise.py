@@ -44,12 +44,18 @@ class Elementwise:
     signature: Any
 
     @classmethod
-    def of(cls, work: Work) -> "Elementwise | None":
-        """Returns a work in this form, ``None`` if it has no such."""
+    def of(cls, work: Work, *, rows: int = 0) -> "Elementwise | None":
+        """Returns a work in this form, ``None`` if it has no such.
+
+        Args:
+          work: what makes the leaf.
+          rows: how many keys are in the array of keys that it takes, one for each row of the leaf;
+            ``0`` for none. What is returned then makes one row, from one key.
+        """
         aval = work.program.avals[work.outputs[0]]
         if len(work.outputs) != 1 or not _is_plain(aval):
             return None
-        builder = Builder(aval.shape, [work.program.avals[v] for v in work.inputs])
+        builder = Builder(aval.shape, [work.program.avals[v] for v in work.inputs], rows=rows)
         env = {v: Ref(n) for n, v in enumerate(work.inputs)}
         try:
             for equation in work.equations:
@@ -120,12 +126,12 @@ _known: collections.OrderedDict[Any, Elementwise | None] = collections.OrderedDi
 _lock = threading.Lock()
 
 
-def elementwise(work: Work) -> Elementwise | None:
-    """Returns a work in elementwise form, ``None`` if it has no such."""
-    wanted = work.signature()
+def elementwise(work: Work, *, rows: int = 0) -> Elementwise | None:
+    """Returns a work in elementwise form, ``None`` if it has no such (see ``Elementwise.of``)."""
+    wanted = work.signature(), rows
     with _lock:
         if wanted not in _known:
-            _known[wanted] = Elementwise.of(work)
+            _known[wanted] = Elementwise.of(work, rows=rows)
             if len(_known) > _KEPT:
                 _known.popitem(last=False)
         _known.move_to_end(wanted)

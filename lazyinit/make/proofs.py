@@ -79,7 +79,7 @@ def kinds_of(work: Work, form: Elementwise | Stacked | None) -> frozenset[str]:
     if form is None:
         return frozenset(k for e in work.equations for k in _compiled(e.origin))
     row = form.row if isinstance(form, Stacked) else form
-    rows = {"draw rows"} if isinstance(form, Stacked) else set()
+    rows = {f"draw rows of a {form.under}"} if isinstance(form, Stacked) else set()
     return frozenset(rows | set(map(_drawn, row.steps)))
 
 

@@ -165,6 +165,13 @@ def _rows(key: Any, shape: Sequence[int], dtype: Any) -> Any:
     return jax.lax.scan(row, None, jax.random.split(key, 3))[1]
 
 
+def _vmapped_rows(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+    def row(key: Any) -> Any:
+        return jax.random.normal(key, shape, dtype) * 0.02
+
+    return jax.vmap(row)(jax.random.split(key, 3))
+
+
 def _bits(key: Any, shape: Sequence[int], dtype: Any) -> Any:
     return jax.random.bits(key, shape, dtype)
 
@@ -181,6 +188,7 @@ _CANARIES: Sequence[tuple[str, Init, Sequence[str]]] = (
     ("sum of products", _products, ("float32",)),
     ("powers and roots", _roots, ("float32",)),
     ("rows of a scan", _rows, ("float32", "bfloat16")),
+    ("rows of a vmap", _vmapped_rows, ("float32", "bfloat16")),
 )
 
 

@@ -1,18 +1,18 @@
-"""Works that are one scan over keys: each row of the leaf is made from a key of its own.
+"""Works whose leaf has rows along its first axis, each made from a key of its own.
 
-So ``nn.scan`` makes the parameters of layers. A scan that carries nothing compiles its body as
-one, so a row is drawn by the steps of the body with no barrier between them. A device makes the
-rows that it holds, and no others.
+So ``nn.scan`` and ``nnx.vmap`` make the parameters of layers. A scan that carries nothing compiles
+its body as one, so a row is drawn by the steps of the body with no barrier between them. Under a
+``vmap``, eager JAX runs each equation for all rows at once: a row has the steps of the work. A
+device makes the rows that it holds, and no others.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from lazyinit import compat
-from lazyinit.make.elementwise import Elementwise, form_of_body
+from lazyinit.make.elementwise import Elementwise, elementwise, form_of_body
 from lazyinit.make.steps import Step
 from lazyinit.make.threefry import fold_in
 from lazyinit.program.equations import is_key
@@ -26,14 +26,32 @@ class Stacked:
     Attributes:
       row: what makes one row, from its key.
       fold: what is folded into each key first; ``-1`` for nothing.
+      place: which of the inputs of the work is the array of keys.
+      under: ``"scan"`` or ``"vmap"``.
     """
 
     row: Elementwise
-    fold: int
+    fold: int = -1
+    place: int = 0
+    under: str = "scan"
 
     @classmethod
     def of(cls, work: Work) -> "Stacked | None":
         """Returns a work in this form, ``None`` if it has no such."""
+        return cls._of_vmap(work) or cls._of_scan(work)
+
+    @classmethod
+    def _of_vmap(cls, work: Work) -> "Stacked | None":
+        avals: list[Any] = [work.program.avals[v] for v in work.inputs]
+        places = [n for n, aval in enumerate(avals) if is_key(aval)]
+        shape = work.program.avals[work.outputs[0]].shape
+        if len(places) != 1 or avals[places[0]].shape != shape[:1] or not shape:
+            return None
+        row = elementwise(work, rows=shape[0]) if shape[0] else None
+        return None if row is None else cls(row, place=places[0], under="vmap")
+
+    @classmethod
+    def _of_scan(cls, work: Work) -> "Stacked | None":
         if len(work.equations) != 1 or len(work.outputs) != 1 or len(work.inputs) > 1:
             return None
         (equation,) = (e.origin for e in work.equations)
@@ -50,9 +68,8 @@ class Stacked:
             return None
         return cls(*_without_fold(row))
 
-    def keys(self, keys: Any) -> list[np.ndarray]:
-        """Returns the words of each row's key from the keys that are scanned over."""
-        words = np.asarray(jax.random.key_data(keys))
+    def keys(self, words: np.ndarray) -> list[np.ndarray]:
+        """Returns the words of each row's key from those of the array of keys, uint32[rows,2]."""
         return [w if self.fold < 0 else fold_in(w, self.fold) for w in words]
 
 

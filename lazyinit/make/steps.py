@@ -30,11 +30,13 @@ class Ref:
       number: which value, counted from the inputs of the work on; ``-1`` for a constant.
       constant: a NumPy array of no dimensions, if it is one.
       is_elements: whether it stands for all elements of the leaf.
+      repeated: the equation that repeats it, one value, to another shape than the leaf's.
     """
 
     number: int
     constant: Any = None  # Any: NumPy's arrays are not compared by ==.
     is_elements: bool = False
+    repeated: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,17 @@ class NotElementwiseError(Exception):
 class Builder:
     """Lays equations out in steps, with what is inside of a jit in its place."""
 
-    def __init__(self, shape: Sequence[int], inputs: Sequence[Any]) -> None:
-        """Takes the shape of the leaf, and the avals of what is handed in."""
+    def __init__(self, shape: Sequence[int], inputs: Sequence[Any], *, rows: int = 0) -> None:
+        """Takes the shape of the leaf, and the avals of what is handed in.
+
+        Args:
+          shape: of the leaf.
+          inputs: avals.
+          rows: how many keys there are where an array of keys is handed in, one for each place
+            along the first axis of the leaf, and every equation is on all of them; ``0`` for none.
+        """
         self._size = math.prod(shape)
+        self._rows = rows
         # XLA unrolls loops over short last axes, and joins what it unrolled to other vectors.
         self._is_short = shape[-1] < SHORT if shape else True
         self._values = len(inputs)
@@ -135,21 +145,26 @@ class Builder:
         known = compat.facts(equation)
         if not compat.is_anywhere(equation):
             raise NotElementwiseError
+        if Fact.BROADCAST not in known:
+            inputs = [r if r.repeated is None else self._repeat(r) for r in inputs]
         inner = compat.jit_body(equation) or compat.transparent_body(equation)
         if inner is not None:
             return self.body(*inner, inputs)
         if any(r.is_elements for r in inputs):
             return self._on_elements(equation, inputs)
         if Fact.RANDOM_BITS in known and self._covers(equation):
-            if not compat.counts_by_index(equation):
+            key: Any = equation.invars[0].aval
+            is_row = key.shape == ((self._rows,) if self._rows else ())
+            if not is_row or not compat.counts_by_index(equation):
                 raise NotElementwiseError
             return self._step("bits", equation, inputs, [True])
-        if (
-            Fact.BROADCAST in known
-            and self._covers(equation)
-            and _size(equation.invars[0].aval) == 1
-        ):
-            return [replace(inputs[0], is_elements=True)]
+        if Fact.BROADCAST in known:
+            is_one = _is_single(equation.invars[0].aval)
+            if self._covers(equation) and (is_one or inputs[0].repeated is not None):
+                return [replace(inputs[0], is_elements=True, repeated=None)]
+            if is_one and not _is_single(equation.outvars[0].aval):
+                return [replace(inputs[0], repeated=equation)]
+            inputs = [r if r.repeated is None else self._repeat(r) for r in inputs]
         if all(_is_single(v.aval) for v in (*equation.invars, *equation.outvars)):
             # How many dimensions of 1 it has follows from the leaf's, and does not matter.
             if Fact.SAME_ORDER in known:
@@ -158,7 +173,15 @@ class Builder:
                 return self._step("elements", equation, inputs, [False])
         if any(_size(v.aval) > _SMALL for v in (*equation.invars, *equation.outvars)):
             raise NotElementwiseError
+        if self._rows and any(r.number in self._by_row for r in inputs):
+            raise NotElementwiseError
         return self._step("whole", equation, inputs, [False] * len(equation.outvars))
+
+    def _repeat(self, ref: Ref) -> Ref:
+        """Repeats a single value, where something else than repeating it again is done with it."""
+        if _size(ref.repeated.outvars[0].aval) > _SMALL:
+            raise NotElementwiseError
+        return self._step("whole", ref.repeated, [replace(ref, repeated=None)], [False])[0]
 
     def _on_elements(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
         known = compat.facts(equation)

@@ -51,11 +51,18 @@ def draw_of(
     if platform != "cpu":
         return None
     work = gather([made], drawn=True)
-    # What is not kept alive would be fused anew.
-    form = (elementwise(work) or Stacked.of(work)) if work.keeps_all() else None
+    form = _form(work)
+    if form is None:  # The keys of its rows may be made of its own key.
+        work = gather([made], drawn=True, keys_apart=True)
+        form = _form(work)
     if form is None or not proofs(platform).allow(lambda: kinds_of(work, form)):
         return None
     return work, Draw(form)
+
+
+def _form(work: Work) -> Elementwise | Stacked | None:
+    # What is not kept alive would be fused anew.
+    return (elementwise(work) or Stacked.of(work)) if work.keeps_all() else None
 
 
 def whole_of(

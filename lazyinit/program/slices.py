@@ -161,12 +161,13 @@ class Work:
         return (self.program.x64, avals, tuple(steps), tuple(number[v] for v in self.outputs))
 
 
-def gather(slices: Sequence[Slice], *, drawn: bool = False) -> Work:
+def gather(slices: Sequence[Slice], *, drawn: bool = False, keys_apart: bool = False) -> Work:
     """Collects the equations that the slices need, each once, and their inputs.
 
     Args:
       slices: of one program.
       drawn: whether the work is to be drawn: more can be left out of it then (``separable``).
+      keys_apart: whether all keys are handed in, those too that are made of a leaf's own.
     """
     program = slices[0].program
     outputs = tuple(s.output for s in slices)
@@ -179,12 +180,11 @@ def gather(slices: Sequence[Slice], *, drawn: bool = False) -> Work:
     def is_handed_in(value: Value) -> bool:
         if value not in program.producers or value in keys:
             return True
+        if value in outputs or not program.is_small(value):
+            return False
         # What is made of a leaf's own key is made beside it: that key may be another one later.
-        return (
-            value not in outputs
-            and program.is_small(value)
-            and not any(program.depends(value, key) for key in keys)
-        )
+        is_apart = keys_apart and is_key(program.avals[value])
+        return is_apart or not any(program.depends(value, key) for key in keys)
 
     def want(value: Value) -> None:
         if is_handed_in(value):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracles import assert_same
@@ -47,6 +48,37 @@ def stack(*inits, length=8, **kwargs):
 
 X = jnp.zeros((1, 64))
 normal, uniform = nn.initializers.normal(0.02), nn.initializers.he_uniform()
+
+
+@pytest.mark.parametrize("spec", [P(), P("a"), P(("a", "b")), P(None, "b"), P("b", None, "a")])
+def test_rows_of_a_vmap_have_the_bits_of_eager_jax_on_any_mesh(spec):
+    def layers(key):
+        return jax.vmap(lambda k: (normal(k, (4, 64)), uniform(k, (4, 64)), jnp.full(64, 0.1)))(key)
+
+    def make(key):
+        return layers(jax.random.split(key, 8))
+
+    tree = li.lazy(make)(KEY)
+    for leaf in tree[:2]:
+        assert Stacked.of(gather([leaf.init_fn], drawn=True, keys_apart=True)) is not None
+    made = li.materialize(tree[:2], sharding=NamedSharding(MESH, spec))
+    assert_same(made, make(KEY)[:2])
+    assert_same(li.materialize(tree), make(KEY))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_rows_of_a_vmap_follow_another_key(impl):
+    def make(rngs):
+        @nnx.split_rngs(splits=4)
+        @nnx.vmap
+        def layer(rngs):
+            return nnx.Linear(8, 128, rngs=rngs)
+
+        return layer(rngs)
+
+    first, second = (nnx.Rngs(jax.random.key(seed, impl=impl)) for seed in (0, 7))
+    _, tree = li.lazy(make)(first)
+    assert_same(li.materialize(li.reseed(tree, second)), nnx.state(make(second)))
 
 
 @pytest.mark.parametrize("spec", [P(), P("a"), P(("a", "b")), P(None, "b"), P("b", None, "a")])

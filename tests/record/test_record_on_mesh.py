@@ -94,7 +94,7 @@ def test_what_is_drawn_outside_of_a_mesh_is_drawn_within(axis_type):
     with jax.set_mesh(mesh_of(axis_type)):
         _, within = li.lazy(Model)(nnx.Rngs(0))
         assert ways(within) == ways(outside)
-    assert sum(ways(outside).values()) == 11
+    assert sum(ways(outside).values()) == 13
 
 
 @pytest.mark.parametrize("axis_type", TYPES)
