@@ -37,7 +37,8 @@ def materialize(
         ``(path, leaf) -> bool``. Others stay as they are, so that calls compose.
       sharding: ``None`` (where eager ``init`` would have put each leaf: as its metadata and the
         mesh that was set around the recording say, else on the default device); a
-        ``jax.sharding.Sharding``; a prefix pytree of them; a callable ``(path, leaf) -> Sharding``; or what a ``shard_by_...`` builder returned.
+        ``jax.sharding.Sharding``; a prefix pytree of them; a callable
+        ``(path, leaf) -> Sharding``; or what a ``shard_by_...`` builder returned.
       dtype: a dtype for the selected floating-point leaves. They are made or read in their own and
         cast in the same program, so that no second copy stays.
       progress: whether to show a progress bar in the terminal.

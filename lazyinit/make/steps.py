@@ -30,13 +30,13 @@ class Ref:
       number: which value, counted from the inputs of the work on; ``-1`` for a constant.
       constant: a NumPy array of no dimensions, if it is one.
       is_elements: whether it stands for all elements of the leaf.
-      repeated: the equation that repeats it, one value, to another shape than the leaf's.
+      repeated: the equations that repeat it, one value, to another shape than the leaf's.
     """
 
     number: int
     constant: Any = None  # Any: NumPy's arrays are not compared by ==.
     is_elements: bool = False
-    repeated: Any = None
+    repeated: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,11 @@ class Builder:
         known = compat.facts(equation)
         if not compat.is_anywhere(equation):
             raise NotElementwiseError
-        if Fact.BROADCAST not in known:
-            inputs = [r if r.repeated is None else self._repeat(r) for r in inputs]
+        if Fact.SAME_ORDER in known and len(inputs) == 1 and not inputs[0].is_elements:
+            is_single = _is_single(equation.outvars[0].aval)
+            if inputs[0].repeated or (_is_single(equation.invars[0].aval) and not is_single):
+                return [self._repeated(equation, inputs[0])]
+        inputs = list(map(self._whole, inputs))
         inner = compat.jit_body(equation) or compat.transparent_body(equation)
         if inner is not None:
             return self.body(*inner, inputs)
@@ -158,13 +161,6 @@ class Builder:
             if not is_row or not compat.counts_by_index(equation):
                 raise NotElementwiseError
             return self._step("bits", equation, inputs, [True])
-        if Fact.BROADCAST in known:
-            is_one = _is_single(equation.invars[0].aval)
-            if self._covers(equation) and (is_one or inputs[0].repeated is not None):
-                return [replace(inputs[0], is_elements=True, repeated=None)]
-            if is_one and not _is_single(equation.outvars[0].aval):
-                return [replace(inputs[0], repeated=equation)]
-            inputs = [r if r.repeated is None else self._repeat(r) for r in inputs]
         if all(_is_single(v.aval) for v in (*equation.invars, *equation.outvars)):
             # How many dimensions of 1 it has follows from the leaf's, and does not matter.
             if Fact.SAME_ORDER in known:
@@ -177,11 +173,19 @@ class Builder:
             raise NotElementwiseError
         return self._step("whole", equation, inputs, [False] * len(equation.outvars))
 
-    def _repeat(self, ref: Ref) -> Ref:
+    def _repeated(self, equation: jex.JaxprEqn, ref: Ref) -> Ref:
+        if self._covers(equation):
+            return replace(ref, is_elements=True, repeated=())
+        return replace(ref, repeated=(*ref.repeated, equation))
+
+    def _whole(self, ref: Ref) -> Ref:
         """Repeats a single value, where something else than repeating it again is done with it."""
-        if _size(ref.repeated.outvars[0].aval) > _SMALL:
-            raise NotElementwiseError
-        return self._step("whole", ref.repeated, [replace(ref, repeated=None)], [False])[0]
+        made = replace(ref, repeated=())
+        for equation in ref.repeated:
+            if _size(equation.outvars[0].aval) > _SMALL:
+                raise NotElementwiseError
+            (made,) = self._step("whole", equation, [made], [False])
+        return made
 
     def _on_elements(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
         known = compat.facts(equation)

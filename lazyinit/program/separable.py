@@ -19,6 +19,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from lazyinit import compat
+from lazyinit.compat import Fact
 from lazyinit.program.fingerprint import fingerprint
 
 
@@ -105,7 +106,8 @@ def _variables(equation: jex.JaxprEqn, which: Sequence[bool]) -> list[jex.Var]:
 def _numbered(body: jex.Jaxpr) -> Mapping[jex.Var, Any]:
     """Returns a number for each variable: the same for equal values, since XLA makes those once.
 
-    A number made of constants alone gets ``None``: XLA knows it beforehand, and nothing shares it.
+    A number made of constants alone gets ``None``, repeated or not: XLA knows it beforehand, and
+    nothing shares it.
     """
     numbers: dict[Any, int] = {}
     value: dict[Any, Any] = {v: ("input", n) for n, v in enumerate((*body.constvars, *body.invars))}
@@ -116,7 +118,8 @@ def _numbered(body: jex.Jaxpr) -> Mapping[jex.Var, Any]:
     constants: set[Any] = set()
     for equation in body.eqns:
         variables = _variables(equation, [True] * len(equation.invars))
-        if all(v in constants for v in variables) and all(map(_is_number, equation.outvars)):
+        is_exact = Fact.SAME_ORDER in compat.facts(equation) or all(map(_is_number, equation.outvars))
+        if is_exact and all(v in constants for v in variables):
             constants.update(equation.outvars)
             value.update(dict.fromkeys(equation.outvars))
             continue
