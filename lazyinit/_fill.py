@@ -95,6 +95,7 @@ def fill(
     opened = open_checkpoint(checkpoint)
     everything = places(tree)
     known = [place.path for place, leaf in everything if _is_array_like(leaf)]
+    on_missing, on_mismatch = (paths.by_path(given, tree) for given in (on_missing, on_mismatch))
     missing_policy = Policy.of("on_missing", on_missing, get_args(MissingWord), known)
     mismatch_policy = Policy.of("on_mismatch", on_mismatch, get_args(MismatchWord), known)
     unexpected_policy = Policy.of(

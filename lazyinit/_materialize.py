@@ -33,8 +33,9 @@ def materialize(
     Args:
       tree: any pytree with thunks among its leaves.
       paths: which leaves: ``None`` for all; a glob over ``/``-joined keys, which selects subtrees
-        too (``"params/head"``, ``"params/**/kernel"``); several of them; or a predicate
-        ``(path, leaf) -> bool``. Others stay as they are, so that calls compose.
+        too (``"params/head"``, ``"params/**/kernel"``); a filter of Flax NNX (``nnx.Param``);
+        several of these; or a predicate ``(path, leaf) -> bool``. Others stay as they are, so
+        that calls compose.
       sharding: ``None`` (where eager ``init`` would have put each leaf: as its metadata and the
         mesh that was set around the recording say, else on the default device); a
         ``jax.sharding.Sharding``; a prefix pytree of them; a callable
@@ -65,7 +66,7 @@ def materialize(
       Array([0., 0.], dtype=float32)
     """
     leaves = tree_paths.leaves_with_paths(tree)
-    selected = tree_paths.select(paths, leaves)
+    selected = tree_paths.select(paths, tree)
     placements = shardings.resolve(sharding, tree, leaves, selected)
     jobs: dict[Any, Job] = {}
     for n, ((path, leaf), placement) in enumerate(zip(leaves, placements, strict=True)):

@@ -160,7 +160,7 @@ def plan(
       2101248
     """
     leaves = tree_paths.leaves_with_paths(tree)
-    selected = tree_paths.select(paths, leaves)
+    selected = tree_paths.select(paths, tree)
     placements = shardings.resolve(sharding, tree, leaves, selected)
     seen: set[Any] = set()
     planned = []

@@ -2,9 +2,11 @@
 
 A tree comes in, and its leaves with their paths go out, or a tree with other leaves. A path is
 what ``jax.tree_util.keystr(path, simple=True, separator="/")`` prints, for trees of every kind:
-``params/layers_0/attn/kernel``.
+``params/layers_0/attn/kernel``. The attribute ``value``, in which an ``nnx.Variable`` keeps its
+array, is no part of the path.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,7 +16,8 @@ from lazyinit import errors
 from lazyinit.patterns import glob
 
 Predicate: TypeAlias = Callable[[str, Any], bool]  # Any: a leaf may be any Python object.
-Paths: TypeAlias = str | Iterable[str] | Predicate | None
+Filter: TypeAlias = Any  # Of Flax NNX: ``nnx.Param``, ``nnx.Not(nnx.RngState)``, ``...``.
+Paths: TypeAlias = str | Iterable[str | Filter] | Predicate | Filter | None
 
 
 def path_string(key_path: Sequence[Any]) -> str:
@@ -26,7 +29,7 @@ def name_string(key_path: Sequence[Any]) -> str:
     """Returns what a checkpoint calls the leaf at a JAX key path (entries untyped by JAX).
 
     That is its path, but for the attribute ``value`` in which Flax's metadata boxes
-    (``nn.Partitioned``, ``nnx.Variable``) keep their array.
+    (``nn.Partitioned``) keep their array, as an ``nnx.Variable`` does.
     """
     keys = list(key_path)
     while len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value"):
@@ -34,9 +37,38 @@ def name_string(key_path: Sequence[Any]) -> str:
     return path_string(keys)
 
 
-def leaves_with_paths(tree: Any) -> list[tuple[str, Any]]:
+def is_variable(node: Any) -> bool:
+    """Tells whether a node of a tree is an ``nnx.Variable``; without Flax NNX, none is."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def leaves_with_keys(
+    tree: Any, is_leaf: Callable[[Any], bool] = lambda _: False
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yields JAX's key path, less the ``value`` of a variable, and the leaf, in JAX's order.
+
+    Args:
+      tree: any pytree.
+      is_leaf: tells of a node whether it counts as a leaf, as in ``jax.tree``.
+    """
+
+    def stops(node: Any) -> bool:
+        return is_leaf(node) or is_variable(node)
+
+    for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stops):
+        if not is_variable(node):
+            yield keys, node
+            continue
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf):
+            yield (*keys, *inner[1:]), leaf
+
+
+def leaves_with_paths(
+    tree: Any, is_leaf: Callable[[Any], bool] = lambda _: False
+) -> list[tuple[str, Any]]:
     """Returns ``(path, leaf)`` for every leaf of any pytree, in JAX's order of leaves."""
-    return [(path_string(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
+    return [(path_string(keys), leaf) for keys, leaf in leaves_with_keys(tree, is_leaf)]
 
 
 def replace_leaves(tree: Any, leaves: Sequence[Any]) -> Any:
@@ -63,34 +95,82 @@ def _rebuilt(node: Any, leaves: Iterator[Any]) -> Any:
     return result
 
 
-def select(paths: Paths, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
-    """Says for each ``(path, leaf)`` whether ``paths`` selects it.
+def select(paths: Paths, tree: Any) -> list[bool]:
+    """Says for each leaf of any pytree, in JAX's order, whether ``paths`` selects it.
 
     Args:
-      paths: ``None`` for all, a glob, several globs, or a predicate ``(path, leaf) -> bool``.
-      leaves: what ``leaves_with_paths`` returned.
+      paths: ``None`` for all; a glob; a filter of Flax NNX (``nnx.Param``); several of both; or a
+        predicate ``(path, leaf) -> bool``.
+      tree: the tree.
 
     Raises:
-      PathError: a glob selects nothing; the message suggests the nearest path.
+      PathError: a glob or a filter selects nothing; the message suggests the nearest path.
     """
+    leaves = leaves_with_paths(tree)
     if paths is None:
         return [True] * len(leaves)
-    if callable(paths):
+    if callable(paths) and not is_filter(paths):
         return [bool(paths(path, leaf)) for path, leaf in leaves]
-    several = isinstance(paths, Iterable) and not isinstance(paths, str)
+    several: Any = paths if isinstance(paths, Iterable) and not isinstance(paths, str) else [paths]
     selected = [False] * len(leaves)
-    for pattern in paths if several else [paths]:
-        if not isinstance(pattern, str):
+    for pattern in several:
+        if is_filter(pattern):
+            hits = _filtered(pattern, tree)
+        elif isinstance(pattern, str):
+            hits = [glob(pattern).selects(path) for path, _ in leaves]
+        else:
             raise errors.PathError(
-                f"paths: wanted a glob such as 'params/head', got {pattern!r}. "
-                "Pass None, a string, several strings, or a predicate (path, leaf) -> bool."
+                f"paths: wanted a glob such as 'params/head', got {pattern!r}. Pass None, a "
+                "string, a filter of Flax NNX, several of these, or a predicate "
+                "(path, leaf) -> bool."
             )
-        selects = glob(pattern).selects
-        hits = [selects(path) for path, _ in leaves]
         if not any(hits):
-            raise errors.PathError(nothing_matches(pattern, [path for path, _ in leaves]))
+            raise errors.PathError(nothing_matches(str(pattern), [path for path, _ in leaves]))
         selected = [s or h for s, h in zip(selected, hits, strict=True)]
     return selected
+
+
+def is_filter(x: Any) -> bool:
+    """Tells whether something is a filter of Flax NNX that is no predicate of ours."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return False
+    if isinstance(x, type):
+        return issubclass(x, nnx.Variable)
+    return x is ... or type(x).__module__ == nnx.filterlib.__name__
+
+
+def by_path(given: Any, tree: Any) -> Any:
+    """Returns a mapping from globs and filters with a path of the tree for each leaf of a filter.
+
+    Args:
+      given: a mapping; anything else is returned as it is.
+      tree: any pytree.
+
+    Raises:
+      PathError: a filter selects nothing.
+    """
+    if not isinstance(given, Mapping) or not any(map(is_filter, given)):
+        return given
+    found: dict[Any, Any] = {}
+    for pattern, value in given.items():
+        if not is_filter(pattern):
+            found[pattern] = value
+            continue
+        chosen = zip(leaves_with_paths(tree), select(pattern, tree), strict=True)
+        for path in (path for (path, _), is_chosen in chosen if is_chosen):
+            found.setdefault(path, value)  # The first one decides.
+    return found
+
+
+def _filtered(wanted: Filter, tree: Any) -> list[bool]:
+    """Says for each leaf whether a filter of Flax NNX selects the variable that it is in."""
+    selects = sys.modules["flax.nnx"].filterlib.to_predicate(wanted)
+    hits = []
+    for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
+        parts = tuple(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k))) for k in keys)
+        hits += [bool(selects(parts, node))] * len(jax.tree.leaves(node))
+    return hits
 
 
 def nothing_matches(pattern: str, known: Sequence[str]) -> str:

@@ -84,10 +84,11 @@ def _default(path: str, leaf: Any) -> Sharding | None:
 def _from_prefix(
     prefix: Any, leaves: Sequence[tuple[str, Any]], selected: Sequence[bool]
 ) -> list[Sharding | None]:
-    flat = jax.tree_util.tree_leaves_with_path(
-        prefix, is_leaf=lambda x: x is None or isinstance(x, Sharding | PartitionSpec)
+    entries = dict(
+        paths.leaves_with_paths(
+            prefix, lambda x: x is None or isinstance(x, Sharding | PartitionSpec)
+        )
     )
-    entries = {paths.path_string(p): x for p, x in flat}
     found: list[Sharding | None] = []
     used = set()
     for (path, _), wanted in zip(leaves, selected, strict=True):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,7 +125,7 @@ LEAVES = paths.leaves_with_paths(TREE)
 
 
 def chosen(pattern):
-    return [x for (_, x), s in zip(LEAVES, paths.select(pattern, LEAVES), strict=True) if s]
+    return [x for (_, x), s in zip(LEAVES, paths.select(pattern, TREE), strict=True) if s]
 
 
 def test_none_selects_all():
@@ -164,7 +165,7 @@ def test_a_predicate_sees_path_and_leaf():
 )
 def test_a_pattern_that_matches_nothing_suggests_the_nearest_path(pattern, nearest):
     with pytest.raises(errors.PathError) as error:
-        paths.select(pattern, LEAVES)
+        paths.select(pattern, TREE)
     assert str(error.value) == (
         f"{pattern}: this pattern matches none of the tree's 5 leaves; did you mean {nearest!r}?"
     )
@@ -172,28 +173,100 @@ def test_a_pattern_that_matches_nothing_suggests_the_nearest_path(pattern, neare
 
 def test_a_pattern_far_from_all_paths_suggests_none():
     with pytest.raises(errors.PathError) as error:
-        paths.select("zzzzzzzzzzzz", LEAVES)
+        paths.select("zzzzzzzzzzzz", TREE)
     assert str(error.value) == "zzzzzzzzzzzz: this pattern matches none of the tree's 5 leaves"
 
 
 def test_one_of_several_patterns_that_matches_nothing_is_an_error():
     with pytest.raises(errors.PathError, match="^params/hed: "):
-        paths.select(["params/head", "params/hed"], LEAVES)
+        paths.select(["params/head", "params/hed"], TREE)
 
 
 def test_an_empty_tree_has_no_path_to_suggest():
     with pytest.raises(errors.PathError, match="none of the tree's 0 leaves$"):
-        paths.select("params", [])
-    assert paths.select(None, []) == []
+        paths.select("params", {})
+    assert paths.select(None, {}) == []
 
 
 @pytest.mark.parametrize("pattern", [[3], [None], [("a", "b")], [lambda p, x: True]])
 def test_a_pattern_of_the_wrong_kind_says_what_to_pass(pattern):
     with pytest.raises(errors.PathError, match=r"paths: wanted a glob such as .*, got .*predicate"):
-        paths.select(pattern, LEAVES)
+        paths.select(pattern, TREE)
 
 
 @pytest.mark.parametrize("pattern", [3, 1.5, True])
 def test_paths_of_the_wrong_kind_say_what_to_pass(pattern):
     with pytest.raises(errors.PathError, match=r"paths: wanted a glob such as .*, got .*predicate"):
-        paths.select(pattern, LEAVES)
+        paths.select(pattern, TREE)
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(2, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+
+STATE = nnx.state(Net(nnx.Rngs(0)))
+
+
+def selected(wanted):
+    leaves = paths.leaves_with_paths(STATE)
+    return [p for (p, _), s in zip(leaves, paths.select(wanted, STATE), strict=True) if s]
+
+
+def test_the_path_of_a_variable_is_that_of_its_attribute():
+    assert selected(None) == [
+        "dropout/rngs/count",
+        "dropout/rngs/key",
+        "linear/bias",
+        "linear/kernel",
+        "norm/bias",
+        "norm/mean",
+        "norm/scale",
+        "norm/var",
+    ]
+    nested = {"q": nnx.Param({"a": jnp.ones(1), "value": [jnp.ones(1)]}), "value": 3}
+    assert [p for p, _ in paths.leaves_with_paths(nested)] == ["q/a", "q/value/0", "value"]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        nnx.Param,
+        nnx.BatchStat,
+        nnx.RngState,
+        nnx.Not(nnx.RngState),
+        nnx.Any(nnx.BatchStat, nnx.RngKey),
+        nnx.All(nnx.Param, nnx.PathContains("linear")),
+        nnx.PathContains("dropout"),
+        nnx.OfType(nnx.RngCount),
+        ...,
+    ],
+)
+def test_a_filter_selects_what_nnx_selects(wanted):
+    want = [p for p, _ in paths.leaves_with_paths(nnx.filter_state(STATE, wanted))]
+    assert want
+    assert selected(wanted) == want
+
+
+def test_filters_and_globs_select_together():
+    assert selected([nnx.BatchStat, "linear/bias"]) == ["linear/bias", "norm/mean", "norm/var"]
+
+
+def test_a_filter_that_selects_nothing_is_an_error():
+    with pytest.raises(errors.PathError, match="this pattern matches none of the tree's 8 leaves"):
+        selected(nnx.Cache)
+
+
+def test_a_filter_in_a_mapping_stands_for_the_paths_that_it_selects():
+    given = {"linear/bias": 1, nnx.BatchStat: 2, nnx.Not(nnx.RngState): 3}
+    assert paths.by_path(given, STATE) == {
+        "linear/bias": 1,
+        "norm/mean": 2,
+        "norm/var": 2,
+        "linear/kernel": 3,
+        "norm/bias": 3,
+        "norm/scale": 3,
+    }
+    assert paths.by_path("init", STATE) == "init"

@@ -23,12 +23,14 @@ class Place:
     Attributes:
       path: its path in the tree.
       name: its path with ``/`` for ``.``, without the attribute in which a metadata box keeps it.
+      boxed: its name with that attribute; ``""`` if it is in no box.
       shape: its shape, which gives the sizes that a rule leaves open; ``None`` if not known.
       linen: whether the first keys of its tree are Linen's collections.
     """
 
     path: str
     name: str
+    boxed: str
     shape: Shape | None
     linen: bool
 
@@ -38,7 +40,7 @@ class Place:
 
     def own_names(self, at: str) -> Iterator[str]:
         """Yields the names of the tensors that make it without any rule."""
-        if self.path.endswith("/value") and (boxed := _below(slashed(self.path), at)):
+        if boxed := _below(self.boxed, at):
             yield boxed
         if below := self.below(at):
             yield below
@@ -78,21 +80,26 @@ def _below(name: str, at: str) -> str:
 def places(tree: Any) -> list[tuple[Place, Any]]:
     """Returns every leaf of any pytree with its place, in JAX's order of leaves."""
     named, leaves = [], []
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    raw = jax.tree_util.tree_leaves_with_path(tree)
+    for (keys, leaf), (with_value, _) in zip(paths.leaves_with_keys(tree), raw, strict=True):
         path = paths.path_string(keys)
-        named.append((path, slashed(paths.name_string(keys) if path.endswith("/value") else path)))
+        is_boxed = len(keys) < len(with_value) or path.endswith("/value")
+        name = slashed(paths.name_string(with_value) if is_boxed else path)
+        named.append((path, name, slashed(paths.path_string(with_value)) if is_boxed else ""))
         leaves.append(leaf)
     return _placed(named, leaves)
 
 
 def places_of(leaves: Mapping[str, Any]) -> list[tuple[Place, Any]]:
     """Returns leaves that are given by path (of any type) with their places, in order."""
-    return _placed([(path, slashed(path)) for path in leaves], list(leaves.values()))
+    return _placed([(path, slashed(path), "") for path in leaves], list(leaves.values()))
 
 
-def _placed(named: Sequence[tuple[str, str]], leaves: Sequence[Any]) -> list[tuple[Place, Any]]:
-    linen = any(name.startswith("params/") for _, name in named)
+def _placed(
+    named: Sequence[tuple[str, str, str]], leaves: Sequence[Any]
+) -> list[tuple[Place, Any]]:
+    linen = any(name.startswith("params/") for _, name, _ in named)
     return [
-        (Place(path, name, getattr(leaf, "shape", None), linen), leaf)
-        for (path, name), leaf in zip(named, leaves, strict=True)
+        (Place(path, name, boxed, getattr(leaf, "shape", None), linen), leaf)
+        for (path, name, boxed), leaf in zip(named, leaves, strict=True)
     ]

@@ -118,7 +118,9 @@ def _numbered(body: jex.Jaxpr) -> Mapping[jex.Var, Any]:
     constants: set[Any] = set()
     for equation in body.eqns:
         variables = _variables(equation, [True] * len(equation.invars))
-        is_exact = Fact.SAME_ORDER in compat.facts(equation) or all(map(_is_number, equation.outvars))
+        is_exact = Fact.SAME_ORDER in compat.facts(equation) or all(
+            map(_is_number, equation.outvars)
+        )
         if is_exact and all(v in constants for v in variables):
             constants.update(equation.outvars)
             value.update(dict.fromkeys(equation.outvars))

@@ -91,8 +91,9 @@ def _path_at(node: Any, indices: Iterable[int], own_keys: int) -> str:
         level, _ = jax.tree_util.tree_flatten_with_path(
             node, is_leaf=lambda x, at=node: x is not at
         )
+        is_within = paths.is_variable(node)
         ((key,), node) = level[n]
-        keys.append(key)
+        keys += [] if is_within else [key]
     return paths.path_string(keys[own_keys:]) or _ROOT
 
 

@@ -129,7 +129,7 @@ def test_a_cast_and_an_overlap_are_told(tree):
 
 def test_an_nnx_stream_and_its_count_are_told():
     _, state = li.lazy(nnx.Linear)(2, 3, rngs=nnx.Rngs(params=1))
-    (lazy,) = li.provenance(state)["kernel/value"].lazy
+    (lazy,) = li.provenance(state)["kernel"].lazy
     assert (lazy.keys[0].stream, lazy.folded, lazy.fold) == ("params", (0,), 0)
 
 
