@@ -8,6 +8,7 @@ part. See ``docs/architecture.md``.
 """
 
 from lazyinit import errors, maps
+from lazyinit._abstract import abstract
 from lazyinit._check import Check, check
 from lazyinit._fill import fill
 from lazyinit._inspect import TreeView, inspect
@@ -61,6 +62,7 @@ __all__ = [
     "Transpose",
     "TreeView",
     "Unstack",
+    "abstract",
     "check",
     "errors",
     "fill",

@@ -53,8 +53,8 @@ def fill(
     integer, complex, bool) is cast when it is read. Layout follows the rule, never the shape.
 
     Args:
-      tree: any pytree (hence ``Any``). Thunks and arrays are matched; other leaves, and PRNG
-        keys, stay as they are.
+      tree: any pytree (hence ``Any``). Thunks, arrays and ``jax.ShapeDtypeStruct`` are matched;
+        other leaves, and PRNG keys, stay as they are.
       checkpoint: a file, a folder, a mapping of arrays (nested or flat), or what
         ``open_checkpoint`` returned.
       rules: how the checkpoint's names and layouts differ; ``lazyinit.TORCH`` for PyTorch's.
@@ -235,7 +235,8 @@ def _check_distinct(leaves: Iterable[Place]) -> None:
 
 
 def _is_array_like(leaf: object) -> bool:
-    return isinstance(leaf, Thunk | jax.Array | np.ndarray | np.generic)
+    kinds = Thunk | jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
+    return isinstance(leaf, kinds)
 
 
 def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
@@ -244,7 +245,7 @@ def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
 
 def _status(leaf: Any, found: Match | None) -> Status:
     if found is None:
-        return "missing" if isinstance(leaf, LazyParam) else "kept"
+        return "missing" if isinstance(leaf, LazyParam | jax.ShapeDtypeStruct) else "kept"
     fits = found.source.shape == leaf.shape and same_kind(found.source.dtype, leaf.dtype)
     return "loaded" if fits and not found.problem else "mismatched"
 

@@ -1,13 +1,13 @@
 """The verb ``materialize``: thunks -> arrays, for any part of a tree, under any sharding."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from lazyinit import compat
+from lazyinit import compat, errors
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make.run import make
@@ -54,7 +54,8 @@ def materialize(
     Raises:
       PathError: a pattern selects nothing.
       ShardingError: a sharding does not fit a leaf.
-      AbstractInputError: a leaf's value depends on an input that was given as a shape alone.
+      AbstractInputError: a leaf's value depends on an input that was given as a shape alone, or is
+        itself a shape alone, a ``jax.ShapeDtypeStruct``.
       CheckpointError: a file that a leaf lies in is gone or has changed.
       BitsError: with ``check``, a leaf has other bits than eager JAX gives it.
 
@@ -68,6 +69,7 @@ def materialize(
     leaves = tree_paths.leaves_with_paths(tree)
     selected = tree_paths.select(paths, tree)
     placements = shardings.resolve(sharding, tree, leaves, selected)
+    _check_made(leaf for leaf, s in zip(leaves, selected, strict=True) if s)
     jobs: dict[Any, Job] = {}
     for n, ((path, leaf), placement) in enumerate(zip(leaves, placements, strict=True)):
         if selected[n] and isinstance(leaf, Thunk | jax.Array | np.ndarray):
@@ -83,6 +85,18 @@ def materialize(
             for n in job.places:
                 made[n] = array
     return tree_paths.replace_leaves(tree, made)
+
+
+def _check_made(leaves: Iterable[tuple[str, Any]]) -> None:
+    problems = [
+        f"{path}: wanted a leaf that something makes, got a jax.ShapeDtypeStruct, which says a "
+        "shape alone. Fill it from a checkpoint, record the model with lazyinit.lazy, or leave it "
+        "out of paths."
+        for path, leaf in leaves
+        if isinstance(leaf, jax.ShapeDtypeStruct)
+    ]
+    if problems:
+        raise errors.AbstractInputError(errors.listing(problems))
 
 
 @contextlib.contextmanager

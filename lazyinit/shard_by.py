@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lazyinit import errors
+from lazyinit import compat, errors, meshes, paths
 from lazyinit.patterns import glob
 from lazyinit.sharding import parts_of
 
@@ -119,50 +119,88 @@ class ShardByMetadata:
     """A ``TreeSharding`` that reads the specs in Flax's metadata boxes and variables.
 
     Attributes:
-      mesh: the devices.
+      mesh: the devices; ``None`` for each variable's own mesh, or the one that is set.
       logical_rules: pairs of a logical axis name and the mesh axes that it goes to.
     """
 
-    mesh: Mesh
+    mesh: Mesh | None
     logical_rules: tuple[tuple[str, Any], ...]
 
     def prefix(self, tree: Any) -> Any:
         """Returns a sharding for each box and for each leaf outside of one, which is replicated."""
         from flax import nnx
         from flax.core import meta
+
+        def is_box(node: Any) -> bool:
+            return isinstance(node, nnx.Variable | meta.AxisMetadata)
+
+        return jax.tree_util.tree_map_with_path(self._sharding, tree, is_leaf=is_box)
+
+    def _sharding(self, keys: Any, node: Any) -> NamedSharding:
+        path = paths.path_string(keys)
+        try:
+            said = self._said(node)
+        except (TypeError, ValueError) as error:
+            raise errors.ShardingError(
+                f"{path}: wanted metadata that says where it goes, got what Flax cannot read: "
+                f"{error}"
+            ) from error
+        spec, own = (said.spec, said.mesh) if isinstance(said, NamedSharding) else (said, None)
+        spec = PartitionSpec() if spec is None else spec
+        mesh = self.mesh or own or getattr(node, "mesh", None) or compat.mesh_around()
+        if mesh is None:
+            raise errors.ShardingError(
+                f"{path}: wanted a mesh, got none: its metadata has none, and none is set. Call "
+                "shard_by_metadata(mesh), or set one with jax.set_mesh."
+            )
+        if not isinstance(mesh, Mesh):
+            mesh = meshes.concrete(mesh, path)
+        for axes in spec:
+            _check_axes(mesh, axes, f"{path}: shard_by_metadata: {spec}")
+        try:
+            return NamedSharding(mesh, spec)
+        except Exception as error:  # JAX has its own, private, for one axis for two dimensions.
+            raise errors.ShardingError(f"{path}: {spec} does not fit its mesh: {error}") from error
+
+    def _said(self, node: Any) -> Any:
+        """Returns the spec of a box or a variable, as Flax reads it; ``None`` if it says none."""
+        from flax import nnx
+        from flax.core import meta
+        from flax.core import spmd as core_spmd
         from flax.linen import spmd
 
-        def spec(node: Any) -> Any:
-            if isinstance(node, nnx.Variable):
-                return nnx.get_partition_spec(node).get_raw_value() or PartitionSpec()
-            return meta.get_partition_spec(node)
-
-        specs = jax.tree.map(
-            spec, tree, is_leaf=lambda x: isinstance(x, nnx.Variable | meta.AxisMetadata)
-        )
-        if self.logical_rules:
-            specs = spmd.logical_to_mesh(specs, self.logical_rules)
-
-        def placed(spec: PartitionSpec) -> NamedSharding:
-            for axes in spec:
-                _check_axes(self.mesh, axes, f"shard_by_metadata: {spec}")
-            return NamedSharding(self.mesh, spec)
-
-        return jax.tree.map(placed, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+        around = core_spmd.get_logical_axis_rules()
+        if isinstance(node, nnx.Variable):
+            said = node.get_metadata().get("out_sharding")
+            if isinstance(said, NamedSharding):
+                return said
+            with core_spmd.logical_axis_rules(self.logical_rules or around):
+                return nnx.get_partition_spec(node).get_raw_value()
+        said = meta.get_partition_spec(node)
+        rules = self.logical_rules or getattr(node, "rules", None) or around
+        if not rules or said is None:
+            return said
+        if isinstance(node, spmd.LogicallyPartitioned):
+            return spmd.logical_to_mesh_axes(tuple(said), rules)
+        return PartitionSpec(*core_spmd.from_sharding_rules(tuple(said), tuple(rules)))
 
 
 def shard_by_metadata(
-    mesh: Mesh, logical_rules: Sequence[tuple[str, Any]] | Mapping[str, Any] = ()
+    mesh: Mesh | None = None, logical_rules: Sequence[tuple[str, Any]] | Mapping[str, Any] = ()
 ) -> ShardByMetadata:
     """Shards by what the model itself says: in ``nn.Partitioned``, or in an NNX ``Variable``.
 
     Args:
-      mesh: the devices.
-      logical_rules: for ``nn.with_logical_partitioning``: which mesh axis (or axes, or ``None``)
-        each logical name goes to, as ``nn.logical_to_mesh`` takes them.
+      mesh: the devices; ``None`` for the mesh in each variable's own metadata, or else the one that
+        is set.
+      logical_rules: which mesh axis (or axes, or ``None``) each logical name goes to, as Flax takes
+        them; without it, a variable's own rules and those of ``nn.logical_axis_rules`` hold. A name
+        without a rule is that of a mesh axis; of ``nn.with_logical_partitioning``, none, as in
+        ``nn.logical_to_mesh``.
 
     Returns:
-      A value for ``sharding``. Leaves without a box are replicated.
+      A value for ``sharding``. Leaves without metadata are replicated. Using it raises
+      ``ShardingError``, with the path, where there is no mesh, or one without such an axis.
     """
     return ShardByMetadata(mesh, _pairs(logical_rules))
 

@@ -39,6 +39,7 @@ NAMES = [
     "Transpose",
     "TreeView",
     "Unstack",
+    "abstract",
     "check",
     "errors",
     "fill",

@@ -314,7 +314,7 @@ def test_metadata_with_logical_rules_keeps_mesh_axes_that_boxes_name():
 def test_metadata_of_an_unknown_axis_says_which_there_are():
     tree = li.lazy(Boxed()).init(jax.random.key(0), models.X)
     assert refused(li.shard_by_metadata(MESH), tree).startswith(
-        f"shard_by_metadata: {P('embed', 'mlp')}: the mesh has no axis 'embed'"
+        f"params/logical/kernel: shard_by_metadata: {P('embed', 'mlp')}: the mesh has no axis 'embed'"
     )
 
 

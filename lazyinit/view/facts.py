@@ -1,17 +1,18 @@
 """What is known of a leaf without making it: the one record behind all who speak of leaves.
 
-A leaf is in one of four *states*, and ``inspect`` and ``provenance`` print that word. ``plan``
+A leaf is in one of five *states*, and ``inspect`` and ``provenance`` print that word. ``plan``
 prints what ``materialize`` will *do* with a leaf, and the report of ``fill`` what it *found* for
 it. These words follow from the state:
 
-=========== ================================= ==================== =================
-state       what the leaf is                  ``plan``             ``fill``'s report
-=========== ================================= ==================== =================
-``lazy``    made by an initializer            ``initialize``       ``missing``
-``stored``  read from a checkpoint            ``load``             ``loaded``
-``overlap`` made, then read in part           ``overlap``          ``adapted``
-``array``   there already                     ``move``             ``kept``
-=========== ================================= ==================== =================
+============ ================================= ==================== =================
+state        what the leaf is                  ``plan``             ``fill``'s report
+============ ================================= ==================== =================
+``lazy``     made by an initializer            ``initialize``       ``missing``
+``stored``   read from a checkpoint            ``load``             ``loaded``
+``overlap``  made, then read in part           ``overlap``          ``adapted``
+``array``    there already                     ``move``             ``kept``
+``abstract`` a shape alone: nothing makes it  ``keep``             ``missing``
+============ ================================= ==================== =================
 
 Beside these, ``plan`` says ``keep`` of a leaf that stays as it is and ``share`` of one that is made
 at an earlier path. The report says ``kept`` of leaves that an earlier checkpoint filled,
@@ -23,9 +24,11 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
+import jax
+
 from lazyinit.params import Shape, describe, label, origins
 
-State: TypeAlias = Literal["lazy", "stored", "overlap", "array"]
+State: TypeAlias = Literal["lazy", "stored", "overlap", "array", "abstract"]
 
 # By whether a leaf is read from a source, and whether it has an initializer.
 _STATES: dict[tuple[bool, bool], State] = {
@@ -42,7 +45,7 @@ class Facts:
 
     Attributes:
       path: where in the tree it is.
-      state: ``"lazy"``, ``"stored"``, ``"overlap"`` or ``"array"``.
+      state: ``"lazy"``, ``"stored"``, ``"overlap"``, ``"array"`` or ``"abstract"``.
       shape: of the whole array.
       dtype: of the array; of typed PRNG keys too.
       origin: what makes it, for people: an initializer, a file, or one over the other.
@@ -72,7 +75,7 @@ class Facts:
         made_by += [label(part.init_fn) for part in initialized]
         return cls(
             path=path,
-            state=_STATES[bool(sources), bool(initialized)],
+            state=state(leaf),
             shape=leaf.shape,
             dtype=dtype,
             origin=" over ".join(made_by),
@@ -94,6 +97,8 @@ class Facts:
 def state(leaf: object) -> State:
     """Returns the state of a leaf: whether it is read, initialized, both or neither."""
     sources, initialized = origins(leaf)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "abstract"
     return _STATES[bool(sources), bool(initialized)]
 
 
