@@ -5,6 +5,7 @@ does not fit, and all problems are raised at once.
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
@@ -42,7 +43,7 @@ def fill(
     rules: Rules = (),
     *,
     at: str = "",
-    on_missing: OnMissing = "init",
+    on_missing: OnMissing = "warn",
     on_unexpected: OnUnexpected = "report",
     on_mismatch: OnMismatch = "error",
 ) -> tuple[Any, Report]:
@@ -59,7 +60,8 @@ def fill(
         ``open_checkpoint`` returned.
       rules: how the checkpoint's names and layouts differ; ``lazyinit.TORCH`` for PyTorch's.
       at: the subtree under which the checkpoint hangs, ``"params/bert"``.
-      on_missing: ``"init"`` leaves a leaf that the checkpoint lacks to be initialized; ``"error"``;
+      on_missing: ``"warn"`` leaves a leaf that the checkpoint lacks to be initialized, and warns
+        once of all of them that are below ``at``; ``"init"`` does so without a word; ``"error"``;
         or a callable ``(path, leaf)`` that returns one of these words.
       on_unexpected: ``"report"``, ``"ignore"`` or ``"error"`` for a tensor that makes no leaf; or a
         callable ``(name, source)`` that returns one of these.
@@ -122,12 +124,18 @@ def fill(
         entries[path] = _entry(filled.get(path, leaf), matched, opened, path, status)
     asked = _Asked(missing_policy, mismatch_policy, unexpected_policy)
     adapted = asked.mismatched(everything, entries, found, opened)
-    absent = asked.missing(everything, entries)
+    absent = asked.missing(everything, entries, at)
     asked.problems += refusals.missing(absent, entries, opened, at, rules)
     extra = asked.unexpected(opened, found)
     if asked.problems:
         raise errors.FillError(errors.listing(asked.problems))
 
+    if asked.to_warn_of:
+        warnings.warn(
+            refusals.initialized(asked.to_warn_of, len(fillable), opened),
+            errors.LazyinitWarning,
+            stacklevel=2,
+        )
     for path, leaf in adapted.items():
         entries[path] = _entry(leaf, found.matches[path], opened, path, "adapted")
     filled |= adapted
@@ -143,6 +151,7 @@ class _Asked:
     def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy) -> None:
         self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected
         self.problems: list[str] = []
+        self.to_warn_of: list[str] = []
 
     def mismatched(
         self,
@@ -170,7 +179,7 @@ class _Asked:
                 self._check_word(self._mismatch, place.path, answer, ", or a leaf")
         return adapted
 
-    def missing(self, leaves: Leaves, entries: Mapping[str, LeafReport]) -> list[Place]:
+    def missing(self, leaves: Leaves, entries: Mapping[str, LeafReport], at: str) -> list[Place]:
         """Returns the places of leaves that may not be missing, and are."""
         refused = []
         for place, leaf in leaves:
@@ -179,6 +188,9 @@ class _Asked:
             answer = self._ask(self._missing, place.path, leaf)
             if answer == "error":
                 refused.append(place)
+            elif answer == "warn":
+                # Outside of the subtree that is to be filled, nobody expects a tensor.
+                self.to_warn_of += [place.path] if place.below(at) else []
             else:
                 self._check_word(self._missing, place.path, answer)
         return refused

@@ -26,7 +26,7 @@ def from_pretrained(
     at: str = "",
     sharding: ShardingLike = None,
     dtype: Any = None,
-    on_missing: OnMissing = "init",
+    on_missing: OnMissing = "warn",
     on_unexpected: OnUnexpected = "report",
     on_mismatch: OnMismatch = "error",
     progress: bool = False,
@@ -68,7 +68,7 @@ def from_pretrained(
       >>> x = jax.ShapeDtypeStruct((1, 3), "float32")
       >>> checkpoint = {"weight": np.ones((2, 3), "float32")}
       >>> params, report = li.from_pretrained(
-      ...     nn.Dense(2), checkpoint, jax.random.key(0), x, rules=li.TORCH
+      ...     nn.Dense(2), checkpoint, jax.random.key(0), x, rules=li.TORCH, on_missing="init"
       ... )
       >>> params["params"]["kernel"].shape, report.missing
       ((3, 2), ('params/bias',))

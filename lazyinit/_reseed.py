@@ -40,7 +40,7 @@ def reseed(tree: Any, rngs: Any) -> Any:
       >>> x = jax.ShapeDtypeStruct((1, 4), "float32")
       >>> tree = li.lazy(nn.Dense(3)).init(jax.random.key(0), x)
       >>> li.reseed(tree, jax.random.key(1)) == li.lazy(nn.Dense(3)).init(jax.random.key(1), x)
-      False
+      True
     """
     leaves = paths.leaves_with_paths(tree)
     lazy = [(path, made) for path, leaf in leaves for made in origins(leaf)[1]]

@@ -1,4 +1,6 @@
+import functools
 import re
+import warnings
 
 import flax.core
 import flax.linen as nn
@@ -9,14 +11,15 @@ import pytest
 from flax import nnx
 from oracles import assert_not_quadratic
 
+import lazyinit as li
 from lazyinit import errors
-from lazyinit._fill import fill
 from lazyinit.checkpoint import open_checkpoint
 from lazyinit.params import LazyParam, StoredParam
 from lazyinit.rules.renames import Rename, strip_prefix
 from lazyinit.rules.rule import Rule
 from lazyinit.rules.torch import TORCH
 
+fill = functools.partial(li.fill, on_missing="init")  # Most of it is about what is there.
 zeros = jax.nn.initializers.zeros
 
 
@@ -418,3 +421,39 @@ def test_filling_costs_in_proportion_to_the_tree():
         return run
 
     assert_not_quadratic(filling)
+
+
+# Leaves without a tensor are said, once.
+
+
+def test_leaves_without_a_tensor_are_said_in_one_warning():
+    tree = {"a": lazy(2), **{f"layer_{n:02}": lazy(3) for n in range(12)}}
+    with pytest.warns(errors.LazyinitWarning) as caught:
+        _, report = li.fill(tree, {"a": ones(2)})
+    assert len(report.missing) == 12
+    (warning,) = caught
+    assert str(warning.message) == (
+        "layer_00: 12 of 13 leaves have no tensor in the mapping and keep their initial values: "
+        "layer_00, layer_01, layer_02, layer_03, layer_04, layer_05, layer_06, layer_07, layer_08, "
+        'layer_09 and 2 more. Say that this is meant with on_missing="init", or map them in rules.'
+    )
+    assert warning.filename == __file__
+
+
+@pytest.mark.parametrize(
+    "policy", ["init", {"b": "init"}, {"b": "init", "**": "warn"}, lambda path, leaf: "init"]
+)
+def test_who_says_that_it_is_meant_is_not_warned(policy):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        li.fill({"a": lazy(2), "b": lazy(2)}, {"a": ones(2)}, on_missing=policy)
+        li.fill({"a": lazy(2)}, {"a": ones(2)})
+        li.fill({"enc": {"a": lazy(2)}, "head": lazy(2)}, {"a": ones(2)}, at="enc")
+
+
+def test_a_word_of_a_callable_or_a_mapping_warns_too():
+    tree = {"a": lazy(2), "b": lazy(2), "c": lazy(2)}
+    policies = [{"b": "warn", "**": "init"}, lambda path, _: "warn" if path == "b" else "init"]
+    for policy in policies:
+        with pytest.warns(errors.LazyinitWarning, match="^b: 1 of 3 leaves .* values: b. Say"):
+            li.fill(tree, {"a": ones(2)}, on_missing=policy)

@@ -17,7 +17,7 @@ def mixed():
         "lazy": li.LazyParam((4, 2), "float32", jax.nn.initializers.normal(0.02)),
         "stored": li.LazyParam((3,), "bfloat16", jax.nn.initializers.zeros),
     }
-    tree, _ = li.fill(tree, {"stored": np.ones(3, np.float32)})
+    tree, _ = li.fill(tree, {"stored": np.ones(3, np.float32)}, on_missing="init")
     cut_up = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, P("data")))
     return tree | {"whole": jnp.ones(2), "cut_up": cut_up, "host": np.zeros(5), "step": 3}
 

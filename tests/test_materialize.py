@@ -488,11 +488,6 @@ def test_a_thunk_of_numpy_values_is_made():
     assert_same(li.materialize(leaf), jnp.ones((3, 4)))
 
 
-def test_a_shape_without_a_program_stays():
-    shape = jax.ShapeDtypeStruct((3,), "float32")
-    assert li.materialize({"x": shape})["x"] is shape
-
-
 # What goes wrong leaves nothing behind.
 
 

@@ -80,7 +80,9 @@ def test_through_a_layout_and_a_cast_too():
     x = jax.ShapeDtypeStruct((1, 8), "float32")
     tree = li.lazy(nn.Dense(16)).init(KEY, x)
     stored = np.random.default_rng(0).random((5, 12)).astype(np.float16)  # [out, in], both other.
-    filled, _ = li.fill(tree, {"weight": stored}, li.TORCH, on_mismatch=li.overlap)
+    filled, _ = li.fill(
+        tree, {"weight": stored}, li.TORCH, on_mismatch=li.overlap, on_missing="init"
+    )
     want = np.array(nn.Dense(16).init(KEY, jnp.ones((1, 8)))["params"]["kernel"])
     want[:, :5] = stored.T[:8]
     made = li.materialize(filled, sharding=MESHES["2x4"]())["params"]["kernel"]

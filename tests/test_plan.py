@@ -44,7 +44,7 @@ def test_each_leaf_says_what_will_be_done_with_it():
         "stored": li.LazyParam((8,), "float32", jax.nn.initializers.zeros),
         "step": 3,
     }
-    tree, _ = li.fill(tree, {"stored": np.ones(8, np.float32)})
+    tree, _ = li.fill(tree, {"stored": np.ones(8, np.float32)}, on_missing="init")
     tree["shared"] = tree["lazy"]
     everything = li.plan(tree)
     assert [(leaf.path, leaf.action) for leaf in everything.leaves] == [

@@ -31,7 +31,7 @@ class Net(nnx.Module):
 def test_a_linen_module_comes_back_as_the_tree_of_init_with_the_checkpoint_in_it():
     eager = MLP().init(KEY, X)
     stored = {"head": {"kernel": np.ones_like(eager["params"]["head"]["kernel"])}}
-    params, report = li.from_pretrained(MLP(), stored, KEY, X, at="params")
+    params, report = li.from_pretrained(MLP(), stored, KEY, X, at="params", on_missing="init")
     eager["params"]["head"]["kernel"] = jnp.asarray(stored["head"]["kernel"])
     assert_same(params, eager)
     assert report.loaded == ("params/head/kernel",)
@@ -41,7 +41,8 @@ def test_a_linen_module_comes_back_as_the_tree_of_init_with_the_checkpoint_in_it
 
 @pytest.mark.parametrize("rngs", [nnx.Rngs(3), KEY])
 def test_an_nnx_class_comes_back_as_a_module(rngs):
-    module, report = li.from_pretrained(Net, {"first.weight": kernel().T}, rngs, 4, rules=li.TORCH)
+    stored = {"first.weight": kernel().T}
+    module, report = li.from_pretrained(Net, stored, rngs, 4, rules=li.TORCH, on_missing="init")
     assert isinstance(module, Net)
     eager = Net(4, nnx.Rngs(3))
     np.testing.assert_array_equal(module.first.kernel[...], kernel())
@@ -57,7 +58,13 @@ def test_a_function_that_makes_an_nnx_module_takes_rngs_by_keyword():
         return Net(features, rngs, out=out)
 
     module, _ = li.from_pretrained(
-        build, {"first/kernel": kernel()}, nnx.Rngs(3), 4, out=5, dtype="bfloat16"
+        build,
+        {"first/kernel": kernel()},
+        nnx.Rngs(3),
+        4,
+        out=5,
+        dtype="bfloat16",
+        on_missing="init",
     )
     assert module.second.bias[...].shape == (5,)
     assert module.first.kernel[...].dtype == jnp.bfloat16
@@ -67,7 +74,7 @@ def test_a_pure_function_takes_the_key_first():
     def init(key, n):
         return {"w": jax.random.normal(key, (n,)), "b": jnp.zeros(n)}
 
-    params, _ = li.from_pretrained(init, {"b": np.ones(2, np.float32)}, KEY, 2)
+    params, _ = li.from_pretrained(init, {"b": np.ones(2, np.float32)}, KEY, 2, on_missing="init")
     assert_same(params, {"w": init(KEY, 2)["w"], "b": jnp.ones(2)})
 
 
@@ -75,7 +82,13 @@ def test_sharding_goes_to_every_leaf():
     mesh = jax.make_mesh((8,), ("x",))
     sharding = NamedSharding(mesh, PartitionSpec())
     params, _ = li.from_pretrained(
-        nn.Dense(4), {"kernel": kernel()}, KEY, jnp.ones((1, 3)), at="params", sharding=sharding
+        nn.Dense(4),
+        {"kernel": kernel()},
+        KEY,
+        jnp.ones((1, 3)),
+        at="params",
+        sharding=sharding,
+        on_missing="init",
     )
     assert {x.sharding for x in jax.tree.leaves(params)} == {sharding}
 
@@ -94,5 +107,7 @@ def test_nothing_is_allocated_before_all_is_known_to_fit(options, error):
     stored = {"kernel": np.ones((300, 400), np.float32), "other": np.ones(3)}
     before = live()
     with pytest.raises(error):
-        li.from_pretrained(nn.Dense(400), stored, KEY, x, **({"at": "params"} | options))
+        li.from_pretrained(
+            nn.Dense(400), stored, KEY, x, **({"at": "params", "on_missing": "init"} | options)
+        )
     assert not large_arrays_since(before)

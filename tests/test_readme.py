@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lazyinit.errors import LazyinitWarning
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -38,7 +40,10 @@ def test_the_opening_snippet_runs_in_five_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model, key, x = Classifier(), jax.random.key(0), jnp.ones((1, 8))
     names = {"model": model, "key": key, "x": x, "mesh": jax.make_mesh((8,), ("data",))}
-    exec(snippet, names)
+    with pytest.warns(
+        LazyinitWarning, match="^params/bert/LayerNorm_0/bias: 1 of 6 leaves have no"
+    ):
+        exec(snippet, names)
     eager = model.init(key, x)["params"]
     made = names["params"]["params"]
     np.testing.assert_array_equal(made["classifier"]["kernel"], eager["classifier"]["kernel"])

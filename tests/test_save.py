@@ -159,7 +159,7 @@ def test_lazy_leaves_are_made_one_by_one_and_let_go(tmp_path, monkeypatch):
     before = live()
     tree = li.lazy(Deep()).init(KEY, x)
     stored = {"layer_2": {"kernel": np.ones((200, 300), np.float32)}}
-    tree, _ = li.fill(tree, stored, at="params", on_mismatch=li.overlap)
+    tree, _ = li.fill(tree, stored, at="params", on_mismatch=li.overlap, on_missing="init")
     most = []
     read = DeviceArray.read
 

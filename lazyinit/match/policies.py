@@ -13,7 +13,7 @@ from lazyinit import errors, paths
 from lazyinit.params import Source
 from lazyinit.patterns import glob, slashed
 
-MissingWord: TypeAlias = Literal["init", "error"]
+MissingWord: TypeAlias = Literal["warn", "init", "error"]
 UnexpectedWord: TypeAlias = Literal["report", "ignore", "error"]
 MismatchWord: TypeAlias = Literal["error", "init"]
 

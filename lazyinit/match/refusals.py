@@ -47,6 +47,16 @@ def _held(entry: LeafReport, checkpoint: Checkpoint) -> str:
     return f"tensors {names} hold {called(list(held))}{each}"
 
 
+def initialized(absent: Sequence[str], leaves: int, checkpoint: Checkpoint) -> str:
+    """Returns the warning about leaves that no tensor makes, and that are initialized."""
+    shown = ", ".join(absent[:10]) + f" and {len(absent) - 10} more" * (len(absent) > 10)
+    return (
+        f"{absent[0]}: {len(absent)} of {leaves} leaves have no tensor in {checkpoint.origin} and "
+        f'keep their initial values: {shown}. Say that this is meant with on_missing="init", or '
+        "map them in rules."
+    )
+
+
 def missing(
     places: Sequence[Place],
     entries: Mapping[str, LeafReport],

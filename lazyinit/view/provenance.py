@@ -198,7 +198,8 @@ def provenance(tree: Any) -> Provenance:
       >>> import jax, flax.linen as nn, numpy as np, lazyinit as li
       >>> x = jax.ShapeDtypeStruct((1, 3), "float32")
       >>> tree = li.lazy(nn.Dense(2)).init(jax.random.key(7), x)
-      >>> tree, _ = li.fill(tree, {"params": {"kernel": np.ones((3, 2), "float32")}})
+      >>> stored = {"params": {"kernel": np.ones((3, 2), "float32")}}
+      >>> tree, _ = li.fill(tree, stored, on_missing="init")
       >>> origins = li.provenance(tree)
       >>> origins["params/bias"].lazy[0].keys
       (RootKey(stream='params', impl='threefry2x32', words=(0, 7), typed=True),)

@@ -30,7 +30,7 @@ EXTRA = CHECKPOINT | {"opt.step": np.ones(1), "opt.mu.w": np.ones(1)}
 
 
 def fill(**policies):
-    return li.fill(tree(), EXTRA, **({"on_mismatch": "init"} | policies))
+    return li.fill(tree(), EXTRA, **({"on_mismatch": "init", "on_missing": "init"} | policies))
 
 
 def refused(*lines, **policies):
@@ -115,7 +115,7 @@ def test_a_callable_can_put_another_leaf_in_place():
 def test_an_answer_that_is_no_word_is_an_error():
     refused(
         "params/odd/w: wanted on_mismatch to return one of 'error', 'init', or a leaf, got None.",
-        "params/head/b: wanted on_missing to return one of 'init', 'error', got 'report'.",
+        "params/head/b: wanted on_missing to return one of 'warn', 'init', 'error', got 'report'.",
         "params/head/w: wanted on_missing",
         "opt.step: wanted on_unexpected to return one of 'report', 'ignore', 'error', got 'init'.",
         "opt.mu.w: wanted on_unexpected",
@@ -144,9 +144,15 @@ def test_what_a_callable_raises_is_collected():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"**": "x"}, "on_missing['**']: wanted one of 'init', 'error', a callable, or a mapping"),
+        (
+            {"**": "x"},
+            "on_missing['**']: wanted one of 'warn', 'init', 'error', a callable, or a mapping",
+        ),
         ({1: "init"}, "on_missing: wanted a mapping from globs such as 'params/head/**', got the"),
-        (None, "on_missing: wanted one of 'init', 'error', a callable, or a mapping from globs"),
+        (
+            None,
+            "on_missing: wanted one of 'warn', 'init', 'error', a callable, or a mapping from globs",
+        ),
     ],
 )
 def test_a_policy_that_is_none_is_refused(policy, message):

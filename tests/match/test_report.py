@@ -1,12 +1,15 @@
+import functools
 import pickle
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from lazyinit._fill import fill
+import lazyinit as li
 from lazyinit.params import LazyParam
 from lazyinit.rules.torch import TORCH
+
+fill = functools.partial(li.fill, on_missing="init")
 
 
 def lazy(*shape):
@@ -27,7 +30,7 @@ def test_a_report_prints_as_a_table_with_folded_layers(tmp_path):
         "norm": {"scale": lazy(8)},
         "head": {"kernel": lazy(8, 2), "bias": lazy(2)},
     }
-    _, report = fill({"params": params}, path, TORCH, on_mismatch="init")
+    _, report = fill({"params": params}, path, TORCH, on_mismatch="init", on_missing="init")
     summary, *table = str(report).splitlines()
     assert summary == (
         "4 of 6 leaves from model.safetensors (416 B), 1 cast, 1 missing (will be initialized), "

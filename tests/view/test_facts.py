@@ -39,7 +39,7 @@ def test_the_facts_of_a_leaf_follow_from_what_it_is_read_from_and_what_initializ
 def test_all_who_speak_of_a_leaf_agree():
     tree = {"a": LAZY, "b": LAZY, "c": LAZY, "d": np.ones(2, "f")}
     tensors = {"b": np.ones((4, 2), "f"), "c": np.ones((1, 2), "f"), "e": np.ones(3, "f")}
-    filled, report = li.fill(tree, tensors, on_mismatch=li.overlap)
+    filled, report = li.fill(tree, tensors, on_mismatch=li.overlap, on_missing="init")
     states = {"a": "lazy", "b": "stored", "c": "overlap", "d": "array"}
     assert {path: record.state for path, record in li.provenance(filled).items()} == states
     assert {leaf.path: leaf.state for leaf in li.plan(filled).leaves} == states

@@ -23,7 +23,7 @@ def tree(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     lazy = li.lazy(nn.Dense(2)).init(KEY, jax.ShapeDtypeStruct((1, 10), "float32"))
     whole = {"params": {"head": lazy["params"], "other": np.ones(3, np.float32)}, "step": 3}
-    filled, _ = li.fill(whole, tmp_path, li.TORCH, at="params")
+    filled, _ = li.fill(whole, tmp_path, li.TORCH, at="params", on_missing="init")
     return filled
 
 
@@ -88,7 +88,10 @@ def test_it_can_be_written_and_read_back_equal(tree, tmp_path):
     assert dict(again) == dict(origins)
     assert json.loads(origins.to_json())["leaves"]["params/head/bias"]["kind"] == "lazy"
     overlapped, _ = li.fill(
-        li.lazy(MLP()).init(KEY, X), {"params/head/bias": np.ones(1, "f")}, on_mismatch=li.overlap
+        li.lazy(MLP()).init(KEY, X),
+        {"params/head/bias": np.ones(1, "f")},
+        on_mismatch=li.overlap,
+        on_missing="init",
     )
     assert li.Provenance.from_json(li.provenance(overlapped).to_json()) == li.provenance(overlapped)
 
