@@ -7,6 +7,7 @@ does not fit, and all problems are raised at once.
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, get_args
 
 import jax
@@ -15,9 +16,10 @@ import numpy as np
 
 from lazyinit import errors, paths
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
+from lazyinit.checkpoint.key_data import KeyData, is_typed_key
 from lazyinit.checkpoint.views import same_kind
 from lazyinit.match import refusals
-from lazyinit.match.match import Match, Matching, match
+from lazyinit.match.match import Match, Matching, match, named
 from lazyinit.match.places import Place, places
 from lazyinit.match.policies import (
     MismatchWord,
@@ -28,9 +30,11 @@ from lazyinit.match.policies import (
     Policy,
     UnexpectedWord,
 )
+from lazyinit.match.random_keys import match_keys
 from lazyinit.match.report import LeafReport, Report, Status
 from lazyinit.params import LazyParam, Source, StoredParam, Thunk, placement_of
 from lazyinit.patterns import slashed
+from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Rules, as_rules
 from lazyinit.view.provenance import provenance
 
@@ -55,7 +59,9 @@ def fill(
 
     Args:
       tree: any pytree (hence ``Any``). Thunks, arrays and ``jax.ShapeDtypeStruct`` are matched;
-        other leaves, and PRNG keys, stay as they are.
+        other leaves stay as they are. A Python number (a ``TrainState``'s step) becomes the array
+        that the checkpoint has of it, if it has one. A PRNG key is filled from its words
+        (``key_data``), and not missed where there are none.
       checkpoint: a file, a folder, a mapping of arrays (nested or flat), or what
         ``open_checkpoint`` returned.
       rules: how the checkpoint's names and layouts differ; ``lazyinit.TORCH`` for PyTorch's.
@@ -110,10 +116,20 @@ def fill(
         raise errors.FillError(
             f"{opened.origin}: the checkpoint holds no tensors. Is it the right one?"
         )
-    found = match(fillable, opened, rules=rules, at=at)
+    numbers = [place for place, leaf in everything if _is_number(leaf)]
+    found = match([*fillable, *numbers], opened, rules=rules, at=at)
+    if keys := [(place, leaf) for place, leaf in everything if is_typed_key(leaf)]:
+        names, _ = named(opened, [rule for rule in rules if isinstance(rule, Rename)])
+        by_path = match_keys(keys, opened, names, at)
+        found = replace(found, matches={**found.matches, **by_path})
     if fillable and not found.matches:
         raise errors.FillError(refusals.nothing_matches(fillable, opened, rules))
 
+    leaves = [leaf for _, leaf in everything]
+    # A Python number is filled as the array that JAX takes it for, and not missed.
+    everything = [
+        (p, _as_array(x) if _is_number(x) and p.path in found.matches else x) for p, x in everything
+    ]
     entries: dict[str, LeafReport] = {}
     filled: dict[str, Any] = {}  # Any: a policy may put any kind of leaf in place of another.
     for path, leaf in ((place.path, leaf) for place, leaf in everything if _is_array_like(leaf)):
@@ -139,7 +155,8 @@ def fill(
     for path, leaf in adapted.items():
         entries[path] = _entry(leaf, found.matches[path], opened, path, "adapted")
     filled |= adapted
-    tree = paths.replace_leaves(tree, [filled.get(p.path, leaf) for p, leaf in everything])
+    placed = [filled.get(p.path, x) for (p, _), x in zip(everything, leaves, strict=True)]
+    tree = paths.replace_leaves(tree, placed)
     return tree, Report(
         opened.origin, (*entries.values(), *extra), found.unused_rules, provenance(tree)
     )
@@ -251,11 +268,21 @@ def _is_array_like(leaf: object) -> bool:
     return isinstance(leaf, kinds)
 
 
+def _is_number(leaf: object) -> bool:
+    return isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic)
+
+
+def _as_array(number: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), jnp.result_type(number))
+
+
 def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
-    return _is_array_like(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return _is_array_like(leaf) and not is_typed_key(leaf)
 
 
 def _status(leaf: Any, found: Match | None) -> Status:
+    if isinstance(found and found.source, KeyData):
+        return "loaded"
     if found is None:
         return "missing" if isinstance(leaf, LazyParam | jax.ShapeDtypeStruct) else "kept"
     fits = found.source.shape == leaf.shape and same_kind(found.source.dtype, leaf.dtype)

@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors
@@ -15,6 +14,7 @@ from lazyinit._materialize import materialize
 from lazyinit.checkpoint.arrays import DeviceArray
 from lazyinit.checkpoint.base import Tensor
 from lazyinit.checkpoint.folder import local_path, planned, write_folder
+from lazyinit.checkpoint.key_data import KEY_DATA, KeyData, implementation, is_typed_key
 from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.checkpoint.views import AsDtype
 from lazyinit.match.places import Place, places
@@ -27,7 +27,6 @@ from lazyinit.params import (
     Source,
     StoredParam,
     Thunk,
-    describe,
 )
 from lazyinit.patterns import slashed
 from lazyinit.rules.rule import Rules, as_rules
@@ -98,7 +97,10 @@ def save(
         )
     _check(leaves, lazy)
     make = _maker()
-    sources = [(place, _source(place.path, leaf, make)) for place, leaf in leaves]
+    sources = [
+        _words(place, leaf) if is_typed_key(leaf) else (place, _source(place.path, leaf, make))
+        for place, leaf in leaves
+    ]
     plans = planned(
         unmatch(sources, rules=rules, at=at), metadata=metadata, max_shard_size=max_shard_size
     )
@@ -138,14 +140,19 @@ def _problem(path: str, leaf: Any) -> str:
         return f"{path}: wanted an array, got {type(leaf).__name__}. Leave it out of the tree."
     if compat.is_tracer(leaf):
         return f"{path}: wanted an array with values, got a tracer. Save outside of jax.jit."
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return (
-            f"{path}: wanted an array of numbers, got {describe(leaf.shape, leaf.dtype)}. Save "
-            "jax.random.key_data of it, or leave it out of the tree."
-        )
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
         return f"{path}: wanted an array with values, got one that was deleted or donated."
     return ""
+
+
+def _words(place: Place, leaf: Any) -> tuple[Place, Source]:
+    """Returns where the words of a key go, and what they are: a few bytes, made at once."""
+    end = f"/{KEY_DATA}/{implementation(leaf.dtype)}"
+    named = replace(place, path=place.name + end, name=place.name + end, boxed="")
+    if isinstance(leaf, StoredParam) and isinstance(leaf.source, KeyData):
+        return named, leaf.source.source
+    made = materialize({place.path: leaf})[place.path] if isinstance(leaf, Thunk) else leaf
+    return named, DeviceArray(place.path, jax.random.key_data(made))
 
 
 def _source(path: str, leaf: Any, make: Callable[[str, Thunk], DeviceArray]) -> Source:

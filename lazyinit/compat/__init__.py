@@ -76,8 +76,16 @@ def counts_by_index(equation: jex.JaxprEqn) -> bool:
     Drop when a jaxpr equation says under which settings it was traced.
     """
     key: Any = equation.invars[0].aval
-    is_threefry = key.dtype._impl.name == "threefry2x32"
+    is_threefry = key_impl(key.dtype) == "threefry2x32"
     return is_threefry and equation.ctx.threefry_partitionable
+
+
+def key_impl(dtype: Any) -> str:
+    """Returns the name of the implementation of a dtype of typed keys: ``"threefry2x32"``.
+
+    Drop when ``jax.random.key_impl`` takes a dtype.
+    """
+    return dtype._impl.name
 
 
 def is_anywhere(equation: jex.JaxprEqn) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
+from lazyinit.checkpoint.key_data import KeyData
 from lazyinit.keys import RngPath, TracedKey
 from lazyinit.make.buffers import Blocks
 from lazyinit.make.draw import Drawer, Indices, SheetProgram, Strip
@@ -146,6 +147,13 @@ def _settings(unit: Unit) -> Iterator[None]:
 def start_reading(job: Job, pools: Pools) -> Start | Filling:
     """Returns what reads a stored leaf."""
     source = job.leaf.source
+    if isinstance(source, KeyData):
+
+        def start_keys() -> Finish:
+            keys = job.moved(source.keys())
+            return lambda: [keys]
+
+        return start_keys
     if shardings.platform_of(job.sharding) == "cpu":
         shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, pools.blocks)
 

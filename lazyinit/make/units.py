@@ -16,6 +16,7 @@ from lazyinit.keys import Key
 from lazyinit.make.proofs import Proofs
 from lazyinit.make.ways import Way, draw_of, whole_of
 from lazyinit.params import LazyParam, OverlapParam, describe, label
+from lazyinit.program.equations import is_key
 from lazyinit.program.slices import Slice, Work, gather
 from lazyinit.program.tracing import trace
 
@@ -39,7 +40,12 @@ class Job:
             return cast
         if compat.is_tracer(cast):
             return shardings.constrained(cast, self.sharding)
-        return jax.device_put(cast, self.sharding)
+        if self.sharding.is_fully_addressable or not is_key(cast):
+            return jax.device_put(cast, self.sharding)
+        # JAX puts no keys on devices of several processes.
+        places = self.sharding.addressable_devices_indices_map(cast.shape)
+        parts = [jax.device_put(cast[at], device) for device, at in places.items()]
+        return jax.make_array_from_single_device_arrays(cast.shape, self.sharding, parts)
 
 
 @dataclass(frozen=True, slots=True)

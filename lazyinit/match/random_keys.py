@@ -1,0 +1,67 @@
+"""Which tensors make the PRNG keys of a tree: by their names alone, no rule knows of keys."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lazyinit import errors
+from lazyinit.checkpoint import Checkpoint
+from lazyinit.checkpoint.key_data import KEY_DATA, KeyData, implementation, words
+from lazyinit.match.match import Match
+from lazyinit.match.places import Place
+from lazyinit.params import describe
+
+
+def match_keys(
+    leaves: Iterable[tuple[Place, Any]], checkpoint: Checkpoint, names: Mapping[str, str], at: str
+) -> dict[str, Match]:
+    """Finds the words of each key, by the path of the leaf.
+
+    Args:
+      leaves: of typed keys.
+      checkpoint: where to look.
+      names: what the checkpoint calls a tensor, by the name to match.
+      at: the subtree under which it hangs.
+
+    Raises:
+      FillError: keys of another implementation or shape. All problems are collected.
+    """
+    found: dict[str, Match] = {}
+    problems = []
+    for place, leaf in leaves:
+        tensor, impl = _words_of(place, names, at)
+        if not tensor or (impl is None and checkpoint[tensor].dtype != "uint32"):
+            continue  # What only has the name of the leaf may be anything.
+        source, wanted = checkpoint[tensor], implementation(leaf.dtype)
+        shape = (*leaf.shape, words(leaf.dtype))
+        if impl not in (None, "", wanted):
+            problems.append(
+                f"{place.path}: the model wants keys of {wanted}, tensor {tensor!r} holds keys of "
+                f"{impl}. Make the model with such keys, or leave the tensor out."
+            )
+        elif source.shape != shape or source.dtype != "uint32":
+            problems.append(
+                f"{place.path}: the model wants keys of {wanted}, {describe(shape, 'uint32')} as "
+                f"words, tensor {tensor!r} holds {describe(source.shape, source.dtype)}."
+            )
+        else:
+            found[place.path] = Match((tensor,), KeyData(source, leaf.dtype))
+    if problems:
+        raise errors.FillError(errors.listing(problems))
+    return found
+
+
+def _words_of(place: Place, names: Mapping[str, str], at: str) -> tuple[str, str | None]:
+    """Returns the tensor of a key (``""`` if there is none) and what its name says.
+
+    That is the implementation; ``""`` that it holds words; ``None``, that of the leaf alone.
+    """
+    for name in place.own_names(at):
+        start = f"{name}/{KEY_DATA}"
+        for known, tensor in names.items():
+            if known.startswith(start + "/"):
+                return tensor, known.removeprefix(start + "/")
+        if start in names:
+            return names[start], ""
+        if name in names:
+            return names[name], None
+    return "", None
