@@ -97,7 +97,7 @@ def test_part_of_a_tree_and_another_dtype_within_jit():
 def test_a_tree_of_arrays_within_jit_can_be_filled_and_made():
     stored = {"w": np.arange(6.0, dtype="float32")}
     tree = li.lazy(lambda key: {"w": jnp.zeros(6), "b": jax.random.normal(key, (2,))})
-    filled = lambda key: li.materialize(li.fill(tree(key), stored)[0])  # noqa: E731
+    filled = lambda key: li.materialize(li.fill(tree(key), stored, on_missing="init")[0])  # noqa: E731
     made = jax.jit(filled)(KEY)
     np.testing.assert_array_equal(made["w"], stored["w"])
     assert_close(made["b"], jax.random.normal(KEY, (2,)))
