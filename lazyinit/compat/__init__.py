@@ -22,8 +22,7 @@ from lazyinit.compat.eager import TracedValue as TracedValue
 from lazyinit.compat.eager import eager_steps as eager_steps
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.placements import Placement as Placement
-from lazyinit.compat.placements import Unplaced as Unplaced
-from lazyinit.compat.placements import bind as bind
+from lazyinit.compat.placements import Placements as Placements
 from lazyinit.compat.placements import is_cut as is_cut
 from lazyinit.compat.placements import mesh_around as mesh_around
 from lazyinit.compat.placements import moves as moves
@@ -42,6 +41,8 @@ from lazyinit.compat.primitives import may_loop as may_loop
 from lazyinit.compat.primitives import scan_of as scan_of
 from lazyinit.compat.primitives import title as title
 from lazyinit.compat.primitives import transparent_body as transparent_body
+from lazyinit.compat.unplaced import Unplaced as Unplaced
+from lazyinit.compat.unplaced import bind as bind
 
 
 def is_reference(aval: Any) -> bool:

@@ -96,6 +96,7 @@ class _Builder:
         self._mesh = mesh
         self._by_order: dict[Value, str] = {}  # What adds up over several devices, by name.
         self._unplaced = compat.Unplaced()
+        self._placements = compat.Placements()
 
     def value(self, aval: Any) -> Value:
         self.avals.append(self._unplaced.aval(aval))
@@ -133,7 +134,7 @@ class _Builder:
                     values = self._equation(eqn, values)
                     if any(map(compat.is_cut, places)) and not compat.is_order_free(eqn):
                         self._by_order.update(dict.fromkeys(values, compat.title(eqn)))
-                places = self._unplaced.placements(eqn, places)
+                places = self._placements.of(eqn, places)
                 results = list(map(Result, values, places))
             env.update(zip(eqn.outvars, results, strict=True))
         return [self.atom(a, env) for a in jaxpr.outvars]
