@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lazyinit import compat, errors
+from lazyinit import casts, compat, errors
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make.run import make
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.units import Job
-from lazyinit.params import Thunk, cast_dtype
+from lazyinit.params import Thunk
 
 
 def materialize(
@@ -21,7 +21,7 @@ def materialize(
     paths: tree_paths.Paths = None,
     sharding: shardings.ShardingLike = None,
     *,
-    dtype: Any = None,
+    dtype: casts.DtypeLike = None,
     progress: bool = False,
     check: bool = False,
 ) -> Any:
@@ -40,7 +40,9 @@ def materialize(
         mesh that was set around the recording say, else on the default device); a
         ``jax.sharding.Sharding``; a prefix pytree of them; a callable
         ``(path, leaf) -> Sharding``; or what a ``shard_by_...`` builder returned.
-      dtype: a dtype for the selected floating-point leaves. They are made or read in their own and
+      dtype: a dtype for the selected floating-point leaves, but for a BatchNorm's statistics;
+        ``"file"``, the dtype in which a checkpoint has a leaf; or a mapping from globs and filters
+        of NNX to these, for all that they select. Leaves are made or read in their own dtype and
         cast in the same program, so that no second copy stays.
       progress: whether to show a progress bar in the terminal.
       check: whether every leaf that is made is compared with eager JAX's own steps, one at a
@@ -53,6 +55,7 @@ def materialize(
 
     Raises:
       PathError: a pattern selects nothing.
+      WordError: ``dtype`` is none.
       ShardingError: a sharding does not fit a leaf.
       AbstractInputError: a leaf's value depends on an input that was given as a shape alone, or is
         itself a shape alone, a ``jax.ShapeDtypeStruct``.
@@ -69,13 +72,13 @@ def materialize(
     leaves = tree_paths.leaves_with_paths(tree)
     selected = tree_paths.select(paths, tree)
     placements = shardings.resolve(sharding, tree, leaves, selected)
+    targets = casts.resolve(dtype, tree, leaves, selected)
     _check_made(leaf for leaf, s in zip(leaves, selected, strict=True) if s)
     jobs: dict[Any, Job] = {}
     for n, ((path, leaf), placement) in enumerate(zip(leaves, placements, strict=True)):
         if selected[n] and isinstance(leaf, Thunk | jax.Array | np.ndarray):
-            target = cast_dtype(leaf.dtype, dtype)
-            same = (id(leaf), placement, target)
-            jobs.setdefault(same, Job(path, leaf, placement, target)).places.append(n)
+            same = (id(leaf), placement, targets[n])
+            jobs.setdefault(same, Job(path, leaf, placement, targets[n])).places.append(n)
     made = [leaf for _, leaf in leaves]
     total = sum(job.leaf.nbytes for job in jobs.values())
     with _progress_bar(total, progress) as advance:

@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax
 from jax.sharding import Sharding
 
-from lazyinit import compat, errors
+from lazyinit import casts, compat, errors
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make import limits
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.ways import Compile, Replay, draw_of, whole_of
-from lazyinit.params import LazyParam, OverlapParam, StoredParam, Thunk, cast_dtype
+from lazyinit.params import LazyParam, OverlapParam, StoredParam, Thunk
 from lazyinit.program.slices import Slice
 from lazyinit.shard_by import ShardByRules
 from lazyinit.view import table
@@ -135,7 +135,7 @@ def plan(
     sharding: shardings.ShardingLike = None,
     *,
     paths: tree_paths.Paths = None,
-    dtype: Any = None,
+    dtype: casts.DtypeLike = None,
 ) -> Plan:
     """Says what ``materialize`` with the same arguments will do, and allocates nothing.
 
@@ -162,15 +162,16 @@ def plan(
     leaves = tree_paths.leaves_with_paths(tree)
     selected = tree_paths.select(paths, tree)
     placements = shardings.resolve(sharding, tree, leaves, selected)
+    targets = casts.resolve(dtype, tree, leaves, selected)
     seen: set[Any] = set()
     planned = []
     arriving: Counter[Device] = Counter()
     beside: dict[Device, list[int]] = {}
     in_threads: dict[Device, dict[str, int]] = {}
-    for (path, leaf), chosen, placement in zip(leaves, selected, placements, strict=True):
+    everything = zip(leaves, selected, placements, targets, strict=True)
+    for (path, leaf), chosen, placement, target in everything:
         if not is_array_like(leaf):
             continue
-        target = cast_dtype(leaf.dtype, dtype) if chosen else leaf.dtype
         action = _action(leaf, chosen, placement, target)
         if action != "keep" and (id(leaf), placement, target) in seen:
             action = "share"

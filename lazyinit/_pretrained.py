@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lazyinit._fill import fill
 from lazyinit._lazy import lazy
 from lazyinit._materialize import materialize
+from lazyinit.casts import DtypeLike
 from lazyinit.match.policies import OnMismatch, OnMissing, OnUnexpected
 from lazyinit.match.report import Report
 from lazyinit.rules.rule import Rules
@@ -25,7 +26,7 @@ def from_pretrained(
     rules: Rules = (),
     at: str = "",
     sharding: ShardingLike = None,
-    dtype: Any = None,
+    dtype: DtypeLike = None,
     on_missing: OnMissing = "warn",
     on_unexpected: OnUnexpected = "report",
     on_mismatch: OnMismatch = "error",
@@ -49,7 +50,7 @@ def from_pretrained(
       rules: as for ``fill``.
       at: as for ``fill``.
       sharding: as for ``materialize``.
-      dtype: as for ``materialize``: of all floating-point leaves.
+      dtype: as for ``materialize``.
       on_missing: as for ``fill``.
       on_unexpected: as for ``fill``.
       on_mismatch: as for ``fill``.
