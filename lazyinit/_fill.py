@@ -22,8 +22,10 @@ from lazyinit.match import refusals
 from lazyinit.match.match import Match, Matching, match, named
 from lazyinit.match.places import Place, places
 from lazyinit.match.policies import (
+    CastWord,
     MismatchWord,
     MissingWord,
+    OnCast,
     OnMismatch,
     OnMissing,
     OnUnexpected,
@@ -50,6 +52,7 @@ def fill(
     on_missing: OnMissing = "warn",
     on_unexpected: OnUnexpected = "report",
     on_mismatch: OnMismatch = "error",
+    on_cast: OnCast = "report",
 ) -> tuple[Any, Report]:
     """Replaces each leaf that a checkpoint has by a ``StoredParam``; reads headers only.
 
@@ -74,6 +77,9 @@ def fill(
       on_mismatch: ``"error"`` for a leaf whose tensor has another shape or kind; ``"init"`` leaves
         it as it was; or a callable ``(path, leaf, source)`` that returns one of these, or another
         leaf: ``lazyinit.overlap`` for one. A callable may raise ``FillError``, too.
+      on_cast: ``"report"`` for a leaf whose tensor has another dtype of the same kind;
+        ``"lossless"`` refuses one that would round or overflow; ``"error"`` refuses all; or a
+        callable ``(path, leaf, source)`` that returns one of these.
 
     Each policy may be a mapping from globs to such words and callables, over paths (for
     ``on_unexpected`` over names of tensors): ``{"params/head/**": "init"}``. The first glob that
@@ -103,7 +109,10 @@ def fill(
     opened = open_checkpoint(checkpoint)
     everything = places(tree)
     known = [place.path for place, leaf in everything if _is_array_like(leaf)]
-    on_missing, on_mismatch = (paths.by_path(given, tree) for given in (on_missing, on_mismatch))
+    on_missing, on_mismatch, on_cast = (
+        paths.by_path(given, tree) for given in (on_missing, on_mismatch, on_cast)
+    )
+    cast_policy = Policy.of("on_cast", on_cast, get_args(CastWord), known)
     missing_policy = Policy.of("on_missing", on_missing, get_args(MissingWord), known)
     mismatch_policy = Policy.of("on_mismatch", on_mismatch, get_args(MismatchWord), known)
     unexpected_policy = Policy.of(
@@ -138,7 +147,8 @@ def fill(
         if matched is not None and status == "loaded":
             filled[path] = _stored(path, leaf, matched.source)
         entries[path] = _entry(filled.get(path, leaf), matched, opened, path, status)
-    asked = _Asked(missing_policy, mismatch_policy, unexpected_policy)
+    asked = _Asked(missing_policy, mismatch_policy, unexpected_policy, cast_policy)
+    asked.cast(everything, entries, found)
     adapted = asked.mismatched(everything, entries, found, opened)
     absent = asked.missing(everything, entries, at)
     asked.problems += refusals.missing(absent, entries, opened, at, rules)
@@ -165,8 +175,9 @@ def fill(
 class _Asked:
     """Asks the policies about each case, and collects the problems."""
 
-    def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy) -> None:
+    def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy, cast: Policy) -> None:
         self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected
+        self._cast = cast
         self.problems: list[str] = []
         self.to_warn_of: list[str] = []
 
@@ -195,6 +206,22 @@ class _Asked:
             else:
                 self._check_word(self._mismatch, place.path, answer, ", or a leaf")
         return adapted
+
+    def cast(self, leaves: Leaves, entries: Mapping[str, LeafReport], found: Matching) -> None:
+        """Refuses tensors of another dtype than their leaf has, where they may not be cast."""
+        for place, leaf in leaves:
+            entry = entries.get(place.path)
+            if entry is None or entry.status != "loaded" or is_typed_key(leaf):
+                continue
+            source = found.matches[place.path].source
+            if source.dtype == leaf.dtype:
+                continue
+            answer = self._ask(self._cast, place.path, leaf, source)
+            is_lossy = not np.can_cast(source.dtype, leaf.dtype, "safe")
+            if answer == "error" or (answer == "lossless" and is_lossy):
+                self.problems.append(refusals.cast(entry, answer))
+            else:
+                self._check_word(self._cast, place.path, answer)
 
     def missing(self, leaves: Leaves, entries: Mapping[str, LeafReport], at: str) -> list[Place]:
         """Returns the places of leaves that may not be missing, and are."""

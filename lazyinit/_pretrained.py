@@ -9,7 +9,7 @@ from lazyinit._fill import fill
 from lazyinit._lazy import lazy
 from lazyinit._materialize import materialize
 from lazyinit.casts import DtypeLike
-from lazyinit.match.policies import OnMismatch, OnMissing, OnUnexpected
+from lazyinit.match.policies import OnCast, OnMismatch, OnMissing, OnUnexpected
 from lazyinit.match.report import Report
 from lazyinit.rules.rule import Rules
 from lazyinit.sharding import ShardingLike
@@ -30,6 +30,7 @@ def from_pretrained(
     on_missing: OnMissing = "warn",
     on_unexpected: OnUnexpected = "report",
     on_mismatch: OnMismatch = "error",
+    on_cast: OnCast = "report",
     progress: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Report]:
@@ -54,6 +55,7 @@ def from_pretrained(
       on_missing: as for ``fill``.
       on_unexpected: as for ``fill``.
       on_mismatch: as for ``fill``.
+      on_cast: as for ``fill``.
       progress: as for ``materialize``.
       **kwargs: as ``args``.
 
@@ -83,6 +85,7 @@ def from_pretrained(
         on_missing=on_missing,
         on_unexpected=on_unexpected,
         on_mismatch=on_mismatch,
+        on_cast=on_cast,
     )
     made = materialize(tree, sharding=sharding, dtype=dtype, progress=progress)
     return _merged(graphdef, made), report

@@ -16,11 +16,13 @@ from lazyinit.patterns import glob, slashed
 MissingWord: TypeAlias = Literal["warn", "init", "error"]
 UnexpectedWord: TypeAlias = Literal["report", "ignore", "error"]
 MismatchWord: TypeAlias = Literal["error", "init"]
+CastWord: TypeAlias = Literal["report", "lossless", "error"]
 
 # Any: a leaf, and a leaf that takes its place.
 _DecideMissing: TypeAlias = Callable[[str, Any], MissingWord]
 _DecideUnexpected: TypeAlias = Callable[[str, Source], UnexpectedWord]
 _DecideMismatch: TypeAlias = Callable[[str, Any, Source], Any]
+_DecideCast: TypeAlias = Callable[[str, Any, Source], CastWord]
 
 OnMissing: TypeAlias = (
     MissingWord | _DecideMissing | Mapping[str, MissingWord | _DecideMissing]
@@ -31,6 +33,7 @@ OnUnexpected: TypeAlias = (
 OnMismatch: TypeAlias = (
     MismatchWord | _DecideMismatch | Mapping[str, MismatchWord | _DecideMismatch]
 )
+OnCast: TypeAlias = CastWord | _DecideCast | Mapping[str, CastWord | _DecideCast]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,16 @@ def mismatch(entry: LeafReport, problem: str, checkpoint: Checkpoint) -> str:
     )
 
 
+def cast(entry: LeafReport, answer: str) -> str:
+    """Returns the message for a tensor that may not be cast to the dtype of its leaf."""
+    why = "it would lose precision or range" if answer == "lossless" else "nothing is to be cast"
+    return (
+        f"{entry.path}: the model wants {entry.array}, tensor {entry.tensor!r} holds "
+        f"{describe(entry.stored_shape, entry.stored_dtype)}, and on_cast says that {why}. "
+        'Allow it with on_cast="report", or give the model that dtype.'
+    )
+
+
 def unlike(path: str, leaf: Any, answer: Any) -> Iterator[str]:
     """Yields a message if a leaf that a policy returned is not like the one that it replaces."""
     wanted, got = describe(leaf.shape, leaf.dtype), describe(answer.shape, answer.dtype)

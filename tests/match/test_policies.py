@@ -158,3 +158,56 @@ def test_what_a_callable_raises_is_collected():
 def test_a_policy_that_is_none_is_refused(policy, message):
     with pytest.raises(li.errors.FillError, match=re.escape(message)):
         fill(on_missing=policy)
+
+
+# Casts.
+
+
+def cast_of(stored, wanted, **policies):
+    leaf = li.LazyParam((2,), wanted, jax.nn.initializers.zeros)
+    return li.fill({"w": leaf}, {"w": np.ones(2, stored)}, **policies)
+
+
+BOTH_WAYS = [
+    ("bfloat16", "float32", True),
+    ("float16", "float32", True),
+    ("float32", "bfloat16", False),
+    ("float16", "bfloat16", False),
+    ("bfloat16", "float16", False),
+    ("float64", "float32", False),
+    ("int8", "int32", True),
+    ("int64", "int32", False),
+    ("uint8", "int32", True),
+]
+
+
+@pytest.mark.parametrize(("stored", "wanted", "is_lossless"), BOTH_WAYS)
+def test_a_cast_is_refused_where_it_loses_something(stored, wanted, is_lossless):
+    stored = jax.numpy.dtype(stored)
+    assert cast_of(stored, wanted)[1].loaded == ("w",)
+    if is_lossless:
+        assert cast_of(stored, wanted, on_cast="lossless")[1].loaded == ("w",)
+    else:
+        with pytest.raises(li.errors.FillError, match="it would lose precision or range"):
+            cast_of(stored, wanted, on_cast="lossless")
+    with pytest.raises(li.errors.FillError) as error:
+        cast_of(stored, wanted, on_cast="error")
+    assert str(error.value) == (
+        f"w: the model wants {wanted}[2], tensor 'w' holds {stored}[2], and on_cast says that "
+        'nothing is to be cast. Allow it with on_cast="report", or give the model that dtype.'
+    )
+
+
+def test_what_has_the_dtype_is_no_cast():
+    assert cast_of("float32", "float32", on_cast="error")[1].loaded == ("w",)
+
+
+def test_casts_are_decided_by_path_and_by_callables():
+    policies = [{"w": "report"}, {"v*": "error", "**": "report"}, lambda *case: "report"]
+    tree = {"w": li.LazyParam((2,), "float32", jax.nn.initializers.zeros)}
+    for policy in policies[:1] + policies[2:]:
+        assert li.fill(tree, {"w": np.ones(2, "float16")}, on_cast=policy)[1].loaded == ("w",)
+    with pytest.raises(li.errors.PathError, match=r"^on_cast\['v\*'\]"):
+        li.fill(tree, {"w": np.ones(2, "float16")}, on_cast=policies[1])
+    with pytest.raises(li.errors.FillError, match="w: wanted on_cast to return one of 'report'"):
+        li.fill(tree, {"w": np.ones(2, "float16")}, on_cast=lambda *case: "maybe")
