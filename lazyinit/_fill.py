@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.key_data import KeyData, is_typed_key
 from lazyinit.checkpoint.views import same_kind
 from lazyinit.match import refusals
-from lazyinit.match.match import Match, Matching, match, named
+from lazyinit.match.asked import Asked, is_array_like, is_fillable, stored_leaf
+from lazyinit.match.match import Match, match, named
 from lazyinit.match.places import Place, places
 from lazyinit.match.policies import (
     CastWord,
@@ -34,13 +35,11 @@ from lazyinit.match.policies import (
 )
 from lazyinit.match.random_keys import match_keys
 from lazyinit.match.report import LeafReport, Report, Status
-from lazyinit.params import LazyParam, Source, StoredParam, Thunk, placement_of
+from lazyinit.params import LazyParam
 from lazyinit.patterns import slashed
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Rules, as_rules
 from lazyinit.view.provenance import provenance
-
-Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
 
 
 def fill(
@@ -108,7 +107,7 @@ def fill(
     rules = as_rules(rules)
     opened = open_checkpoint(checkpoint)
     everything = places(tree)
-    known = [place.path for place, leaf in everything if _is_array_like(leaf)]
+    known = [place.path for place, leaf in everything if is_array_like(leaf)]
     on_missing, on_mismatch, on_cast = (
         paths.by_path(given, tree) for given in (on_missing, on_mismatch, on_cast)
     )
@@ -119,8 +118,8 @@ def fill(
         "on_unexpected", on_unexpected, get_args(UnexpectedWord), list(opened)
     )
     at = _check_at(at, [place for place, _ in everything])
-    fillable = [place for place, leaf in everything if _is_fillable(leaf)]
-    _check_distinct(place for place, leaf in everything if _is_array_like(leaf))
+    fillable = [place for place, leaf in everything if is_fillable(leaf)]
+    _check_distinct(place for place, leaf in everything if is_array_like(leaf))
     if not opened:
         raise errors.FillError(
             f"{opened.origin}: the checkpoint holds no tensors. Is it the right one?"
@@ -141,13 +140,13 @@ def fill(
     ]
     entries: dict[str, LeafReport] = {}
     filled: dict[str, Any] = {}  # Any: a policy may put any kind of leaf in place of another.
-    for path, leaf in ((place.path, leaf) for place, leaf in everything if _is_array_like(leaf)):
+    for path, leaf in ((place.path, leaf) for place, leaf in everything if is_array_like(leaf)):
         matched = found.matches.get(path)
         status = _status(leaf, matched)
         if matched is not None and status == "loaded":
-            filled[path] = _stored(path, leaf, matched.source)
+            filled[path] = stored_leaf(path, leaf, matched.source)
         entries[path] = _entry(filled.get(path, leaf), matched, opened, path, status)
-    asked = _Asked(missing_policy, mismatch_policy, unexpected_policy, cast_policy)
+    asked = Asked(missing_policy, mismatch_policy, unexpected_policy, cast_policy)
     asked.cast(everything, entries, found)
     adapted = asked.mismatched(everything, entries, found, opened)
     absent = asked.missing(everything, entries, at)
@@ -170,98 +169,6 @@ def fill(
     return tree, Report(
         opened.origin, (*entries.values(), *extra), found.unused_rules, provenance(tree)
     )
-
-
-class _Asked:
-    """Asks the policies about each case, and collects the problems."""
-
-    def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy, cast: Policy) -> None:
-        self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected
-        self._cast = cast
-        self.problems: list[str] = []
-        self.to_warn_of: list[str] = []
-
-    def mismatched(
-        self,
-        leaves: Leaves,
-        entries: Mapping[str, LeafReport],
-        found: Matching,
-        checkpoint: Checkpoint,
-    ) -> dict[str, Any]:  # Any: a leaf, and what a callable puts in its place.
-        """Returns, by path, what goes in place of leaves whose tensors do not fit."""
-        adapted: dict[str, Any] = {}
-        for place, leaf in leaves:
-            entry = entries.get(place.path)
-            if entry is None or entry.status != "mismatched":
-                continue
-            match = found.matches[place.path]
-            # Of tensors that cannot make the leaf, whatever its shape, no callable is asked.
-            case = () if match.problem else (leaf, match.source)
-            answer = self._ask(self._mismatch, place.path, *case)
-            if answer == "error":
-                self.problems.append(refusals.mismatch(entry, match.problem, checkpoint))
-            elif _is_array_like(answer):
-                self.problems += refusals.unlike(place.path, leaf, answer)
-                adapted[place.path] = answer
-            else:
-                self._check_word(self._mismatch, place.path, answer, ", or a leaf")
-        return adapted
-
-    def cast(self, leaves: Leaves, entries: Mapping[str, LeafReport], found: Matching) -> None:
-        """Refuses tensors of another dtype than their leaf has, where they may not be cast."""
-        for place, leaf in leaves:
-            entry = entries.get(place.path)
-            if entry is None or entry.status != "loaded" or is_typed_key(leaf):
-                continue
-            source = found.matches[place.path].source
-            if source.dtype == leaf.dtype:
-                continue
-            answer = self._ask(self._cast, place.path, leaf, source)
-            is_lossy = not np.can_cast(source.dtype, leaf.dtype, "safe")
-            if answer == "error" or (answer == "lossless" and is_lossy):
-                self.problems.append(refusals.cast(entry, answer))
-            else:
-                self._check_word(self._cast, place.path, answer)
-
-    def missing(self, leaves: Leaves, entries: Mapping[str, LeafReport], at: str) -> list[Place]:
-        """Returns the places of leaves that may not be missing, and are."""
-        refused = []
-        for place, leaf in leaves:
-            if not _is_fillable(leaf) or entries[place.path].status != "missing":
-                continue
-            answer = self._ask(self._missing, place.path, leaf)
-            if answer == "error":
-                refused.append(place)
-            elif answer == "warn":
-                # Outside of the subtree that is to be filled, nobody expects a tensor.
-                self.to_warn_of += [place.path] if place.below(at) else []
-            else:
-                self._check_word(self._missing, place.path, answer)
-        return refused
-
-    def unexpected(self, checkpoint: Checkpoint, found: Matching) -> list[LeafReport]:
-        """Returns the entries of the tensors left over that are to be reported."""
-        reported = []
-        for entry in _unexpected(checkpoint, found):
-            answer = self._ask(self._unexpected, entry.path, checkpoint[entry.tensor])
-            if answer == "error":
-                self.problems.append(refusals.left_over(entry))
-            elif answer == "report":
-                reported.append(entry)
-            else:
-                self._check_word(self._unexpected, entry.path, answer)
-        return reported
-
-    def _ask(self, policy: Policy, path: str, *case: Any) -> Any:
-        try:
-            return policy.decide(path, *case)
-        except errors.FillError as error:
-            self.problems.append(str(error))
-            return policy.words[0] if policy.words[0] != "error" else policy.words[1]
-
-    def _check_word(self, policy: Policy, path: str, answer: object, others: str = "") -> None:
-        if not policy.knows(answer):
-            self.problems.append(policy.refuse(path, answer, others))
 
 
 def _check_at(at: str, leaves: Sequence[Place]) -> str:
@@ -290,21 +197,12 @@ def _check_distinct(leaves: Iterable[Place]) -> None:
         paths_by_name[place.name] = place.path
 
 
-def _is_array_like(leaf: object) -> bool:
-    kinds = Thunk | jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
-    return isinstance(leaf, kinds)
-
-
 def _is_number(leaf: object) -> bool:
     return isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic)
 
 
 def _as_array(number: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((), jnp.result_type(number))
-
-
-def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
-    return _is_array_like(leaf) and not is_typed_key(leaf)
 
 
 def _status(leaf: Any, found: Match | None) -> Status:
@@ -314,10 +212,6 @@ def _status(leaf: Any, found: Match | None) -> Status:
         return "missing" if isinstance(leaf, LazyParam | jax.ShapeDtypeStruct) else "kept"
     fits = found.source.shape == leaf.shape and same_kind(found.source.dtype, leaf.dtype)
     return "loaded" if fits and not found.problem else "mismatched"
-
-
-def _stored(path: str, like: Any, source: Source) -> StoredParam:
-    return StoredParam(like.shape, like.dtype, source, sharding=placement_of(like), path=path)
 
 
 def _entry(
@@ -333,20 +227,4 @@ def _entry(
         stored_shape=first.shape,
         stored_dtype=first.dtype,
         tensors=tensors,
-    )
-
-
-def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[LeafReport, ...]:
-    used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
-    return tuple(
-        LeafReport.of(
-            name,
-            _stored(name, tensor, tensor),
-            status="unexpected",
-            tensor=name,
-            stored_shape=tensor.shape,
-            stored_dtype=tensor.dtype,
-        )
-        for name, tensor in checkpoint.items()
-        if name not in used
     )

@@ -1,0 +1,153 @@
+"""What the policies of ``fill`` say of the leaves and tensors at hand.
+
+Leaves, what was found for them, and policies come in. What policies put in place of leaves, what is
+to be warned of and what is refused go out. Nothing is read.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.checkpoint import Checkpoint
+from lazyinit.checkpoint.key_data import is_typed_key
+from lazyinit.match import refusals
+from lazyinit.match.match import Matching
+from lazyinit.match.places import Place
+from lazyinit.match.policies import Policy
+from lazyinit.match.report import LeafReport
+from lazyinit.params import Source, StoredParam, Thunk, placement_of
+
+Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
+
+
+class Asked:
+    """Asks the policies about each case, and collects the problems.
+
+    Attributes:
+      problems: a message for each case that is refused.
+      to_warn_of: the paths of leaves that keep their initial values, which is to be said.
+    """
+
+    def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy, cast: Policy) -> None:
+        """Takes the policies."""
+        self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected
+        self._cast = cast
+        self.problems: list[str] = []
+        self.to_warn_of: list[str] = []
+
+    def mismatched(
+        self,
+        leaves: Leaves,
+        entries: Mapping[str, LeafReport],
+        found: Matching,
+        checkpoint: Checkpoint,
+    ) -> dict[str, Any]:  # Any: a leaf, and what a callable puts in its place.
+        """Returns, by path, what goes in place of leaves whose tensors do not fit."""
+        adapted: dict[str, Any] = {}
+        for place, leaf in leaves:
+            entry = entries.get(place.path)
+            if entry is None or entry.status != "mismatched":
+                continue
+            match = found.matches[place.path]
+            # Of tensors that cannot make the leaf, whatever its shape, no callable is asked.
+            case = () if match.problem else (leaf, match.source)
+            answer = self._ask(self._mismatch, place.path, *case)
+            if answer == "error":
+                self.problems.append(refusals.mismatch(entry, match.problem, checkpoint))
+            elif is_array_like(answer):
+                self.problems += refusals.unlike(place.path, leaf, answer)
+                adapted[place.path] = answer
+            else:
+                self._check_word(self._mismatch, place.path, answer, ", or a leaf")
+        return adapted
+
+    def cast(self, leaves: Leaves, entries: Mapping[str, LeafReport], found: Matching) -> None:
+        """Refuses tensors of another dtype than their leaf has, where they may not be cast."""
+        for place, leaf in leaves:
+            entry = entries.get(place.path)
+            if entry is None or entry.status != "loaded" or is_typed_key(leaf):
+                continue
+            source = found.matches[place.path].source
+            if source.dtype == leaf.dtype:
+                continue
+            answer = self._ask(self._cast, place.path, leaf, source)
+            is_lossy = not np.can_cast(source.dtype, leaf.dtype, "safe")
+            if answer == "error" or (answer == "lossless" and is_lossy):
+                self.problems.append(refusals.cast(entry, answer))
+            else:
+                self._check_word(self._cast, place.path, answer)
+
+    def missing(self, leaves: Leaves, entries: Mapping[str, LeafReport], at: str) -> list[Place]:
+        """Returns the places of leaves that may not be missing, and are."""
+        refused = []
+        for place, leaf in leaves:
+            if not is_fillable(leaf) or entries[place.path].status != "missing":
+                continue
+            answer = self._ask(self._missing, place.path, leaf)
+            if answer == "error":
+                refused.append(place)
+            elif answer == "warn":
+                # Outside of the subtree that is to be filled, nobody expects a tensor.
+                self.to_warn_of += [place.path] if place.below(at) else []
+            else:
+                self._check_word(self._missing, place.path, answer)
+        return refused
+
+    def unexpected(self, checkpoint: Checkpoint, found: Matching) -> list[LeafReport]:
+        """Returns the entries of the tensors left over that are to be reported."""
+        reported = []
+        for entry in _unexpected(checkpoint, found):
+            answer = self._ask(self._unexpected, entry.path, checkpoint[entry.tensor])
+            if answer == "error":
+                self.problems.append(refusals.left_over(entry))
+            elif answer == "report":
+                reported.append(entry)
+            else:
+                self._check_word(self._unexpected, entry.path, answer)
+        return reported
+
+    def _ask(self, policy: Policy, path: str, *case: Any) -> Any:
+        try:
+            return policy.decide(path, *case)
+        except errors.FillError as error:
+            self.problems.append(str(error))
+            return policy.words[0] if policy.words[0] != "error" else policy.words[1]
+
+    def _check_word(self, policy: Policy, path: str, answer: object, others: str = "") -> None:
+        if not policy.knows(answer):
+            self.problems.append(policy.refuse(path, answer, others))
+
+
+def is_array_like(leaf: object) -> bool:
+    """Tells whether a tensor may make a leaf: a thunk, an array or a shape."""
+    kinds = Thunk | jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
+    return isinstance(leaf, kinds)
+
+
+def is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
+    """Tells whether rules may say which tensors make a leaf: not of a key."""
+    return is_array_like(leaf) and not is_typed_key(leaf)
+
+
+def stored_leaf(path: str, like: Any, source: Source) -> StoredParam:
+    """Returns what takes the place of a leaf (any with a shape) that a source makes."""
+    return StoredParam(like.shape, like.dtype, source, sharding=placement_of(like), path=path)
+
+
+def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[LeafReport, ...]:
+    used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
+    return tuple(
+        LeafReport.of(
+            name,
+            stored_leaf(name, tensor, tensor),
+            status="unexpected",
+            tensor=name,
+            stored_shape=tensor.shape,
+            stored_dtype=tensor.dtype,
+        )
+        for name, tensor in checkpoint.items()
+        if name not in used
+    )
