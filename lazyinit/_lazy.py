@@ -29,7 +29,7 @@ def lazy(model: Any) -> Any:
       For a Linen module an object whose ``init`` has the signature of ``module.init`` and returns
       its tree, with a ``LazyParam`` in place of each array. For the others a callable with the
       signature of ``model``: it returns the pytree with such leaves, for NNX as
-      ``(graphdef, state)``, as ``nnx.split`` does.
+      ``(graphdef, state)``, as ``nnx.split`` does, of ``(model, optimizer)`` too.
 
     Raises:
       RecordError: ``model`` is of a kind that cannot be recorded.

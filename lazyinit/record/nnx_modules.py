@@ -43,23 +43,33 @@ def call(function: Callable[..., Any], arguments: Callable[[], Arguments]) -> tu
     args, kwargs = arguments()
     with nnx.use_eager_sharding(False):
         made = function(*args, **kwargs)
-    for _, node in nnx.iter_graph(made) if isinstance(made, nnx.Module) else ():
+    for _, node in nnx.iter_graph(made) if _is_of_modules(made) else ():
         if isinstance(node, nnx.Variable):
             node.set_metadata(eager_sharding=True)
     return made, (args, kwargs)
 
 
 def split(made: Any) -> tuple[nnx.GraphDef[Any] | None, Any]:
-    """Returns the graph definition and the state of a module; ``None`` and ``made`` for others.
+    """Returns the graph definition and the state of a module, or of several in plain containers.
+
+    For anything else, ``None`` and ``made``.
 
     Raises:
       RecordError: an attribute that is no data holds a traced value.
     """
-    if not isinstance(made, nnx.Module):
+    if not _is_of_modules(made):
         return None, made
     graphdef, state = nnx.split(made)
     refuse_tracers(compat.static_attributes(graphdef), functools.partial(_path, made))
     return graphdef, state
+
+
+def _is_of_modules(made: Any) -> bool:
+    """Tells whether something is a module, or plain containers of such and of optimizers alone."""
+    if isinstance(made, nnx.Module):
+        return True
+    inner = made.values() if type(made) is dict else made if type(made) in (tuple, list) else ()
+    return bool(inner) and all(isinstance(x, nnx.Pytree) or _is_of_modules(x) for x in inner)
 
 
 def counts_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

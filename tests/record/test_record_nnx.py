@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import nnx_models
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
@@ -204,3 +205,36 @@ def test_a_reference_to_an_array_says_what_to_do():
 
     with pytest.raises(li.errors.RecordError, match=r"^in/place: .* a mutable one \(a jax\.Ref\)"):
         li.lazy(make)(jax.random.key(0))
+
+
+ADAM = optax.adamw(1e-3)
+
+
+def model_and_optimizer(rngs):
+    model = nnx.Linear(4, 8, rngs=rngs)
+    return model, nnx.Optimizer(model, ADAM, wrt=nnx.Param)
+
+
+SEVERAL = {
+    "a tuple": model_and_optimizer,
+    "a dict": lambda rngs: dict(
+        zip(("model", "optimizer"), model_and_optimizer(rngs), strict=True)
+    ),
+    "a list in a tuple": lambda rngs: (
+        [nnx.Linear(2, 3, rngs=rngs)] * 2,
+        nnx.Dropout(0.5, rngs=rngs),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_modules_are_split_as_one(name):
+    want = SEVERAL[name](nnx.Rngs(0))
+    graphdef, state = li.lazy(SEVERAL[name])(nnx.Rngs(0))
+    eager_graphdef, eager_state = nnx.split(want)
+    assert graphdef == eager_graphdef
+    made = li.materialize(state)
+    assert_same(made, eager_state)
+    merged = nnx.merge(graphdef, made)
+    assert jax.tree.structure(merged) == jax.tree.structure(want)
+    assert type(merged) is type(want)
