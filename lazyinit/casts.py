@@ -37,13 +37,16 @@ def resolve(
       PathError: a glob or a filter selects nothing.
     """
     owns = [getattr(leaf, "dtype", None) for _, leaf in leaves]
+    if dtype is None:
+        return owns
     if isinstance(dtype, Mapping):
         choices: list[Any] = [None] * len(leaves)
         for pattern, wanted in reversed(list(dtype.items())):
             chosen = paths.select(pattern, tree)
             choices = [wanted if c else d for d, c in zip(choices, chosen, strict=True)]
     else:
-        kept = [dtype != "file" and s for s in _statistics(tree)]
+        is_file = isinstance(dtype, str) and dtype == "file"
+        kept = [not is_file and s for s in _statistics(tree)]
         choices = [None if k else dtype for k in kept]
     everything = zip(leaves, owns, choices, selected, strict=True)
     return [

@@ -82,10 +82,10 @@ def outside(run: Callable[[], R]) -> R:
     """
     if compat.mesh_around() is None and jax.sharding.get_abstract_mesh().empty:
         return run()
-    device = compat.setting("jax_default_device")
+    device, x64 = compat.setting("jax_default_device"), bool(compat.setting("jax_enable_x64"))
 
     def in_thread() -> R:
-        with jax.default_device(device):
+        with jax.default_device(device), compat.enable_x64(x64):
             return run()
 
     with ThreadPoolExecutor(1) as thread:

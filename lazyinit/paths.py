@@ -106,9 +106,9 @@ def select(paths: Paths, tree: Any) -> list[bool]:
     Raises:
       PathError: a glob or a filter selects nothing; the message suggests the nearest path.
     """
-    leaves = leaves_with_paths(tree)
     if paths is None:
-        return [True] * len(leaves)
+        return [True] * len(jax.tree.leaves(tree))
+    leaves = leaves_with_paths(tree)
     if callable(paths) and not is_filter(paths):
         return [bool(paths(path, leaf)) for path, leaf in leaves]
     several: Any = paths if isinstance(paths, Iterable) and not isinstance(paths, str) else [paths]

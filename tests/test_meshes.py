@@ -42,6 +42,8 @@ def test_nothing_runs_under_a_mesh_that_is_set(axis_type):
         assert meshes.outside(is_none_set)
         assert meshes.outside(lambda: jax.numpy.ones(3).devices()) == {jax.devices()[3]}
         assert jax.jit(lambda: jax.numpy.full(3, meshes.outside(is_none_set)))().all()
+        with jax.enable_x64(True):
+            assert meshes.outside(lambda: jax.numpy.ones(3, float).dtype) == "float64"
         with meshes.under(None):
             assert is_none_set()
         assert not is_none_set()

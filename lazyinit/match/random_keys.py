@@ -27,8 +27,15 @@ def match_keys(
     """
     found: dict[str, Match] = {}
     problems = []
+    told: dict[
+        str, tuple[str, str]
+    ] = {}  # By the name of the leaf: the tensor, its implementation.
+    for name, tensor in names.items():
+        leaf_name, is_told, impl = name.rpartition(f"/{KEY_DATA}/")
+        if is_told:
+            told[leaf_name] = tensor, impl
     for place, leaf in leaves:
-        tensor, impl = _words_of(place, names, at)
+        tensor, impl = _words_of(place, names, told, at)
         if not tensor or (impl is None and checkpoint[tensor].dtype != "uint32"):
             continue  # What only has the name of the leaf may be anything.
         source, wanted = checkpoint[tensor], implementation(leaf.dtype)
@@ -50,17 +57,17 @@ def match_keys(
     return found
 
 
-def _words_of(place: Place, names: Mapping[str, str], at: str) -> tuple[str, str | None]:
+def _words_of(
+    place: Place, names: Mapping[str, str], told: Mapping[str, tuple[str, str]], at: str
+) -> tuple[str, str | None]:
     """Returns the tensor of a key (``""`` if there is none) and what its name says.
 
     That is the implementation; ``""`` that it holds words; ``None``, that of the leaf alone.
     """
     for name in place.own_names(at):
-        start = f"{name}/{KEY_DATA}"
-        for known, tensor in names.items():
-            if known.startswith(start + "/"):
-                return tensor, known.removeprefix(start + "/")
-        if start in names:
+        if name in told:
+            return told[name]
+        if (start := f"{name}/{KEY_DATA}") in names:
             return names[start], ""
         if name in names:
             return names[name], None
