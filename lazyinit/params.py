@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol, Self, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import Sharding
 
 from lazyinit import errors, meshes
 from lazyinit.keys import RngPath, TracedKey
@@ -302,10 +302,9 @@ class OverlapParam(Thunk):
 
 def placement_of(leaf: Any) -> Sharding | None:
     """Returns where a leaf goes that takes the place of this one: an array, a shape or a thunk."""
-    sharding = getattr(leaf, "sharding", None)
-    if isinstance(leaf, jax.Array) and not isinstance(sharding, NamedSharding):
+    if isinstance(leaf, jax.Array) and not leaf.committed:
         return None  # It was never placed.
-    return sharding
+    return getattr(leaf, "sharding", None)
 
 
 def origins(leaf: object) -> tuple[tuple[Source, ...], tuple[LazyParam, ...]]:
