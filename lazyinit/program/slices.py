@@ -250,7 +250,7 @@ class SmallValues:
                 constant = program.constants[v]
                 same = fingerprint_constant(constant, program.avals[v])
                 if same not in self._constants:
-                    self._constants[same] = self._add(constant)
+                    self._constants[same] = self._add(_on_one_device(constant))
                 self._number[v] = self._constants[same]
             else:
                 equation = program.producers[v]
@@ -272,6 +272,19 @@ class SmallValues:
                 results = compat.bind(equation.origin, *arrays)
             self._done[call] = [self._add(array) for array in results]
         self._number.update(zip(equation.outputs, self._done[call], strict=True))
+
+
+def _on_one_device(constant: Any) -> Any:
+    """Returns a constant that many devices have on one of them, so that its uses stay there."""
+    is_array = isinstance(constant, jax.Array) and not compat.is_tracer(constant)
+    if (
+        not is_array
+        or is_key(constant)
+        or len(constant.sharding.device_set) == 1
+        or not constant.is_fully_replicated
+    ):
+        return constant
+    return jax.device_put(np.asarray(constant.addressable_data(0)))
 
 
 def _on_host(equation: jex.JaxprEqn, arrays: Sequence[Any]) -> Sequence[Any] | None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import compat, errors, paths
+from lazyinit import compat, errors, meshes, paths
 from lazyinit.keys import AnyKey, Key, RngPath
 from lazyinit.params import LazyParam, Thunk
 from lazyinit.program.equations import Program, Value
@@ -181,7 +181,10 @@ def record(
             ) from error
     given = dict(zip(recorded.abstract, inputs.passed_on(), strict=True))
     made = {value: leaf for value, leaf in given.items() if isinstance(leaf, Thunk)}
-    return _with_thunks(tree, recorded, results, notes, keys, made, own_keys)
+    # What is computed here is a handful of counts: under a mesh, each would go to all its devices.
+    return meshes.outside(
+        lambda: _with_thunks(tree, recorded, results, notes, keys, made, own_keys)
+    )
 
 
 _NO_VALUE = (

@@ -318,3 +318,14 @@ def test_each_leaf_is_compared_with_its_replay_within_a_mesh_too(axis_type):
     with jax.set_mesh(mesh_of(axis_type)):
         _, tree = li.lazy(Model)(nnx.Rngs(0))
         assert_as_eager(li.materialize(tree, check=True), nnx.state(Model(nnx.Rngs(0))))
+
+
+@pytest.mark.parametrize("axis_type", TYPES)
+def test_a_number_that_all_devices_have_is_computed_with_on_one(axis_type):
+    with jax.set_mesh(mesh_of(axis_type)):
+        count = jnp.uint32(3) + jnp.uint32(4)
+        assert len(count.sharding.device_set) == 8
+        leaf = li.lazy(lambda n: n * n)(count)
+        made = leaf.init_fn(leaf.rng_path.key())
+    assert len(made.sharding.device_set) == 1
+    assert (made.dtype, int(made)) == (np.uint32, 49)
