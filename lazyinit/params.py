@@ -142,7 +142,7 @@ class Thunk:
         # Python calls this only for names that a thunk lacks. If arrays have the name, somebody
         # takes the thunk for an array. If they lack it too, a plain AttributeError is right:
         # copying and pickling ask for such names.
-        if name.startswith("_") or not hasattr(jax.Array, name):
+        if name.startswith("_") or not (hasattr(jax.Array, name) or hasattr(np.ndarray, name)):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         raise errors.NoArrayAttributeError(self._holds_no_values(f"an array's {name!r}"))
 

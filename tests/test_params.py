@@ -13,6 +13,8 @@ import models
 import numpy as np
 import optax
 import pytest
+import safetensors.flax
+import safetensors.numpy
 from jax.sharding import PartitionSpec as P
 
 import lazyinit as li
@@ -262,7 +264,11 @@ def test_key_leaves_have_their_dtype():
 # What a thunk says when it is taken for an array.
 
 LEAF = li.lazy(models.MLP()).init(jax.random.key(0), models.X)["params"]["head"]["kernel"]
-OF_ARRAYS = sorted(n for n in dir(jax.Array) if not n.startswith("_") and not hasattr(LEAF, n))
+OF_ARRAYS = sorted(
+    name
+    for name in {*dir(jax.Array), *dir(np.ndarray)}
+    if not name.startswith("_") and not hasattr(LEAF, name)
+)
 
 
 @pytest.mark.parametrize("name", OF_ARRAYS)
@@ -298,6 +304,20 @@ def test_a_stored_leaf_says_so_too():
     assert isinstance(tree["w"], li.StoredParam)
     with pytest.raises(NoArrayAttributeError, match=r"^w: wanted an array's 'T', got StoredParam"):
         _ = tree["w"].T
+
+
+SERIALIZERS = {
+    "np.savez": lambda tree, path: np.savez(path, **tree),
+    "safetensors.numpy": lambda tree, path: safetensors.numpy.save_file(tree, path),
+    "safetensors.flax": lambda tree, path: safetensors.flax.save_file(tree, path),
+    "jax.device_get": lambda tree, path: jax.device_get(tree),
+}
+
+
+@pytest.mark.parametrize("name", SERIALIZERS)
+def test_what_writes_arrays_of_other_libraries_fails_with_the_path(name, tmp_path):
+    with pytest.raises(NotMaterializedError, match=r"^params/head/kernel: wanted an array"):
+        SERIALIZERS[name]({"kernel": LEAF}, tmp_path / "file")
 
 
 def test_it_is_copied_pickled_and_evaluated_as_a_shape():
