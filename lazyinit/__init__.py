@@ -19,6 +19,7 @@ from lazyinit._plan import Plan, plan
 from lazyinit._pretrained import from_pretrained
 from lazyinit._reseed import reseed
 from lazyinit._save import save
+from lazyinit._update import update
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.compat.versions import warn_outside as _warn_outside
 from lazyinit.errors import LazyinitError, LazyinitWarning
@@ -82,6 +83,7 @@ __all__ = [
     "shard_fsdp",
     "strip_prefix",
     "suggest_rules",
+    "update",
 ]
 
 _warn_outside()

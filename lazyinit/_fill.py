@@ -63,7 +63,7 @@ def fill(
       tree: any pytree (hence ``Any``). Thunks, arrays and ``jax.ShapeDtypeStruct`` are matched;
         other leaves stay as they are. A Python number (a ``TrainState``'s step) becomes the array
         that the checkpoint has of it, if it has one. A PRNG key is filled from its words
-        (``key_data``), and not missed where there are none.
+        (``key_data``). Neither a key nor the count of an NNX stream is missed where it has none.
       checkpoint: a file, a folder, a mapping of arrays (nested or flat), or what
         ``open_checkpoint`` returned.
       rules: how the checkpoint's names and layouts differ; ``lazyinit.TORCH`` for PyTorch's.
@@ -140,9 +140,12 @@ def fill(
     ]
     entries: dict[str, LeafReport] = {}
     filled: dict[str, Any] = {}  # Any: a policy may put any kind of leaf in place of another.
-    for path, leaf in ((place.path, leaf) for place, leaf in everything if is_array_like(leaf)):
-        matched = found.matches.get(path)
-        status = _status(leaf, matched)
+    of_streams = paths.of_random_streams(tree)
+    for (place, leaf), of_stream in zip(everything, of_streams, strict=True):
+        if not is_array_like(leaf):
+            continue
+        path, matched = place.path, found.matches.get(place.path)
+        status = _status(leaf, matched, of_stream or is_typed_key(leaf))
         if matched is not None and status == "loaded":
             filled[path] = stored_leaf(path, leaf, matched.source)
         entries[path] = _entry(filled.get(path, leaf), matched, opened, path, status)
@@ -205,11 +208,12 @@ def _as_array(number: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((), jnp.result_type(number))
 
 
-def _status(leaf: Any, found: Match | None) -> Status:
+def _status(leaf: Any, found: Match | None, of_stream: bool) -> Status:
     if isinstance(found and found.source, KeyData):
         return "loaded"
     if found is None:
-        return "missing" if isinstance(leaf, LazyParam | jax.ShapeDtypeStruct) else "kept"
+        is_open = isinstance(leaf, LazyParam | jax.ShapeDtypeStruct) and not of_stream
+        return "missing" if is_open else "kept"
     fits = found.source.shape == leaf.shape and same_kind(found.source.dtype, leaf.dtype)
     return "loaded" if fits and not found.problem else "mismatched"
 

@@ -60,6 +60,15 @@ class SaveError(LazyinitError, ValueError):
     """A tree, or tensors, that cannot be written as asked. Nothing has been written."""
 
 
+class UpdateError(LazyinitError, RuntimeError):
+    """An update that failed half-way: ``tree`` has the new arrays that there are, else the old."""
+
+    def __init__(self, message: str, tree: object) -> None:
+        """Takes what happened, and the tree as it is now."""
+        super().__init__(message)
+        self.tree = tree
+
+
 class WordError(LazyinitError, ValueError):
     """An argument that takes one of a few words, and was given another."""
 

@@ -130,6 +130,12 @@ def select(paths: Paths, tree: Any) -> list[bool]:
     return selected
 
 
+def of_random_streams(tree: Any) -> list[bool]:
+    """Says for each leaf, in JAX's order, whether it is the key or the count of an NNX stream."""
+    nnx = sys.modules.get("flax.nnx")
+    return [False] * len(jax.tree.leaves(tree)) if nnx is None else _filtered(nnx.RngState, tree)
+
+
 def is_filter(x: Any) -> bool:
     """Tells whether something is a filter of Flax NNX that is no predicate of ours."""
     nnx = sys.modules.get("flax.nnx")

@@ -123,6 +123,28 @@ def test_the_state_of_an_nnx_module_is_filled_and_its_keys_are_left():
     assert filled["layers"][0]["kernel"].get_value().shape == (2, 3)
 
 
+RECORDS = {
+    "lazy": lambda make: li.lazy(make)(nnx.Rngs(0, noise=1)),
+    "shapes": lambda make: nnx.eval_shape(lambda: make(nnx.Rngs(0, noise=1))),
+    "arrays": lambda make: make(nnx.Rngs(0, noise=1)),
+}
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+@pytest.mark.parametrize("on_missing", ["error", "warn"])
+def test_the_streams_of_an_nnx_module_are_not_missed(record, on_missing):
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(2, 3, use_bias=False, rngs=rngs)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+            self.rngs = rngs
+
+    made = record(lambda rngs: nnx.state(Net(rngs)))
+    _, report = fill(made, {"linear.kernel": ones(2, 3)}, on_missing=on_missing)
+    assert report.missing == ()
+    assert {"dropout/rngs/count", "rngs/noise/count", "rngs/noise/key"} <= set(report.kept)
+
+
 def test_only_thunks_and_arrays_are_filled():
     tree = {"a": jnp.zeros(2), "b": np.zeros(2), "c": "text", "d": None, "e": np.float32(1)}
     filled, report = fill(tree, {"a": ones(2), "c": ones(2), "d": ones(2), "x": ones(2)})
@@ -147,8 +169,8 @@ def test_prng_keys_are_left_and_are_no_error():
     tree = {"a": lazy(2), "key": key, "lazy_key": lazy_key}
     filled, report = fill(tree, {"a": ones(2), "key": ones()}, on_missing="error")
     assert filled["key"] is key
-    assert report.kept == ("key",)
-    assert report.missing == ("lazy_key",)
+    assert report.kept == ("key", "lazy_key")
+    assert report.missing == ()
     assert "key<fry>[]" in str(report)
 
 

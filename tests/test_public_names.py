@@ -59,6 +59,7 @@ NAMES = [
     "shard_fsdp",
     "strip_prefix",
     "suggest_rules",
+    "update",
 ]
 
 

@@ -25,8 +25,8 @@ class LeafReport(Facts):
     Attributes:
       status: ``"loaded"`` from the checkpoint; ``"missing"`` from it, and will be initialized;
         ``"mismatched"``, so left as it was; ``"adapted"``, mismatched too, and replaced by what
-        ``on_mismatch`` returned; ``"kept"``, an array or a leaf filled before, which this
-        checkpoint lacks; ``"unexpected"``, a tensor that makes no leaf.
+        ``on_mismatch`` returned; ``"kept"``, an array, a leaf filled before or the state of a
+        random stream, which this checkpoint lacks; ``"unexpected"``, a tensor that makes no leaf.
       tensor: what the tensors are called in the checkpoint, for people; ``""`` if there are none.
       stored_shape: the shape of the (first) tensor, before any layout change.
       stored_dtype: the dtype of the (first) tensor; that of the leaf if there is none.

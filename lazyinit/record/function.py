@@ -52,11 +52,11 @@ class LazyFunction:
 
         def init(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> tuple[Any, list[Note]]:
             nonlocal graphdef
-            modules = _nnx_modules()
+            modules = nnx_modules()
             if modules is None:
                 args, kwargs = inputs.join(keys, stand_ins)
                 made = self.function(*args, **kwargs)
-                modules = _nnx_modules()
+                modules = nnx_modules()
                 if modules is None:
                     return (made, []), []
             # If the function imported NNX, it has to be traced once more, for it.
@@ -72,12 +72,12 @@ class LazyFunction:
                 "arrays, which cannot be recorded. Record the model with "
                 "nnx.var_defaults(hijax=False)."
             ) from error
-        if modules := _nnx_modules():
+        if modules := nnx_modules():
             modules.count_on(args, kwargs, counts)
         return made if graphdef is None else (graphdef, made)
 
 
-def _nnx_modules() -> Any | None:
+def nnx_modules() -> Any | None:
     """Returns our module for NNX, ``None`` if nothing in this process has imported NNX."""
     if "flax.nnx" not in sys.modules:
         return None
@@ -87,5 +87,5 @@ def _nnx_modules() -> Any | None:
 
 
 def _mutable_variable_errors() -> tuple[type[Exception], ...]:
-    modules = _nnx_modules()
+    modules = nnx_modules()
     return () if modules is None else (modules.ImmutableVariableError,)

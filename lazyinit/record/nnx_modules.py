@@ -64,6 +64,11 @@ def split(made: Any) -> tuple[nnx.GraphDef[Any] | None, Any]:
     return graphdef, state
 
 
+def put(made: Any, state: Any) -> None:
+    """Sets the variables of a module, or of several, to those of a state that ``split`` gave."""
+    nnx.update(made, state)
+
+
 def _is_of_modules(made: Any) -> bool:
     """Tells whether something is a module, or plain containers of such and of optimizers alone."""
     if isinstance(made, nnx.Module):

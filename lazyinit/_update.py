@@ -1,0 +1,135 @@
+"""The verb ``update``: new values from a checkpoint into arrays that are there.
+
+A model that serves or trains gets the weights of another step. Its arrays say all that ``fill`` and
+``materialize`` need: shapes, dtypes and shardings. They go a few at a time, each as soon as the new
+one is there, so that no second model is ever in memory.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from lazyinit import errors
+from lazyinit import paths as tree_paths
+from lazyinit._abstract import abstract
+from lazyinit._fill import fill
+from lazyinit._materialize import materialize
+from lazyinit.checkpoint import open_checkpoint
+from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.match.policies import OnCast, OnMismatch, OnMissing, OnUnexpected
+from lazyinit.match.report import Report
+from lazyinit.params import Thunk, origins
+from lazyinit.record.function import nnx_modules
+from lazyinit.rules.rule import Rules
+
+TOGETHER = 2**28  # Bytes of leaves that are read at a time: what old and new both take meanwhile.
+
+
+def update(
+    model: Any,
+    checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
+    rules: Rules = (),
+    *,
+    at: str = "",
+    on_missing: OnMissing = "warn",
+    on_unexpected: OnUnexpected = "report",
+    on_mismatch: OnMismatch = "error",
+    on_cast: OnCast = "report",
+    donate: bool = True,
+) -> tuple[Any, Report]:
+    """Reads new values into the arrays of a model or a tree, each where the old one lies.
+
+    Names, shapes, dtypes and policies are checked first; then arrays are read and replaced, a few
+    at a time. A leaf that the checkpoint lacks keeps its value.
+
+    Args:
+      model: a module of Flax NNX, or several in a plain container, which are changed in place; or
+        any pytree with arrays among its leaves (hence ``Any``), which is not.
+      checkpoint: as for ``fill``; the arrays of a trainer in a mapping, too.
+      rules: as for ``fill``.
+      at: as for ``fill``.
+      on_missing: as for ``fill``. ``"warn"`` and ``"init"`` leave the leaf as it is.
+      on_unexpected: as for ``fill``.
+      on_mismatch: as for ``fill``. ``"init"`` leaves the leaf as it is.
+      on_cast: as for ``fill``.
+      donate: whether each old array is deleted as soon as its new one is there, as
+        ``jax.jit(donate_argnums=...)`` does: whoever still holds it cannot use it any more. An
+        array of the checkpoint itself, or one that also stays elsewhere in the tree, is not.
+
+    Returns:
+      The model, or the tree with the new arrays in the same containers; and the report of ``fill``.
+
+    Raises:
+      LazyinitError: as ``fill`` does. Nothing has changed then.
+      UpdateError: reading failed half-way. Its ``tree`` has, of each leaf, the new array or the
+        old one, and so does a model. Call it again, or put the tree in its place.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, lazyinit as li
+      >>> state = {"kernel": jnp.zeros(2), "bias": jnp.zeros(1)}
+      >>> state, report = li.update(state, {"kernel": np.ones(2)}, on_missing="init")
+      >>> state["kernel"], report.missing
+      (Array([1., 1.], dtype=float32), ('bias',))
+    """
+    modules = nnx_modules()
+    graphdef, tree = (None, model) if modules is None else modules.split(model)
+    opened = open_checkpoint(checkpoint)
+    filled, report = fill(
+        abstract(tree),
+        opened,
+        rules,
+        at=at,
+        on_missing=on_missing,
+        on_unexpected=on_unexpected,
+        on_mismatch=on_mismatch,
+        on_cast=on_cast,
+    )
+    leaves = [leaf for _, leaf in tree_paths.leaves_with_paths(tree)]
+    now = list(leaves)
+    asked = [
+        (n, path, leaf)
+        for n, (path, leaf) in enumerate(tree_paths.leaves_with_paths(filled))
+        if isinstance(leaf, Thunk)
+    ]
+    for source in (source for _, _, leaf in asked for source in origins(leaf)[0]):
+        source.check()
+    kept = [tensor.array for tensor in opened.values() if isinstance(tensor, HeldTensor)]
+    held = Counter(map(id, (*now, *kept)))  # By how many, of those that need it afterwards.
+
+    def as_it_is() -> Any:
+        return tree_paths.replace_leaves(tree, now)
+
+    try:
+        for group in _groups(asked):
+            made = materialize({path: leaf for _, path, leaf in group})
+            for n, path, _ in group:
+                old, now[n] = now[n], made[path]
+                held[id(old)] -= 1
+                if donate and isinstance(old, jax.Array) and not held[id(old)]:
+                    old.delete()
+    except Exception as error:
+        done = sum(now[n] is not old for n, old in enumerate(leaves))
+        raise errors.UpdateError(
+            f"{opened.origin}: wanted to read {len(asked)} leaves, {done} were, then: {error}\n"
+            "The others are as they were. Call it again, or go on with the tree of this error.",
+            as_it_is(),
+        ) from error
+    finally:
+        if graphdef is not None and modules is not None:
+            modules.put(model, as_it_is())
+    return (model if graphdef is not None else as_it_is()), report
+
+
+def _groups(leaves: Sequence[tuple[int, str, Thunk]]) -> Iterator[list[tuple[int, str, Thunk]]]:
+    """Yields leaves in runs of some ``TOGETHER`` bytes."""
+    group, size = [], 0
+    for each in leaves:
+        group.append(each)
+        size += each[2].nbytes
+        if size >= TOGETHER:
+            yield group
+            group, size = [], 0
+    yield group
