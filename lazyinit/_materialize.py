@@ -12,7 +12,7 @@ from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make.run import make
 from lazyinit.make.selfcheck import proofs_on
-from lazyinit.make.units import Job
+from lazyinit.make.ways import Job
 from lazyinit.params import Thunk
 
 

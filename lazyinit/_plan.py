@@ -19,8 +19,8 @@ from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make import limits
 from lazyinit.make.selfcheck import proofs_on
-from lazyinit.make.ways import Compile, Replay, draw_of, whole_of
-from lazyinit.params import LazyParam, OverlapParam, StoredParam, Thunk
+from lazyinit.make.ways import Compiled, Drawn, Job, Read, Replayed, way_of
+from lazyinit.params import LazyParam, Thunk
 from lazyinit.program.slices import Slice
 from lazyinit.shard_by import ShardByRules
 from lazyinit.view import table
@@ -181,7 +181,7 @@ def plan(
             shape = leaf.shape if placement is None else placement.shard_shape(leaf.shape)
             shard = math.prod(shape) * target.itemsize
             devices = {_default_device()} if placement is None else placement.device_set
-            needed = _beside(leaf, placement, shard)
+            needed = _beside(Job(path, leaf, placement, target), shard)
             for n, device in enumerate(sorted(devices, key=lambda d: d.id)):
                 arriving[device] += shard
                 beside.setdefault(device, []).append(needed.each + (needed.first if n == 0 else 0))
@@ -213,30 +213,28 @@ class _Beside:
     first: int = 0
 
 
-def _beside(leaf: Any, placement: Sharding | None, shard: int) -> _Beside:
+def _beside(job: Job, shard: int) -> _Beside:
     threads = os.cpu_count() or 1
-    match leaf:
-        case StoredParam():
-            on_cpu = shardings.platform_of(placement) == "cpu"
-            pieces = {"pieces": threads * limits.PIECE}
-            return _Beside(shared=pieces if on_cpu else {})  # Elsewhere, of the host: transfer.
-        case OverlapParam():
-            rest = _beside(leaf.rest, placement, shard)
-            if rest.shared:
-                return replace(rest, shared={**rest.shared, "pieces": threads * limits.PIECE})
-            return replace(rest, each=max(limits.PIECE, rest.each))
-        case LazyParam(init_fn=Slice() as init_fn):
-            if draw_of(init_fn, placement, proofs_on):
-                return _Beside(shared={"sheets": threads * limits.SHEET_BYTES})
-            match whole_of([init_fn], placement, proofs_on)[1]:
-                case Compile():
-                    return _Beside(each=limits.TEMPORARIES * shard)
-                case Replay():
-                    is_cut = shard < leaf.nbytes
-                    return _Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes)
-        case LazyParam():
-            return _Beside(first=(limits.TEMPORARIES + 1) * leaf.nbytes)
-        case _:
+    leaf = job.leaf
+    if job.over:
+        rest = _beside(replace(job, over=()), shard)
+        if rest.shared:
+            return replace(rest, shared={**rest.shared, "pieces": threads * limits.PIECE})
+        return replace(rest, each=max(limits.PIECE, rest.each))
+    if isinstance(leaf, LazyParam) and not isinstance(leaf.init_fn, Slice):
+        # Somebody's own function, which is not run for a plan: at worst it is replayed, and cut.
+        return _Beside(first=(limits.TEMPORARIES + 1) * leaf.nbytes)
+    match way_of([job], proofs_on):
+        case Drawn():
+            return _Beside(shared={"sheets": threads * limits.SHEET_BYTES})
+        case Compiled():
+            return _Beside(each=limits.TEMPORARIES * shard)
+        case Replayed():
+            is_cut = shard < leaf.nbytes
+            return _Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes)
+        case Read():
+            return _Beside(shared={"pieces": threads * limits.PIECE})
+        case _:  # Transferred: what is beside it is the host's.
             return _Beside()
 
 

@@ -1,147 +1,215 @@
-"""Elementwise works -> elements in host memory, drawn sheet by sheet.
+"""Leaves that are drawn: their elements are made in host memory, sheet by sheet.
 
-A *sheet* is what one call of a compiled program makes: ``ROWS`` rows of ``COLUMNS`` elements, each
-from a key and indices of its own. A large leaf fills sheets by itself, small ones share a sheet,
-so that one program makes any number of leaves of any size and wastes little. A sheet's
-temporaries stay in a core's cache, and memory is bounded: the arrays themselves, and one sheet
-for each thread. JAX on CPU takes an aligned host buffer as it is, so this is how arrays on CPU
-devices are made. Elsewhere a transfer would cost more than it saves.
+A *sheet* is what one call of a compiled program makes: ``ROWS`` rows of ``COLUMNS`` elements. Each
+row has a key and indices of its own. A large leaf fills sheets by itself, and small leaves share
+one, so that one program makes any number of leaves of any size and wastes little.
+
+What a sheet needs beside it stays in a core's cache. Memory is bounded by the arrays themselves and
+one sheet for each thread. JAX on CPU takes an aligned host buffer as it is, so this is how arrays
+on CPU devices are made. For other devices the transfer would cost more than drawing saves.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 
-from lazyinit.make.buffers import Blocks
+from lazyinit.make import executable
+from lazyinit.make.elementwise import Elementwise
+from lazyinit.make.executable import Argument, encode
 from lazyinit.make.limits import COLUMNS, ROWS
-from lazyinit.make.shards import Bounds
+from lazyinit.make.shards import Blocks, Bounds, Shards
+from lazyinit.make.ways import Drawn
 from lazyinit.params import Shape
+from lazyinit.program.fingerprint import fingerprint
+from lazyinit.program.slices import SmallValues
 
 _TASKS = 4  # That a leaf is cut into, so that threads end together,
 _SHEETS = 8  # unless it is so large that each has more sheets: what waits takes memory, too.
 
+_ZERO = np.uint32(0)
+
+Part: TypeAlias = tuple[Any, ...]
+"""The host values that are handed to a program for one of its arguments (``Argument``)."""
+
+Program: TypeAlias = Callable[[Sequence[Part], np.ndarray, np.ndarray], Any]
+"""Maps the parts of the rows' keys, bases uint32[ROWS,2] and offsets uint32[ROWS,COLUMNS] to a
+sheet of elements, on any thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Elements of a shard that one key makes.
+    """Elements of a shard that one key makes, or some rows of them.
 
     Attributes:
-      to: where they go, of one dimension.
-      parts: what to hand to the program, in the order of its arguments.
-      indices: of the elements in the leaf.
+      to: where all of the elements go, of one dimension.
+      keys: the parts of what differs from row to row of a sheet, the keys.
+      indices: the places of all of the elements in the leaf.
+      first: the first row to draw.
+      last: the row after the last.
     """
 
     to: np.ndarray
-    parts: Sequence[tuple[Any, ...]]
+    keys: Sequence[Part]
     indices: "Indices"
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Some rows of a strip."""
-
-    strip: Strip
     first: int
     last: int
 
 
 class _Task(Future[None]):
-    """Spans that one thread draws, and the promise of it, from before it is handed to one."""
+    """Strips that one thread draws. It can be waited for before it is handed to a thread."""
 
-    def __init__(self, *spans: _Span) -> None:
+    def __init__(self, program: Program, *strips: Strip) -> None:
         super().__init__()
-        self.spans = list(spans)
+        self.program, self.strips = program, list(strips)
         self.rows = 0
 
-    def run(self, program: "SheetProgram") -> None:
+    def run(self) -> None:
         try:
-            _draw(program, self.spans)
+            _draw(self.program, self.strips)
         except BaseException as error:
             self.set_exception(error)
         else:
             self.set_result(None)
 
 
-@dataclass(frozen=True, slots=True)
-class SheetProgram:
-    """What draws the sheets of all strips that differ in their keys alone.
-
-    Attributes:
-      run: maps parts, bases uint32[ROWS,2] and offsets uint32[ROWS,COLUMNS] to elements, on any
-        thread. Of the parts, keys have ROWS rows.
-      is_key: which parts are keys.
-      same: equal for equal programs, with equal parts for all that is no key.
-    """
-
-    run: Callable[[Sequence[tuple[Any, ...]], np.ndarray, np.ndarray], Any]
-    is_key: Sequence[bool]
-    same: Hashable
-
-
 class Drawer:
-    """Lays strips out in sheets, and hands the sheets to threads."""
+    """Lays leaves out in sheets, and hands the sheets to threads."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        """Takes the threads."""
-        self._pool = pool
-        self._open: dict[Hashable, tuple[SheetProgram, _Task]] = {}
+    def __init__(
+        self, drawing: ThreadPoolExecutor, compiling: ThreadPoolExecutor, blocks: Blocks
+    ) -> None:
+        """Takes threads that draw, threads that compile, and the memory to fill."""
+        self._drawing, self._compiling, self._blocks = drawing, compiling, blocks
+        self._open: dict[Hashable, _Task] = {}  # Sheets that are not full, by what draws them.
 
-    def draw(self, program: SheetProgram, strips: Iterable[Strip]) -> Sequence[Future[None]]:
-        """Draws strips.
+    def prepare(self, way: Drawn, small: SmallValues) -> Callable[[], Shards]:
+        """Returns what begins to fill the shards of a leaf; its program is compiled meanwhile.
 
-        Returns:
-          What to wait for, after a ``flush``.
+        After the last leaf was begun, ``flush``. Call both under the settings of the way.
+
+        Args:
+          way: how it is drawn.
+          small: its keys and scalars.
         """
+        form, own = way.form, way.own_keys
+        with jax.ensure_compile_time_eval():
+            if isinstance(form, Elementwise):
+                arguments, parts = encode(way.work, own, small)
+                return self._prepare(way, form, arguments, [parts])
+            if own:  # What is made of it is of no use to other leaves: it may be another one there.
+                small = SmallValues(way.work.program, {}, {v: p.key() for v, p in own.items()})
+            arguments, parts = encode(way.work, {}, small)
+        return self._prepare(way, form.row, arguments, form.rows(parts))
+
+    def _prepare(
+        self,
+        way: Drawn,
+        form: Elementwise,
+        arguments: Sequence[Argument],
+        rows: Sequence[Sequence[Part]],
+    ) -> Callable[[], Shards]:
+        """Prepares a leaf: ``rows`` has the parts of each of its rows, or once for all of it."""
+        (job,) = way.jobs
+        shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, self._blocks)
+        one = form.single(rows[0]) if job.dtype == job.leaf.dtype else None
+        if one is not None:
+            return functools.partial(_fill, shards, one)
+
+        compiled = executable.compiler.request_sheet(
+            self._compiling, form, tuple(arguments), rows[0], job.dtype
+        )
+        is_key = [argument.is_key for argument in arguments]
+
+        def program(keys: Sequence[Part], bases: np.ndarray, offsets: np.ndarray) -> Any:
+            each = iter(keys)
+            parts = [next(each) if k else p for k, p in zip(is_key, rows[0], strict=True)]
+            with way.settings():
+                return compiled.result()(parts, bases, offsets, _ZERO)
+
+        def draw() -> Shards:
+            shared = [p for p, k in zip(rows[0], is_key, strict=True) if not k]
+            keys = [[p for p, k in zip(row, is_key, strict=True) if k] for row in rows]
+            strips = _strips(job.leaf.shape, shards.allocate(), keys)
+            shards.tasks = self._draw(program, (compiled, fingerprint(shared)), strips)
+            return shards
+
+        return draw
+
+    def _draw(
+        self, program: Program, same: Hashable, strips: Iterable[Strip]
+    ) -> Sequence[Future[None]]:
+        """Begins to draw strips. ``same`` is equal for programs that may draw one sheet."""
         tasks: list[_Task] = []
         for strip in strips:
-            rows = strip.indices.rows
+            rows = strip.last
             done = rows - rows % ROWS
             step = ROWS * max(1, min(_SHEETS, done // ROWS // _TASKS))
             for first in range(0, done, step):
-                tasks.append(task := _Task(_Span(strip, first, min(first + step, done))))
-                self._pool.submit(task.run, program)
+                cut = replace(strip, first=first, last=min(first + step, done))
+                tasks.append(task := _Task(program, cut))
+                self._drawing.submit(task.run)
             while done < rows:
-                _, task = self._open.setdefault(program.same, (program, _Task()))
+                task = self._open.setdefault(same, _Task(program))
                 taken = min(rows - done, ROWS - task.rows)
-                task.spans.append(_Span(strip, done, done + taken))
+                task.strips.append(replace(strip, first=done, last=done + taken))
                 task.rows += taken
                 done += taken
                 tasks.append(task)
                 if task.rows == ROWS:
-                    self._close(program.same)
+                    self._hand_over(same)
         return tasks
 
     def flush(self) -> None:
         """Hands over the sheets that are not full."""
         for same in list(self._open):
-            self._close(same)
+            self._hand_over(same)
 
-    def _close(self, same: Hashable) -> None:
-        program, task = self._open.pop(same)
-        self._pool.submit(task.run, program)
+    def _hand_over(self, same: Hashable) -> None:
+        self._drawing.submit(self._open.pop(same).run)
 
 
-def _draw(program: SheetProgram, spans: Sequence[_Span]) -> None:
-    if len(spans) > 1:
-        _draw_sheet(program, spans)
+def _fill(shards: Shards, value: np.ndarray) -> Shards:
+    shards.fill(value)
+    return shards
+
+
+def _strips(
+    shape: Shape, buffers: Mapping[Bounds, np.ndarray], rows: Sequence[Sequence[Part]]
+) -> Iterator[Strip]:
+    for at, buffer in buffers.items():
+        if len(rows) == 1:
+            indices = Indices(shape, at)
+            yield Strip(buffer.reshape(-1), rows[0], indices, 0, indices.rows)
+            continue
+        indices = Indices(shape[1:], at[1:])
+        # A row of no dimensions would be a copy.
+        flat = buffer.reshape(len(buffer), math.prod(buffer.shape[1:]))
+        for row, to in zip(range(*at[0]), flat, strict=True):
+            yield Strip(to, rows[row], indices, 0, indices.rows)
+
+
+def _draw(program: Program, strips: Sequence[Strip]) -> None:
+    if len(strips) > 1:
+        _draw_sheet(program, strips)
         return
-    (span,) = spans
-    for first in range(span.first, span.last, ROWS):
-        _draw_sheet(program, [_Span(span.strip, first, min(first + ROWS, span.last))])
+    (strip,) = strips
+    for first in range(strip.first, strip.last, ROWS):
+        _draw_sheet(program, [replace(strip, first=first, last=min(first + ROWS, strip.last))])
 
 
-def _draw_sheet(program: SheetProgram, spans: Sequence[_Span]) -> None:
+def _draw_sheet(program: Program, strips: Sequence[Strip]) -> None:
     bases, offsets = np.zeros((ROWS, 2), np.uint32), _counting()
-    lengths = [span.last - span.first for span in spans]
+    lengths = [strip.last - strip.first for strip in strips]
     starts = [0, *itertools.accumulate(lengths)]
-    for span, start, end in zip(spans, starts, starts[1:], strict=False):
-        bases[start:end], unlike = span.strip.indices.of_rows(span.first, span.last)
+    for strip, start, end in zip(strips, starts, starts[1:], strict=False):
+        bases[start:end], unlike = strip.indices.of_rows(strip.first, strip.last)
         if unlike is not None:
             offsets = offsets if offsets.flags.writeable else offsets.copy()
             offsets[start:end] = unlike
@@ -150,14 +218,14 @@ def _draw_sheet(program: SheetProgram, spans: Sequence[_Span]) -> None:
     def stacked(rows: Sequence[Any]) -> np.ndarray:
         return np.repeat(np.stack(rows), lengths, axis=0)
 
-    parts = [
-        tuple(map(stacked, zip(*alike, strict=True))) if is_key else alike[0]
-        for is_key, *alike in zip(program.is_key, *(s.strip.parts for s in spans), strict=True)
+    keys = [
+        tuple(map(stacked, zip(*alike, strict=True)))
+        for alike in zip(*(strip.keys for strip in strips), strict=True)
     ]
-    elements = np.asarray(program.run(parts, bases, offsets))
-    for span, start, end in zip(spans, starts, starts[1:], strict=False):
-        width = span.strip.indices.width
-        to = span.strip.to[span.first * width : span.last * width]
+    elements = np.asarray(program(keys, bases, offsets))
+    for strip, start, end in zip(strips, starts, starts[1:], strict=False):
+        width = strip.indices.width
+        to = strip.to[strip.first * width : strip.last * width]
         to[...] = elements[start:end, :width].reshape(-1)[: to.size]
 
 

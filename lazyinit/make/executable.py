@@ -16,6 +16,7 @@ from lazyinit.keys import Key, RngPath
 from lazyinit.make.elementwise import Elementwise
 from lazyinit.make.limits import COLUMNS, ROWS
 from lazyinit.make.threefry import fold_in
+from lazyinit.make.ways import Compiled
 from lazyinit.program.equations import Value, is_key
 from lazyinit.program.slices import SmallValues, Work
 
@@ -226,3 +227,32 @@ def _lower(
 
 
 compiler = Compiler()
+
+
+def prepare_program(
+    way: Compiled, small: SmallValues, compiling: ThreadPoolExecutor
+) -> Callable[[], list[jax.Array]]:
+    """Returns what runs the program of some leaves, which is being compiled meanwhile.
+
+    Args:
+      way: what to make.
+      small: its keys and scalars.
+      compiling: threads that compile.
+    """
+    placements = tuple(job.sharding for job in way.jobs)
+    dtypes = tuple(job.dtype for job in way.jobs)
+    # What needs no traced value is made at once, whatever trace the caller is in. (Around the
+    # compiler, too, this would make JAX compute what it is to compile.)
+    with jax.ensure_compile_time_eval():
+        arguments, parts = encode(way.work, way.own_keys, small)
+    program = compiler.request(compiling, way.work, arguments, parts, dtypes, placements)
+
+    def run() -> list[jax.Array]:
+        with way.settings():
+            made = program.result()(parts)
+        return [  # Empty arrays stay whole under jit (jax 0.10.2).
+            a if s is None or s == a.sharding else jax.device_put(a, s)
+            for a, s in zip(made, placements, strict=True)
+        ]
+
+    return run

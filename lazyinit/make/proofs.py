@@ -26,14 +26,12 @@ class Proofs:
       is_tested: whether all of the suite was run there: everything is proven.
       passed: the kinds that are proven elsewhere.
       failed: the kinds that the self-check found to be wrong, and the canary that showed it.
-      silent: whether nobody is told what is not allowed.
     """
 
     where: str
     is_tested: bool
     passed: Set[str] = frozenset()
     failed: Mapping[str, str] = field(default_factory=dict)
-    silent: bool = False
 
     def allow(self, kinds: Callable[[], Set[str]]) -> bool:
         """Tells whether what needs these kinds may be made in a fast way; warns once if not."""
@@ -46,7 +44,7 @@ class Proofs:
         return False
 
     def _warn_once(self, unproven: Sequence[str]) -> None:
-        if self.silent or self.where in _warned:
+        if self.where in _warned:
             return
         _warned.add(self.where)
         wrong = [f"{kind} (shown by {canary!r})" for kind, canary in sorted(self.failed.items())]
@@ -66,7 +64,6 @@ class Proofs:
 _warned: set[str] = set()  # Where a warning was given in this process.
 
 TRUSTED = Proofs("everywhere", is_tested=True)  # For the self-check: what is to be proven is tried.
-NOTHING = Proofs("nowhere", is_tested=False, silent=True)  # For what is to be replayed.
 
 
 def kinds_of(work: Work, form: Elementwise | Stacked | None) -> frozenset[str]:

@@ -9,7 +9,8 @@ array would change, or fault, with the file.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from lazyinit.checkpoint.mapped import give_back
 from lazyinit.make.limits import PIECE
-from lazyinit.make.shards import Bounds
+from lazyinit.make.shards import Blocks, Bounds, Shards, index_of, size_of
+from lazyinit.make.ways import Read
 from lazyinit.params import Index, Source
 
 _TILE = 256  # Elements along each side of what is copied at once where the order changes.
@@ -45,7 +47,7 @@ class Piece:
         Args:
           buffers: by the bounds, in the source, of what they hold; no two overlap.
         """
-        parts = {at: part for at in buffers if (part := self._within(at)) is not None}
+        parts = {at: part for at in buffers if (part := self._of(at)) is not None}
         if not parts:
             return
         around = tuple(
@@ -53,22 +55,22 @@ class Piece:
             for bounds in zip(*parts.values(), strict=True)
         )
         # All at once if that is no more, and else each by itself.
-        size = _size(around)
-        is_one = sum(map(_size, parts.values())) == size
+        size = size_of(around)
+        is_one = sum(map(size_of, parts.values())) == size
         if is_one and size * self.source.dtype.itemsize <= PIECE:
-            values = self.source.read(_index(around))
+            values = self.source.read(index_of(around))
             for at, part in parts.items():
-                _copy_tiles(self._place(buffers[at], at, part), values[_index(part, around)])
+                _copy_tiles(self._place(buffers[at], at, part), values[_within(part, around)])
             give_back(values)
             return
         read = []
         for at, part in parts.items():
-            read.append(values := self.source.read(_index(part)))
+            read.append(values := self.source.read(index_of(part)))
             _copy_tiles(self._place(buffers[at], at, part), values)
         for values in read:  # Not before the last: shards share pages.
             give_back(values)
 
-    def _within(self, at: Bounds) -> Bounds | None:
+    def _of(self, at: Bounds) -> Bounds | None:
         if not at:
             return at
         start, stop = max(self.start, at[self.axis][0]), min(self.stop, at[self.axis][1])
@@ -77,7 +79,27 @@ class Piece:
         return (*at[: self.axis], (start, stop), *at[self.axis + 1 :])
 
     def _place(self, buffer: np.ndarray, at: Bounds, part: Bounds) -> np.ndarray:
-        return buffer[(*_index(part, at), ...)]
+        return buffer[(*_within(part, at), ...)]
+
+
+def prepare_reading(way: Read, reading: ThreadPoolExecutor, blocks: Blocks) -> Callable[[], Shards]:
+    """Returns what begins to fill the shards of a stored leaf.
+
+    Args:
+      way: what to read.
+      reading: threads that read.
+      blocks: the memory that the shards are cut out of.
+    """
+    (job,) = way.jobs
+    shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, blocks)
+
+    def start() -> Shards:
+        buffers = shards.allocate()
+        cut = pieces(job.leaf.source)
+        shards.tasks = [reading.submit(piece.read_into, buffers) for piece in cut]
+        return shards
+
+    return start
 
 
 def pieces(source: Source) -> Sequence[Piece]:
@@ -91,18 +113,12 @@ def pieces(source: Source) -> Sequence[Piece]:
     ]
 
 
-def _index(bounds: Bounds, start_of: Bounds | None = None) -> Index:
-    """Returns what selects these bounds, in an array that starts where others do (or at 0)."""
-    if start_of is None:
-        return tuple(slice(start, stop) for start, stop in bounds)
+def _within(bounds: Bounds, around: Bounds) -> Index:
+    """Returns what selects a part, in an array that is itself a part of the whole."""
     return tuple(
         slice(start - first, stop - first)
-        for (start, stop), (first, _) in zip(bounds, start_of, strict=True)
+        for (start, stop), (first, _) in zip(bounds, around, strict=True)
     )
-
-
-def _size(bounds: Bounds) -> int:
-    return math.prod(stop - start for start, stop in bounds)
 
 
 def _slowest(source: Any) -> int:

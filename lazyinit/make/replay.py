@@ -1,11 +1,15 @@
-"""Replay: a work run equation by equation, eagerly, at its own shape, on one device.
+"""Equation by equation: leaves that are replayed, and leaves that are inlined in a trace.
 
-That is what eager ``init`` does, on any version of JAX and any kind of device, so its bits are
-right by construction. It takes the whole leaf on that device, and up to ``limits.TEMPORARIES``
-times as much beside it, while the leaf is made; then it is cut, and each device gets its shard.
+*Replay* runs a work eagerly, at its own shape, on one device. That is what eager ``init`` does,
+on any version of JAX and on any kind of device, so its bits are right by construction. The device
+holds the whole leaf, and up to ``limits.TEMPORARIES`` times as much beside it, while the leaf is
+made. Then the leaf is cut, and each device gets its shard.
+
+Within a ``jit`` or a ``vmap`` whose keys are traced there is nothing to run yet. The equations
+become part of the caller's trace instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,51 +17,58 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, meshes
-from lazyinit.make.buffers import Blocks
-from lazyinit.make.shards import Bounds, Shards
-from lazyinit.make.units import Job, Unit
+from lazyinit.make.executable import encode_key
+from lazyinit.make.shards import Blocks, Shards, index_of
+from lazyinit.make.ways import Computed, Inlined, Job
+from lazyinit.program.slices import SmallValues
 
 
-def replaying(
-    unit: Unit, inputs: Callable[[], Sequence[Any]], blocks: Blocks
+def prepare_replay(
+    way: Computed, small: SmallValues, blocks: Blocks
 ) -> Callable[[], list[jax.Array]]:
-    """Returns what makes the arrays of a unit's jobs, on a thread with no trace and no mesh.
+    """Returns what makes the arrays of a way's jobs, on a thread with no trace and no mesh.
 
     Args:
-      unit: what to make.
-      inputs: gives the inputs of its work, under the settings of the replay.
-      blocks: the memory that shards on CPU are cut into.
+      way: what to make, in whatever way it would be made else.
+      small: its keys and scalars.
+      blocks: the memory that shards on CPU are cut out of.
     """
-    # Settings belong to threads.
-    device = _device_of(unit) or compat.setting("jax_default_device")
-    program = unit.work.program
-    needed = compat.mesh_of(unit.work.origins)  # By a shard_map, say.
-    mesh = None if needed is None else meshes.concrete(needed, unit.jobs[0].path)
+    # The thread has settings of its own, so the caller's device is asked for now.
+    device = _device_of(way.jobs[0]) or compat.setting("jax_default_device")
+    needed = compat.mesh_of(way.work.origins)  # By a shard_map, say.
+    mesh = None if needed is None else meshes.concrete(needed, way.jobs[0].path)
 
-    def replay() -> list[jax.Array]:
-        with (
-            compat.enable_x64(program.x64),
-            jax.disable_jit(False),
-            jax.default_device(device),
-            meshes.under(mesh),
-        ):
-            made = unit.work.run(inputs(), barrier=False)
+    def run() -> list[jax.Array]:
+        with way.settings(), jax.default_device(device), meshes.under(mesh):
+            keys = {value: encode_key(path) for value, path in way.own_keys.items()}
+            inputs = [
+                keys[v][0].decode(*keys[v][1]) if v in keys else small[v] for v in way.work.inputs
+            ]
+            made = way.work.run(inputs, barrier=False)
         with compat.enable_x64(True), jax.default_device(device):
             # A constant may be NumPy's.
             return [
                 jax.block_until_ready(_placed(job, jnp.asarray(array), blocks))
-                for job, array in zip(unit.jobs, made, strict=True)
+                for job, array in zip(way.jobs, made, strict=True)
             ]
 
-    return replay
+    return run
 
 
-def _device_of(unit: Unit) -> Any | None:
+def inline(way: Inlined, small: SmallValues) -> list[Any]:
+    """Returns the leaves as tracers of the trace that the caller is in."""
+    with compat.enable_x64(way.work.program.x64):
+        keys = {value: path.key() for value, path in way.own_keys.items()}
+        inputs = [keys[v] if v in keys else small[v] for v in way.work.inputs]
+        made = way.work.run(inputs, barrier=False)
+        return [job.moved(jnp.asarray(array)) for array, job in zip(made, way.jobs, strict=True)]
+
+
+def _device_of(job: Job) -> Any | None:
     """Returns the device to replay on: one of this process's, of those that get a shard."""
-    sharding = unit.jobs[0].sharding
-    if sharding is None:
+    if job.sharding is None:
         return None
-    devices = sorted(sharding.addressable_devices, key=lambda d: d.id)
+    devices = sorted(job.sharding.addressable_devices, key=lambda d: d.id)
     return devices[0] if devices else None
 
 
@@ -69,15 +80,11 @@ def _placed(job: Job, whole: jax.Array, blocks: Blocks) -> jax.Array:
     host = np.asarray(whole if whole.dtype == job.dtype else whole.astype(job.dtype))
     shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, blocks)
     for at, buffer in shards.allocate().items():
-        buffer[...] = host[_index(at)]
+        buffer[...] = host[index_of(at)]
     return shards.array()
 
 
-def _index(bounds: Bounds) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in bounds)
-
-
-def differing(array: jax.Array, want: jax.Array | np.ndarray) -> int:
+def count_unequal(array: jax.Array, want: jax.Array | np.ndarray) -> int:
     """Returns how many elements, of those that this process holds, have other bits than wanted.
 
     Args:

@@ -1,9 +1,12 @@
-"""Jobs -> arrays: the only place that makes device memory.
+"""The order of work: jobs come in, and each job's array goes out once it is there.
 
-Everything that can be wrong is found before the first array is made. Work is dispatched in tree
-order, the same on every host. What threads draw or read is all under way at once, a bounded part
-of it at a time; of the others only a few leaves are (``limits``): making one needs temporaries
-beside it.
+All that can be wrong is found before the first array is made. Each leaf is then *prepared* (its
+program begins to be compiled), *started* and *finished*. Leaves are started in tree order, which is
+the same on every host.
+
+Drawn and read leaves are filled by threads, in bounded memory, so all of them are started first
+and waited for last. Other leaves need temporaries beside them, so that only a few of them are in
+flight at a time (``limits.IN_FLIGHT``).
 """
 
 import collections
@@ -11,39 +14,49 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
 
 from lazyinit import errors, meshes
-from lazyinit.make.buffers import Blocks
-from lazyinit.make.dispatch import (
-    Filling,
-    Finish,
-    Pools,
-    Start,
-    is_traced,
-    small_values,
-    start_of,
-    start_reading,
-    start_replay,
-)
+from lazyinit.checkpoint.key_data import KeyData
 from lazyinit.make.draw import Drawer
+from lazyinit.make.executable import prepare_program
 from lazyinit.make.limits import IN_FLIGHT
 from lazyinit.make.overlay import overlaid
-from lazyinit.make.proofs import NOTHING, Proofs
-from lazyinit.make.replay import differing
-from lazyinit.make.shards import Shards, arrays
-from lazyinit.make.units import Job, Unit, check_inputs, units_of
-from lazyinit.params import LazyParam, StoredParam, Thunk
-from lazyinit.program.slices import SmallValues
+from lazyinit.make.read import prepare_reading
+from lazyinit.make.replay import count_unequal, inline, prepare_replay
+from lazyinit.make.shards import Blocks, Shards, arrays
+from lazyinit.make.transfer import Host, Transfer
+from lazyinit.make.ways import (
+    AskProofs,
+    Compiled,
+    Computed,
+    Drawn,
+    Inlined,
+    Job,
+    Moved,
+    Read,
+    Replayed,
+    Transferred,
+    Way,
+    ways_of,
+)
+from lazyinit.params import StoredParam
+from lazyinit.program.slices import SmallValues, gather
+
+Finish: TypeAlias = Callable[[], Sequence[Any]]
+"""Waits for what was started, and returns the arrays, one for each job of its way."""
+
+Start: TypeAlias = Callable[[], Finish]
+"""Starts what was prepared."""
 
 
 def make(
     jobs: Sequence[Job],
-    proofs: Callable[[str], Proofs],
+    proofs: AskProofs,
     *,
     advance: Callable[[int], None] = lambda _: None,
     check: bool = False,
@@ -52,7 +65,7 @@ def make(
 
     Args:
       jobs: in tree order.
-      proofs: returns what is proven on a platform (``"cpu"``).
+      proofs: tells what is proven on a platform.
       advance: told the bytes of each array that is done.
       check: whether every leaf that is made is compared with its replay.
 
@@ -64,34 +77,26 @@ def make(
         _threads() as drawing,
         _threads() as reading,
     ):
-        pools = Pools(compiling, reading, Drawer(drawing), Blocks())
-        proofs = functools.cache(proofs)
-        small: dict[Any, SmallValues] = {}
-        lazy = [j for j in jobs if isinstance(j.leaf, LazyParam)]
-        units = meshes.outside(lambda: units_of(lazy, proofs))
-        unit_of = {id(job): unit for unit in units for job in unit.jobs}
-
-        def start(unit: Unit) -> Start | Filling:
-            return start_of(unit, small, pools)
-
-        steps = meshes.outside(lambda: _steps(units, jobs, start, pools))
-        for job, array in _run(steps, pools.drawer, advance):
-            if check and id(job) in unit_of:
-                _check(job, array, unit_of[id(job)], small, pools)
+        blocks = Blocks()
+        makers = _Makers(compiling, reading, Drawer(drawing, compiling, blocks), blocks)
+        ways = meshes.outside(lambda: ways_of(jobs, functools.cache(proofs)))
+        made = [way for way in ways if isinstance(way, Drawn | Compiled | Replayed)]
+        to_check = {id(job) for way in made for job in way.jobs} if check else set[int]()
+        filling, others = meshes.outside(lambda: _prepare(ways, makers))
+        for job, array in _run(filling, others, makers.drawer, advance):
+            if id(job) in to_check:
+                _check(job, array, makers)
             for source in job.over:
                 array = overlaid(array, source, job.sharding)
             yield job, array
 
 
-def _check(
-    job: Job, array: jax.Array, unit: Unit, small: dict[Any, SmallValues], pools: Pools
-) -> None:
-    if is_traced(unit):  # It has the bits of somebody's jit, and no values to compare.
-        return
+def _check(job: Job, array: jax.Array, makers: "_Makers") -> None:
     alone = Job(job.path, job.leaf, None, job.dtype)
-    (only,) = units_of([alone], lambda _: NOTHING)
-    (want,) = start_replay(only, small_values(only, small), pools)()()
-    if n := differing(array, want):
+    way = Replayed([alone], gather([job.leaf.init_fn]))
+    replay = prepare_replay(way, makers.small_values(way), makers.blocks)
+    (want,) = makers.compiling.submit(replay).result()
+    if n := count_unequal(array, want):
         raise errors.BitsError(
             f"{job.path}: wanted the bits of its replay, got {n} of {array.size} elements that "
             "differ. Please report it, with what `lazyinit check` prints."
@@ -99,50 +104,117 @@ def _check(
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """One dispatch, which gives the arrays of one or more jobs."""
+class _Makers:
+    """What the leaves of one call are made with.
 
-    jobs: Sequence[Job]
-    start: Start | Filling
+    Attributes:
+      compiling: threads that compile, and that replay.
+      reading: threads that read files.
+      drawer: draws elements, with threads of its own.
+      blocks: host memory that the arrays on CPU devices keep.
+      host: host memory on its way to other devices.
+      known: keys and scalars that were computed, by the root keys that they follow from.
+    """
+
+    compiling: ThreadPoolExecutor
+    reading: ThreadPoolExecutor
+    drawer: Drawer
+    blocks: Blocks
+    host: Host = field(default_factory=Host)
+    known: dict[Any, SmallValues] = field(default_factory=dict)
+
+    def small_values(self, way: Computed) -> SmallValues:
+        """Returns the keys and scalars of a way; ways with the same root keys share them."""
+        program, roots = way.work.program, way.roots
+        which = (id(program), frozenset(roots.items()))
+        if which not in self.known:
+            arrays = {stream: key.array() for stream, key in roots.items()}
+            self.known[which] = SmallValues(program, arrays, {})
+        return self.known[which]
+
+    def prepare_filling(self, way: Drawn | Read) -> Callable[[], Shards]:
+        """Returns what begins to fill the shards of a leaf."""
+        if isinstance(way, Read):
+            return prepare_reading(way, self.reading, self.blocks)
+        with way.settings():
+            return self.drawer.prepare(way, self.small_values(way))
+
+    def prepare(self, way: Compiled | Replayed | Inlined | Transferred | Moved) -> Start:
+        """Returns what starts leaves that are made in any other way."""
+        match way:
+            case Compiled():
+                with way.settings():
+                    run = prepare_program(way, self.small_values(way), self.compiling)
+                return lambda: _hold(run())
+            case Replayed():
+                with way.settings():
+                    replay = prepare_replay(way, self.small_values(way), self.blocks)
+                return lambda: self.compiling.submit(replay).result
+            case Inlined():
+                small = self.small_values(way)
+                return lambda: _hold(inline(way, small))
+            case Transferred(jobs=[job]):
+                return _prepare_transfer(job, self.host, self.reading)
+            case Moved(jobs=[job]):
+                return lambda: _hold([_move(job)])
+        raise AssertionError(f"no way: {way}")
 
 
-def _steps(
-    units: Sequence[Unit],
-    jobs: Sequence[Job],
-    start: Callable[[Unit], Start | Filling],
-    pools: Pools,
-) -> list[_Step]:
-    """Turns jobs into steps in tree order. All that can be wrong is raised here."""
-    check_inputs(units)
-    stored = [j for j in jobs if isinstance(j.leaf, StoredParam)]
-    for source in [job.leaf.source for job in stored] + [s for job in jobs for s in job.over]:
-        source.check()
-    steps = [_Step(u.jobs, start(u)) for u in units]
-    steps += [_Step([j], start_reading(j, pools)) for j in stored]
-    steps += [_Step([j], _moving(j)) for j in jobs if not isinstance(j.leaf, Thunk)]
-    return sorted(steps, key=lambda step: step.jobs[0].places[0])
+def _hold(arrays: Sequence[Any]) -> Finish:
+    return lambda: arrays
 
 
-def _moving(job: Job) -> Start:
+def _move(job: Job) -> Any:
+    match job.leaf:
+        case StoredParam(source=KeyData() as keys):
+            return job.moved(keys.keys())
+        case array:
+            return job.moved(array)
+
+
+def _prepare_transfer(job: Job, host: Host, reading: ThreadPoolExecutor) -> Start:
+    transfer = Transfer(job, host)
+
     def start() -> Finish:
-        moved = job.moved(job.leaf)
-        return lambda: [moved]
+        tasks = transfer.start(reading)
+
+        def finish() -> Sequence[Any]:
+            for task in tasks:
+                task.result()
+            return [transfer.array()]
+
+        return finish
 
     return start
 
 
-def _run(
-    steps: Sequence[_Step], drawer: Drawer, advance: Callable[[int], None]
-) -> Iterator[tuple[Job, Any]]:
-    """Dispatches the steps in order and yields each job's array once it is there.
+_Filling: TypeAlias = Sequence[tuple[Job, Callable[[], Shards]]]
+_Others: TypeAlias = Sequence[tuple[Sequence[Job], Start]]
 
-    What threads fill is dispatched first and waited for last: it goes on beside the others.
-    """
-    filled: list[tuple[Job, Shards, Sequence[Future[Any]]]] = []
-    for step in steps:
-        if isinstance(step.start, Filling):
-            (job,) = step.jobs
-            filled.append((job, step.start.shards, step.start.start()))
+
+def _prepare(ways: Sequence[Way], makers: _Makers) -> tuple[_Filling, _Others]:
+    """Prepares all leaves, and returns what starts them, in tree order."""
+    jobs = [job for way in ways for job in way.jobs]
+    stored = [job.leaf.source for job in jobs if isinstance(job.leaf, StoredParam)]
+    for source in stored + [source for job in jobs for source in job.over]:
+        source.check()
+    filling: list[tuple[Job, Callable[[], Shards]]] = []
+    others: list[tuple[Sequence[Job], Start]] = []
+    for way in ways:
+        if isinstance(way, Drawn | Read):
+            filling.append((way.jobs[0], makers.prepare_filling(way)))
+        else:
+            others.append((way.jobs, makers.prepare(way)))
+    filling.sort(key=lambda f: f[0].places[0])
+    others.sort(key=lambda o: o[0][0].places[0])
+    return filling, others
+
+
+def _run(
+    filling: _Filling, others: _Others, drawer: Drawer, advance: Callable[[int], None]
+) -> Iterator[tuple[Job, Any]]:
+    """Starts the leaves in order, and yields each job's array once it is there."""
+    filled = [(job, start()) for job, start in filling]
     drawer.flush()
     in_flight: collections.deque[tuple[Sequence[Job], Finish]] = collections.deque()
 
@@ -151,37 +223,32 @@ def _run(
         advance(sum(job.leaf.nbytes for job in jobs))
         return zip(jobs, made, strict=True)
 
-    for step in steps:
-        if isinstance(step.start, Filling):
-            continue
-        in_flight.append((step.jobs, step.start()))
+    for jobs, start in others:
+        in_flight.append((jobs, start()))
         if len(in_flight) == IN_FLIGHT:
             yield from finished(*in_flight.popleft())
     for jobs, finish in in_flight:
         yield from finished(jobs, finish)
-    for some in _batches((job, tasks) for job, _, tasks in filled):
-        wait([task for _, tasks in some for task in tasks], return_when=FIRST_EXCEPTION)
-        for job, tasks in some:
-            for task in tasks:
+    for some in _batches(filled):
+        wait([task for _, shards in some for task in shards.tasks], return_when=FIRST_EXCEPTION)
+        for job, shards in some:
+            for task in shards.tasks:
                 task.result()
             advance(job.leaf.nbytes)
     # Not before all is there: beside other threads, each would wait for Python's lock.
-    made = arrays([shards for _, shards, _ in filled])
-    yield from zip([job for job, _, _ in filled], made, strict=True)
+    made = arrays([shards for _, shards in filled])
+    yield from zip([job for job, _ in filled], made, strict=True)
 
 
 _BATCH = 64  # Tasks that are waited for at a time.
 
 
-_Awaited: TypeAlias = tuple[Job, Sequence[Future[Any]]]
-
-
-def _batches(filled: Iterable[_Awaited]) -> Iterator[Sequence[_Awaited]]:
+def _batches(filled: Iterable[tuple[Job, Shards]]) -> Iterator[Sequence[tuple[Job, Shards]]]:
     """Groups what is waited for: each look takes Python's lock from the threads that fill."""
     batch, count = [], 0
-    for job, tasks in filled:
-        batch.append((job, tasks))
-        count += len(tasks)
+    for job, shards in filled:
+        batch.append((job, shards))
+        count += len(shards.tasks)
         if count >= _BATCH:
             yield batch
             batch, count = [], 0

@@ -32,8 +32,7 @@ from lazyinit import compat
 from lazyinit.keys import Key, RngPath
 from lazyinit.make.proofs import TRUSTED, Proofs, kinds_of
 from lazyinit.make.run import make
-from lazyinit.make.units import Job, units_of
-from lazyinit.make.ways import Replay
+from lazyinit.make.ways import Compiled, Drawn, Job, ways_of
 from lazyinit.params import LazyParam
 from lazyinit.program.slices import Slice
 from lazyinit.program.tracing import trace
@@ -227,9 +226,12 @@ def _try(init: Init, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
     differs = False
     for sharding_of in _placements(platform):
         jobs = [Job(dtype, x, sharding_of(x), x.dtype) for x in leaves]
-        for unit in units_of(jobs, lambda _: TRUSTED):
-            if not isinstance(unit.way, Replay):
-                kinds |= kinds_of(unit.work, getattr(unit.way, "form", None))
+        for way in ways_of(jobs, lambda _: TRUSTED):
+            match way:
+                case Drawn(work=work, form=form):
+                    kinds |= kinds_of(work, form)
+                case Compiled(work=work):
+                    kinds |= kinds_of(work, None)
         for place, job in enumerate(jobs):
             job.places.append(place)
         try:

@@ -1,37 +1,50 @@
-"""The parts of one array, in buffers that JAX on CPU takes over: one for each distinct shard.
+"""The parts of one array, in host memory that JAX on CPU takes over without a copy.
 
-CPU devices that hold the same have one buffer in common, as after ``jax.device_put`` of a host
-array: nothing writes to such a buffer, a donated one is left as it is.
+There is one buffer for each distinct shard. CPU devices that hold the same part share its buffer,
+as they do after ``jax.device_put`` of a host array. JAX never writes to such a buffer: one that
+somebody donates is left as it is.
+
+The first touch of a page costs as much as the copy of what goes there, and less by far where
+pages are large. NumPy asks for large pages from 4 MiB on, so small buffers are cut out of *blocks*.
+The memory of a block goes back to the system when the last array in it is gone.
 """
 
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
 from lazyinit import compat
-from lazyinit.make.buffers import Blocks
-from lazyinit.params import Shape, describe
+from lazyinit.params import Index, Shape, describe
 
-Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a shard: start and stop in each dimension.
+Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a part: start and stop in each dimension.
+
+ALIGNMENT = 64  # Bytes, as XLA wants it.
+BLOCK = 2**24  # Bytes; what one small array that outlives its neighbors can keep at most.
 
 
 class Shards:
-    """The shards of one array that this process's devices hold."""
+    """The shards of one array that this process's devices hold.
+
+    Attributes:
+      tasks: what threads do to fill the buffers; to be waited for.
+    """
 
     def __init__(
-        self, path: str, shape: Shape, dtype: Any, sharding: Sharding | None, blocks: Blocks
+        self, path: str, shape: Shape, dtype: Any, sharding: Sharding | None, blocks: "Blocks"
     ) -> None:
         """Takes what the array will be, and memory for it; ``path`` is for messages."""
         self._blocks = blocks
         self._path, self._shape, self._dtype, self._sharding = path, shape, dtype, sharding
-        self._places: dict[Any, Bounds] = {None: tuple((0, n) for n in shape)}
-        if sharding is not None:
-            indices = sharding.addressable_devices_indices_map(shape)
-            self._places = {device: bounds_of(at, shape) for device, at in indices.items()}
+        self._places = places_of(shape, sharding)
         self._buffers: dict[Bounds, np.ndarray] = {}
+        self.tasks: Sequence[Future[Any]] = ()
 
     def allocate(self, *, zeros: bool = False) -> dict[Bounds, np.ndarray]:
         """Returns a buffer to fill for each distinct shard.
@@ -63,7 +76,7 @@ class Shards:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is one buffer for the default device."""
+        """Whether there is one buffer, for the default device."""
         return self._sharding is None
 
     def whole(self) -> np.ndarray:
@@ -80,11 +93,11 @@ class Shards:
         )
 
     def _at(self, index: Any) -> np.ndarray:
-        return self._buffers[bounds_of(index, self._shape)]
+        return self._buffers[_bounds_of(index, self._shape)]
 
 
 def arrays(filled: Sequence[Shards]) -> list[jax.Array]:
-    """Returns the array of each, in less time than one by one, under no setting and no trace."""
+    """Returns the array of each, under no setting and in no trace: faster than one by one."""
     on_default = [n for n, shards in enumerate(filled) if shards.is_whole]
     with compat.enable_x64(True), jax.ensure_compile_time_eval():
         # One call for all: JAX takes half the time.
@@ -93,7 +106,64 @@ def arrays(filled: Sequence[Shards]) -> list[jax.Array]:
         return [made[n] if n in made else shards.array() for n, shards in enumerate(filled)]
 
 
-def bounds_of(index: Any, shape: Shape) -> Bounds:
-    """Returns the bounds that an index of slices has in an array of this shape."""
+def places_of(shape: Shape, sharding: Sharding | None) -> Mapping[Any, Bounds]:
+    """Returns which part of an array each device of this process holds, by device.
+
+    Without a sharding, the default device, which stands there as ``None``, holds all of it.
+    """
+    if sharding is None:
+        return {None: tuple((0, n) for n in shape)}
+    indices = sharding.addressable_devices_indices_map(shape)
+    return {device: _bounds_of(index, shape) for device, index in indices.items()}
+
+
+def _bounds_of(index: Any, shape: Shape) -> Bounds:
     bounds = (s.indices(n) for s, n in zip(index, shape, strict=True))
     return tuple((start, stop) for start, stop, _ in bounds)
+
+
+def index_of(bounds: Bounds) -> Index:
+    """Returns what selects a part."""
+    return tuple(slice(start, stop) for start, stop in bounds)
+
+
+def size_of(bounds: Bounds) -> int:
+    """Returns how many elements a part has."""
+    return math.prod(stop - start for start, stop in bounds)
+
+
+class Blocks:
+    """Cuts buffers out of blocks, for any thread."""
+
+    def __init__(self) -> None:
+        """Starts with no block."""
+        self._lock = threading.Lock()
+        self._rest = np.empty(0, np.uint8)
+
+    def empty(self, shape: Shape, dtype: Any) -> np.ndarray:
+        """Returns an array whose values are not set."""
+        size = math.prod(shape) * jnp.dtype(dtype).itemsize
+        taken = -(-size // ALIGNMENT) * ALIGNMENT
+        if taken > BLOCK // 2:
+            return aligned(size).view(dtype).reshape(shape)
+        with self._lock:
+            if taken > self._rest.size:
+                self._rest = aligned(BLOCK)
+            space, self._rest = self._rest[:taken], self._rest[taken:]
+        return space[:size].view(dtype).reshape(shape)
+
+    def zeros(self, shape: Shape, dtype: Any) -> np.ndarray:
+        """Returns an array of zeros, which takes memory only once it is read or written to."""
+        size = math.prod(shape) * jnp.dtype(dtype).itemsize
+        return aligned(size, np.zeros).view(dtype).reshape(shape)
+
+
+def aligned(size: int, make: Any = np.empty) -> np.ndarray:
+    """Returns host memory uint8[size] that starts where XLA wants arrays to start.
+
+    Args:
+      size: in bytes.
+      make: ``numpy.empty`` or ``numpy.zeros``.
+    """
+    space = make(size + ALIGNMENT, np.uint8)
+    return space[-space.ctypes.data % ALIGNMENT :][:size]

@@ -6,10 +6,9 @@ its body as one, so a row is drawn by the steps of the body with no barrier betw
 device makes the rows that it holds, and no others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from lazyinit import compat
 from lazyinit.make.elementwise import Elementwise, elementwise, form_of_body
@@ -68,9 +67,18 @@ class Stacked:
             return None
         return cls(*_without_fold(row))
 
-    def keys(self, words: np.ndarray) -> list[np.ndarray]:
-        """Returns the words of each row's key from those of the array of keys, uint32[rows,2]."""
-        return [w if self.fold < 0 else fold_in(w, self.fold) for w in words]
+    def rows(self, parts: Sequence[tuple[Any, ...]]) -> Sequence[Sequence[tuple[Any, ...]]]:
+        """Returns the host values to hand in for each row, or once if all rows are alike.
+
+        Args:
+          parts: the host values for each input of the work; for the array of keys, uint32[rows,2].
+        """
+        if not parts:  # One value throughout.
+            return [[]]
+        (words,) = parts[self.place]
+        before, behind = parts[: self.place], parts[self.place + 1 :]
+        keys = [w if self.fold < 0 else fold_in(w, self.fold) for w in words]
+        return [[*before, (key,), *behind] for key in keys]
 
 
 def _without_fold(row: Elementwise) -> tuple[Elementwise, int]:

@@ -21,7 +21,6 @@ transfer; and to write into it from here would be to change an array behind JAX'
 """
 
 import contextlib
-import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +33,11 @@ from jax.sharding import SingleDeviceSharding
 
 from lazyinit import compat
 from lazyinit.make.read import Piece, pieces
-from lazyinit.make.shards import Bounds, bounds_of
-from lazyinit.make.units import Job
+from lazyinit.make.shards import ALIGNMENT, Bounds, aligned, places_of, size_of
+from lazyinit.make.ways import Job
 from lazyinit.params import describe
 
 HOST_BYTES = 2**29  # Of host blocks, by one call: filled, copied from, or kept to be filled again.
-_ALIGNMENT = 64  # Bytes, of each shard in a block.
 _COPYING = frozenset({"gpu", "cuda", "rocm", "tpu"})  # Platforms whose memory is not the host's.
 
 
@@ -81,7 +79,7 @@ class Host:
             block = None
         while self._idle and self._over(size if block is None else block.size):
             self._idle.pop(0)
-        return _aligned(size) if block is None else block
+        return aligned(size) if block is None else block
 
     def _over(self, size: int) -> bool:
         return self._used + size + sum(b.size for b in self._idle) > HOST_BYTES
@@ -117,15 +115,10 @@ class Transfer:
         """Takes what to read. On the caller's thread, whose default device holds."""
         self._job, self.host = job, host
         self._made: dict[Any, jax.Array] = {}
-        shape, sharding = job.leaf.shape, job.sharding
-        if sharding is None:
-            places = {_default_device(): tuple((0, n) for n in shape)}
-        else:
-            indices = sharding.addressable_devices_indices_map(shape)
-            places = {device: bounds_of(at, shape) for device, at in indices.items()}
-        self._devices = tuple(places)
+        places = places_of(job.leaf.shape, job.sharding)
+        self._devices = [_default_device() if d is None else d for d in places]
         self._holders: defaultdict[Bounds, list[Any]] = defaultdict(list)
-        for device, at in places.items():
+        for device, at in zip(self._devices, places.values(), strict=True):
             self._holders[at].append(device)
 
     def start(self, reading: ThreadPoolExecutor) -> Sequence[Future[Any]]:
@@ -158,7 +151,7 @@ class Transfer:
         starts: dict[Bounds, int] = {}
         end = 0
         for at in self._holders:
-            size = -(-_size(at, self._job.dtype) // _ALIGNMENT) * _ALIGNMENT
+            size = -(-_bytes_of(at, self._job.dtype) // ALIGNMENT) * ALIGNMENT
             if starts and end + size > HOST_BYTES // 2:
                 yield starts, end
                 starts, end = {}, 0
@@ -182,7 +175,7 @@ class Transfer:
         """Returns the shards in a block."""
         dtype = self._job.dtype
         return {
-            at: block[start : start + _size(at, dtype)]
+            at: block[start : start + _bytes_of(at, dtype)]
             .view(dtype)
             .reshape([stop - first for first, stop in at])
             for at, start in starts.items()
@@ -269,10 +262,5 @@ def _copies(device: Any, memory_kind: str | None) -> bool:
     return own and memory_kind in (None, device.default_memory().kind)
 
 
-def _aligned(size: int) -> np.ndarray:
-    space = np.empty(size + _ALIGNMENT, np.uint8)
-    return space[-space.ctypes.data % _ALIGNMENT :][:size]
-
-
-def _size(at: Bounds, dtype: Any) -> int:
-    return math.prod(stop - start for start, stop in at) * dtype.itemsize
+def _bytes_of(at: Bounds, dtype: Any) -> int:
+    return size_of(at) * dtype.itemsize

@@ -1,83 +1,309 @@
-"""How a leaf is made: one decision, which ``plan`` asks for and ``materialize`` follows.
+"""The decision: in which way each array is made, and which arrays are made together.
 
-*Replay* is right by construction: it does what eager ``init`` does. The fast ways rest on what
-XLA happens to do, so each is taken only where it is proven (``proofs``).
+In come *jobs*, one for each array. Out come *ways*. A way is one of a few kinds of value: it names
+the jobs that it serves, and says what is to be run or read for them. ``way_of`` decides for one
+leaf; ``plan`` asks it. ``ways_of`` decides for all leaves of a call; ``run`` follows it.
+
+*Replay* is right by construction, because it does what eager ``init`` does. The fast ways rest on
+what XLA happens to do, so each of them is taken only where it is proven (``proofs``).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
+import jax
 from jax.sharding import Sharding
 
+from lazyinit import compat, errors
 from lazyinit import sharding as shardings
+from lazyinit.checkpoint.key_data import KeyData
+from lazyinit.keys import Key, RngPath, TracedKey
 from lazyinit.make.elementwise import Elementwise, elementwise
 from lazyinit.make.proofs import Proofs, kinds_of
 from lazyinit.make.stacked import Stacked
+from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, describe, label
+from lazyinit.program.equations import Value, is_key
 from lazyinit.program.slices import Slice, Work, gather, is_order_free
+from lazyinit.program.tracing import trace
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One array to make, read or move.
+
+    Attributes:
+      path: of the leaf, for messages.
+      leaf: a ``LazyParam``, a ``StoredParam`` or an array. An ``OverlapParam`` is taken apart: the
+        leaf is then what it is made from, and ``over`` is what is read.
+      sharding: where the array goes; ``None`` is the default device.
+      dtype: of the array.
+      over: what is read over the first elements of the array, once it is made.
+      places: where the array goes in the tree, as positions among its leaves.
+    """
+
+    path: str
+    leaf: Any
+    sharding: Sharding | None
+    dtype: Any
+    over: Sequence[Source] = ()
+    places: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.leaf, OverlapParam):
+            self.over, self.leaf = [self.leaf.stored], self.leaf.rest
+
+    def moved(self, array: Any) -> Any:
+        """Returns an array (JAX's or NumPy's, or a tracer) in the job's dtype and sharding."""
+        cast = array if array.dtype == self.dtype else array.astype(self.dtype)
+        if self.sharding is None:
+            return cast
+        if compat.is_tracer(cast):
+            return shardings.constrained(cast, self.sharding)
+        if self.sharding.is_fully_addressable or not is_key(cast):
+            return jax.device_put(cast, self.sharding)
+        # jax.device_put refuses to put keys on devices of several processes.
+        places = self.sharding.addressable_devices_indices_map(cast.shape)
+        parts = [jax.device_put(cast[at], device) for device, at in places.items()]
+        return jax.make_array_from_single_device_arrays(cast.shape, self.sharding, parts)
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """By index, in host memory: any run of elements by one small program that knows no shape."""
+class Read:
+    """A stored leaf for CPU devices: threads read the file, piece by piece, into the shards."""
+
+    jobs: Sequence[Job]
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """A stored leaf for other devices: read into host memory, and copied from there."""
+
+    jobs: Sequence[Job]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A leaf that exists already in one piece: an array of the tree, or the PRNG keys of a file."""
+
+    jobs: Sequence[Job]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Leaves that are computed from keys, together; a subclass says in which way.
+
+    Attributes:
+      jobs: the arrays to make. Each leaf has a ``Slice`` as its ``init_fn``.
+      work: the equations to run for all of them.
+    """
+
+    jobs: Sequence[Job]
+    work: Work
+
+    @property
+    def roots(self) -> Mapping[str, Key | TracedKey]:
+        """The root keys, by stream: the same for all of the leaves."""
+        return dict(self.jobs[0].leaf.rng_path.roots)
+
+    @property
+    def own_keys(self) -> dict[Value, RngPath]:
+        """The inputs of the work that are a leaf's own key, and how to derive each."""
+        leaves = [job.leaf for job in self.jobs]
+        return {x.init_fn.key: x.rng_path for x in leaves if x.init_fn.key >= 0}
+
+    @contextlib.contextmanager
+    def settings(self) -> Iterator[None]:
+        """Sets what the initialization was recorded under: JAX's settings belong to a thread."""
+        with compat.enable_x64(self.work.program.x64), jax.disable_jit(False):
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn(Computed):
+    """By index, in host memory: one small program, which knows no shape, makes any elements.
+
+    Attributes:
+      form: how an element, or a row, follows from its key and its index.
+    """
 
     form: Elementwise | Stacked
 
 
 @dataclass(frozen=True, slots=True)
-class Compile:
-    """By one program for the whole work, each device its own shard: on accelerators."""
+class Compiled(Computed):
+    """By one compiled program for all of the work; each device makes its own shard."""
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
-    """Equation by equation, eagerly, at its own shape, on one device; then cut."""
+class Replayed(Computed):
+    """Equation by equation, as eager ``init`` does it, on one device; then cut into shards."""
 
 
-Way: TypeAlias = Draw | Compile | Replay
+@dataclass(frozen=True, slots=True)
+class Inlined(Computed):
+    """As part of the trace that the caller is in (a ``jit``, a ``vmap``): the keys are traced."""
 
 
-def draw_of(
-    made: Slice, placement: Sharding | None, proofs: Callable[[str], Proofs]
-) -> tuple[Work, Draw] | None:
-    """Returns how a leaf is drawn, and what of its program that does; ``None`` if it is not.
+Way: TypeAlias = Drawn | Compiled | Replayed | Inlined | Read | Transferred | Moved
+
+AskProofs: TypeAlias = Callable[[str], Proofs]
+"""Returns what is proven on a platform (``"cpu"``)."""
+
+
+def way_of(jobs: Sequence[Job], proofs: AskProofs) -> Way:
+    """Returns the way in which one leaf is made, or several together, from keys that have a value.
 
     Args:
-      made: what makes the leaf.
-      placement: where it goes; ``None`` is the default device.
-      proofs: returns what is proven on a platform (``"cpu"``).
+      jobs: one; or several whose leaves share equations, which are then not drawn.
+      proofs: tells what is proven.
     """
-    platform = shardings.platform_of(placement)
+    match jobs[0].leaf:
+        case LazyParam():
+            drawn = _drawn(jobs, proofs) if len(jobs) == 1 else None
+            return drawn or _as_a_whole(jobs, proofs)
+        case StoredParam(source=source) if not isinstance(source, KeyData):
+            is_cpu = shardings.platform_of(jobs[0].sharding) == "cpu"
+            return Read(jobs) if is_cpu else Transferred(jobs)
+    return Moved(jobs)
+
+
+def _drawn(jobs: Sequence[Job], proofs: AskProofs) -> Drawn | None:
+    (job,) = jobs
+    platform = shardings.platform_of(job.sharding)
     if platform != "cpu":
         return None
-    work = gather([made], drawn=True)
+    work = gather([job.leaf.init_fn], drawn=True)
     form = _form(work)
-    if form is None:  # The keys of its rows may be made of its own key.
-        work = gather([made], drawn=True, keys_apart=True)
+    if form is None:  # It may have one if the keys of its rows, made of its own, are handed in.
+        work = gather([job.leaf.init_fn], drawn=True, keys_apart=True)
         form = _form(work)
     if form is None or not proofs(platform).allow(lambda: kinds_of(work, form)):
         return None
-    return work, Draw(form)
+    return Drawn(jobs, work, form)
 
 
 def _form(work: Work) -> Elementwise | Stacked | None:
-    # What is not kept alive would be fused anew.
+    # If a result were dropped, XLA would fuse the rest in another way than eager JAX.
     return (elementwise(work) or Stacked.of(work)) if work.keeps_all() else None
 
 
-def whole_of(
-    slices: Sequence[Slice], placement: Sharding | None, proofs: Callable[[str], Proofs]
-) -> tuple[Work, Compile | Replay]:
-    """Returns how leaves that are not drawn are made together, and what to run for them.
-
-    Args:
-      slices: what makes each of them.
-      placement: where the first of them goes; ``None`` is the default device.
-      proofs: returns what is proven on a platform.
-    """
-    platform = shardings.platform_of(placement)
-    work = gather(slices)
-    # What rounds by order is made once; what a compiler would drop is kept alive.
+def _as_a_whole(jobs: Sequence[Job], proofs: AskProofs) -> Compiled | Replayed:
+    platform = shardings.platform_of(jobs[0].sharding)
+    work = gather([job.leaf.init_fn for job in jobs])
+    # A rounding that depends on order must not depend on shards, and no result may be dropped.
     is_plain = platform != "cpu" and is_order_free(work) and work.keeps_all()
     is_proven = is_plain and proofs(platform).allow(lambda: kinds_of(work, None))
-    return work, Compile() if is_proven else Replay()
+    return Compiled(jobs, work) if is_proven else Replayed(jobs, work)
+
+
+def ways_of(jobs: Iterable[Job], proofs: AskProofs) -> list[Way]:
+    """Returns the ways in which all leaves are made; leaves that share equations, together.
+
+    So each equation runs once. Leaves that are drawn are not made together with others: to draw
+    the same numbers twice takes less time than to wait.
+
+    Args:
+      jobs: in tree order.
+      proofs: tells what is proven.
+
+    Raises:
+      RecordError: somebody's own ``init_fn`` fails, or returns another shape or dtype.
+      AbstractInputError: a leaf needs an input that was given as a shape alone.
+    """
+    alone: list[Way] = []
+    whole: list[Compiled | Replayed] = []
+    for job in jobs:
+        way = way_of([_with_slice(job)], proofs)
+        if isinstance(way, Compiled | Replayed):
+            whole.append(way)
+        else:
+            alone.append(way)
+    together = [
+        group[0] if len(group) == 1 else way_of([w.jobs[0] for w in group], proofs)
+        for group in _sharing(whole)
+    ]
+    ways = [*alone, *together]
+    _check_inputs(ways)
+    return [_inlined(way) for way in ways]
+
+
+def _sharing(ways: Sequence[Compiled | Replayed]) -> Iterable[Sequence[Compiled | Replayed]]:
+    """Groups leaves by union-find: those that need the same equation are in one group."""
+    group = list(range(len(ways)))
+
+    def find(n: int) -> int:
+        while group[n] != n:
+            group[n] = group[group[n]]
+            n = group[n]
+        return n
+
+    owner: dict[Any, int] = {}
+    for n, way in enumerate(ways):
+        (job,) = way.jobs
+        devices = None if job.sharding is None else shardings.devices_in_order(job.sharding)
+        rng = job.leaf.rng_path  # Somebody may have replaced it: another key, other values.
+        for equation in way.work.equations:
+            first = owner.setdefault((id(equation.origin), equation.index, devices, rng), n)
+            group[find(n)] = find(first)
+    members: dict[int, list[Compiled | Replayed]] = {}
+    for n, way in enumerate(ways):
+        members.setdefault(find(n), []).append(way)
+    return members.values()
+
+
+def _inlined(way: Way) -> Way:
+    if not isinstance(way, Computed):
+        return way
+    is_traced = any(isinstance(root, TracedKey) for root in way.roots.values())
+    return Inlined(way.jobs, way.work) if is_traced or way.work.program.is_traced else way
+
+
+def _with_slice(job: Job) -> Job:
+    """Returns a job whose leaf, if it is lazy, is made by a slice.
+
+    The ``init_fn`` of a leaf that somebody made by hand is traced now.
+    """
+    leaf = job.leaf
+    if not isinstance(leaf, LazyParam) or isinstance(leaf.init_fn, Slice):
+        return job
+    roots = leaf.rng_path.roots
+    one = len(roots) == 1
+    streams = {"key": Key.of(leaf.rng_path.key())} if one else roots
+
+    def init(keys: Any, _: Any) -> list[Any]:
+        return jax.tree.leaves(leaf.init_fn(keys["key"] if one else dict(keys) or None))
+
+    try:
+        traced, results = trace(init, streams)
+    except Exception as error:
+        raise errors.RecordError(
+            f"{job.path}: wanted an init_fn that maps a key to an array, got "
+            f"{label(leaf.init_fn)}, which failed: {error}. Bind its shape and dtype first."
+        ) from error
+    avals = [traced.avals[r.value] for r in results]
+    found = [describe(aval.shape, aval.dtype) for aval in avals]
+    if found != [describe(leaf.shape, leaf.dtype)]:
+        raise errors.RecordError(
+            f"{job.path}: wanted {describe(leaf.shape, leaf.dtype)} from its init_fn, "
+            f"got {', '.join(found) or 'nothing'}. Give the LazyParam the shape and dtype that "
+            "its init_fn returns."
+        )
+    made = Slice(traced, results[0].value, next(iter(traced.streams)) if one else -1)
+    return replace(job, leaf=replace(leaf, init_fn=made))
+
+
+def _check_inputs(ways: Iterable[Way]) -> None:
+    problems = [
+        f"{job.path}: its initial value depends on {way.work.program.abstract[value]}, which was "
+        "given as a shape alone. Pass an array there, fill the leaf from a checkpoint, or leave "
+        "it out of paths."
+        for way in ways
+        if isinstance(way, Computed)
+        for job in way.jobs
+        for value in way.work.inputs
+        if value in way.work.program.abstract
+    ]
+    if problems:
+        raise errors.AbstractInputError(errors.listing(problems))

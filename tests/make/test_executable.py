@@ -15,7 +15,7 @@ from oracles import assert_same
 
 import lazyinit as li
 from lazyinit import sharding as shardings
-from lazyinit.make import dispatch, executable
+from lazyinit.make import executable
 from lazyinit.make.executable import Argument, Compiler, encode
 from lazyinit.make.proofs import TRUSTED
 from lazyinit.program.slices import SmallValues, gather
@@ -28,7 +28,7 @@ KEY = models.KEY
 def compiled(monkeypatch):
     """Counts compilations of a fresh compiler."""
     lowered = []
-    monkeypatch.setattr(dispatch, "compiler", Compiler())
+    monkeypatch.setattr(executable, "compiler", Compiler())
     for name in ("_lower", "_lower_sheet"):
         real = getattr(executable, name)
         count = lambda *a, real=real: lowered.append(a) or real(*a)  # noqa: E731

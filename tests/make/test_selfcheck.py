@@ -17,7 +17,7 @@ from oracles import assert_same
 
 import lazyinit as li
 from lazyinit import sharding as shardings
-from lazyinit.make import dispatch, elementwise, executable, proofs, selfcheck
+from lazyinit.make import elementwise, executable, proofs, selfcheck
 from lazyinit.make.executable import Compiler
 from lazyinit.make.proofs import Proofs
 
@@ -32,8 +32,7 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr(selfcheck, "_known", {})
     monkeypatch.setattr(proofs, "_warned", set())
     monkeypatch.setenv("LAZYINIT_CACHE", str(tmp_path / "cache"))
-    for module in (executable, dispatch):
-        monkeypatch.setattr(module, "compiler", Compiler())
+    monkeypatch.setattr(executable, "compiler", Compiler())
     return tmp_path / "cache"
 
 
@@ -213,8 +212,7 @@ def test_check_true_compares_every_leaf_with_replay(monkeypatch):
     for sharding in (None, NamedSharding(mesh, P(None, "a"))):
         kernel = li.materialize(tree, "**/kernel", sharding, check=True)["params"]["kernel"]
         assert_same(np.asarray(kernel), np.asarray(module.init(KEY, 0)["params"]["kernel"]))
-    for changed in (executable, dispatch):
-        monkeypatch.setattr(changed, "compiler", Compiler())
+    monkeypatch.setattr(executable, "compiler", Compiler())
     plant(monkeypatch, one_more_ulp("erf_inv"))
     monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda _: proofs.TRUSTED)
     with pytest.raises(

@@ -14,14 +14,15 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.make import dispatch, draw, shards
-from lazyinit.make.buffers import Blocks
+from lazyinit.make import draw, shards
 from lazyinit.make.draw import Drawer
+from lazyinit.make.executable import compiler
 from lazyinit.make.limits import COLUMNS
 from lazyinit.make.proofs import TRUSTED
+from lazyinit.make.shards import Blocks
 from lazyinit.make.stacked import Stacked
-from lazyinit.make.units import Job, units_of
-from lazyinit.program.slices import gather
+from lazyinit.make.ways import Job, way_of
+from lazyinit.program.slices import SmallValues, gather
 
 KEY = models.KEY
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
@@ -99,9 +100,9 @@ def test_other_types_and_lengths_keep_their_bits(dtype, length):
 
 def test_leaves_of_another_name_share_a_program(monkeypatch):
     requested = []
-    real = dispatch.compiler.request_sheet
+    real = compiler.request_sheet
     monkeypatch.setattr(
-        dispatch.compiler, "request_sheet", lambda *a: requested.append(a[1].signature) or real(*a)
+        compiler, "request_sheet", lambda *a: requested.append(a[1].signature) or real(*a)
     )
     li.materialize(li.lazy(stack(normal, normal, normal)).init(KEY, X))
     assert len(requested) == 3
@@ -124,17 +125,17 @@ def test_a_device_draws_no_more_rows_than_it_holds(monkeypatch):
     real_draw = draw._draw_sheet
     monkeypatch.setattr(draw, "_draw_sheet", lambda *a: sheets.append(a[1]) or real_draw(*a))
     job = Job("w", leaf, NamedSharding(MESH, P(("a", "b"))), leaf.dtype)
-    (unit,) = units_of([job], lambda _: TRUSTED)
+    way = way_of([job], lambda _: TRUSTED)
+    roots = {stream: key.array() for stream, key in way.roots.items()}
     with ThreadPoolExecutor(2) as pool:
-        drawer = Drawer(pool)
-        drawing = dispatch.start_of(unit, {}, dispatch.Pools(pool, pool, drawer, Blocks()))
-        tasks = drawing.start()
+        drawer = Drawer(pool, pool, Blocks())
+        filled = drawer.prepare(way, SmallValues(way.work.program, roots, {}))()
         drawer.flush()
-        for task in tasks:
+        for task in filled.tasks:
             task.result()
-    (spans,) = sheets
-    assert sum(span.last - span.first for span in spans) * COLUMNS == 64 * 64
-    buffers = drawing.shards._buffers
+    (strips,) = sheets
+    assert sum(strip.last - strip.first for strip in strips) * COLUMNS == 64 * 64
+    buffers = filled._buffers
     wanted = stack(normal, use_bias=False).init(KEY, X)["params"]["layers"]["dense_0"]["kernel"]
     np.testing.assert_array_equal(next(iter(buffers.values())), wanted[:1])
 

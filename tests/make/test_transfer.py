@@ -22,7 +22,7 @@ import lazyinit as li
 from lazyinit import sharding as shardings
 from lazyinit.make import read, transfer
 from lazyinit.make.transfer import Host, Transfer
-from lazyinit.make.units import Job
+from lazyinit.make.ways import Job
 
 MESH = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 SPECS = [None, P(), P("x"), P(None, "y"), P("y", "x"), P(("x", "y"))]
@@ -148,7 +148,7 @@ def test_what_several_devices_hold_is_read_once(monkeypatch, spec):
 def test_blocks_are_filled_again_and_never_more_than_the_bound(monkeypatch, copying):
     monkeypatch.setattr(transfer, "HOST_BYTES", 4 * 8192)
     made, alive, host = [], [], Host()
-    real = transfer._aligned
+    real = transfer.aligned
 
     def aligned(size):
         made.append(size)
@@ -159,7 +159,7 @@ def test_blocks_are_filled_again_and_never_more_than_the_bound(monkeypatch, copy
         return real_read(piece, buffers)
 
     real_read = read.Piece.read_into
-    monkeypatch.setattr(transfer, "_aligned", aligned)
+    monkeypatch.setattr(transfer, "aligned", aligned)
     monkeypatch.setattr(read.Piece, "read_into", noted)
     with ThreadPoolExecutor(8) as pool:
         many = [Transfer(job(random(64, 32, seed=n), P()), host) for n in range(20)]
@@ -308,7 +308,7 @@ def test_too_little_host_memory_is_said_with_the_path(monkeypatch):
     def none(size):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(transfer, "_aligned", none)
+    monkeypatch.setattr(transfer, "aligned", none)
     host = Host()
     wanted = r"w: wanted host memory for 256 bytes of float32\[8,8\], got none: no room\. Cut"
     with pytest.raises(MemoryError, match=wanted):

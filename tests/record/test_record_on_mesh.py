@@ -22,8 +22,7 @@ from oracles import assert_same
 import lazyinit as li
 from lazyinit import paths
 from lazyinit.make.selfcheck import proofs_on
-from lazyinit.make.units import Job, units_of
-from lazyinit.make.ways import Draw
+from lazyinit.make.ways import Drawn, Job, ways_of
 
 KEY = jax.random.key(0)
 TYPES = (AxisType.Auto, AxisType.Explicit)
@@ -39,8 +38,8 @@ def mesh_of(axis_type, shape=(4, 2)):
 def ways(tree):
     """Returns, by path, whether a leaf is drawn on the default device."""
     leaves = [(p, x) for p, x in paths.leaves_with_paths(tree) if isinstance(x, li.LazyParam)]
-    units = units_of([Job(p, x, None, x.dtype) for p, x in leaves], proofs_on)
-    return {job.path: isinstance(unit.way, Draw) for unit in units for job in unit.jobs}
+    ways = ways_of([Job(p, x, None, x.dtype) for p, x in leaves], proofs_on)
+    return {job.path: isinstance(way, Drawn) for way in ways for job in way.jobs}
 
 
 def assert_as_eager(made, want):
