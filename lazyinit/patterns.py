@@ -108,6 +108,9 @@ class Pattern:
 def glob(text: str) -> Pattern:
     """Returns the pattern for a glob over paths.
 
+    Raises:
+      PathError: a class such as ``[b-a]`` ends before it begins.
+
     >>> glob("params/head").selects("params/head/kernel")
     True
     >>> glob("params/**/kernel").selects("params/kernel")
@@ -115,7 +118,13 @@ def glob(text: str) -> Pattern:
     >>> glob("params/*/kernel").selects("params/a/b/kernel")
     False
     """
-    return _compiled(text, _IN_GLOBS)
+    try:
+        return _compiled(text, _IN_GLOBS)
+    except re.error as error:
+        raise errors.PathError(
+            f"{text}: wanted a glob, got a class that is none: {error.msg}. Write a range from its "
+            "first character to its last, as in '[a-z]', or '[[]' for a bracket."
+        ) from error
 
 
 @functools.lru_cache(maxsize=4096)

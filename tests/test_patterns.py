@@ -167,6 +167,13 @@ def test_numbers_that_differ_by_more_than_one_are_refused(some, others):
         check_alike("the rule", some, others)
 
 
+@pytest.mark.parametrize("text", ["[b-a]", "params/w[!9-0]/**"])
+def test_a_range_that_ends_before_it_begins_is_refused(text):
+    message = rf"^{re.escape(text)}: wanted a glob, got a class that is none: bad character range"
+    with pytest.raises(errors.PathError, match=message):
+        glob(text)
+
+
 NAMES = st.lists(st.text("ab1.", max_size=3), min_size=1, max_size=4).map("/".join)
 KEYS_OF_GLOBS = (
     st.sampled_from(["**", "*", "?", "a*", "[ab]", "[!a]b", "[a-b1]", "a**b", "["]) | plain
