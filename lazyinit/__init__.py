@@ -10,6 +10,7 @@ part. See ``docs/architecture.md``.
 from lazyinit import errors, maps
 from lazyinit._abstract import abstract
 from lazyinit._check import Check, check
+from lazyinit._digest import Digest, digest
 from lazyinit._fill import fill
 from lazyinit._inspect import TreeView, inspect
 from lazyinit._lazy import lazy
@@ -43,6 +44,7 @@ __all__ = [
     "Checkpoint",
     "Concat",
     "Constant",
+    "Digest",
     "Ignore",
     "LazyParam",
     "LazyinitError",
@@ -65,6 +67,7 @@ __all__ = [
     "Unstack",
     "abstract",
     "check",
+    "digest",
     "errors",
     "fill",
     "from_pretrained",

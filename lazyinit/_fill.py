@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import errors, paths
+from lazyinit import agree, errors, paths
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.key_data import KeyData, is_typed_key
 from lazyinit.checkpoint.views import same_kind
@@ -42,6 +42,7 @@ from lazyinit.rules.rule import Rules, as_rules
 from lazyinit.view.provenance import provenance
 
 
+@agree.telling
 def fill(
     tree: Any,
     checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
@@ -162,7 +163,7 @@ def fill(
         warnings.warn(
             refusals.initialized(asked.to_warn_of, len(fillable), opened),
             errors.LazyinitWarning,
-            stacklevel=2,
+            stacklevel=3,  # Behind the wrapper of ``agree.telling``.
         )
     for path, leaf in adapted.items():
         entries[path] = _entry(leaf, found.matches[path], opened, path, "adapted")

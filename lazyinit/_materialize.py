@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lazyinit import casts, compat, errors
+from lazyinit import agree, casts, compat, errors
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make.run import make
@@ -16,6 +16,7 @@ from lazyinit.make.ways import Job
 from lazyinit.params import Thunk
 
 
+@agree.telling
 def materialize(
     tree: Any,
     paths: tree_paths.Paths = None,
@@ -61,6 +62,7 @@ def materialize(
         itself a shape alone, a ``jax.ShapeDtypeStruct``.
       CheckpointError: a file that a leaf lies in is gone or has changed.
       BitsError: with ``check``, a leaf has other bits than eager JAX gives it.
+      HostsError: processes that make it together are about to make different things.
 
     Example:
       >>> import jax, flax.linen as nn, lazyinit as li
@@ -74,6 +76,7 @@ def materialize(
     placements = shardings.resolve(sharding, tree, leaves, selected)
     targets = casts.resolve(dtype, tree, leaves, selected)
     _check_made(leaf for leaf, s in zip(leaves, selected, strict=True) if s)
+    agree.before_making(leaves, selected, placements, targets)
     jobs: dict[Any, Job] = {}
     for n, ((path, leaf), placement) in enumerate(zip(leaves, placements, strict=True)):
         if selected[n] and isinstance(leaf, Thunk | jax.Array | np.ndarray):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lazyinit import agree
 from lazyinit._fill import fill
 from lazyinit._lazy import lazy
 from lazyinit._materialize import materialize
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
 
+@agree.telling
 def from_pretrained(
     model: Any,
     checkpoint: str | os.PathLike[str] | Mapping[Any, Any],

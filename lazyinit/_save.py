@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax
 import numpy as np
 
-from lazyinit import compat, errors
+from lazyinit import agree, compat, errors
 from lazyinit._materialize import materialize
 from lazyinit.checkpoint.arrays import DeviceArray
 from lazyinit.checkpoint.base import Tensor
@@ -36,6 +36,7 @@ Lazy: TypeAlias = Literal["refuse", "make"]
 _PT = MappingProxyType({"format": "pt"})
 
 
+@agree.telling
 def save(
     tree: Any,
     folder: str | os.PathLike[str],
@@ -74,6 +75,7 @@ def save(
       FillError: a rule cannot be read backwards.
       PathError: ``at`` names no subtree.
       WriteError: no space, no permission; the checkpoint that was there still is.
+      HostsError: the processes are about to save different things.
 
     Example:
       >>> import tempfile, numpy as np, lazyinit as li
@@ -107,6 +109,9 @@ def save(
     if jax.process_count() == 1:
         write_folder(path, plans)
         return
+    agree.before_saving(
+        [(place.path, leaf) for place, leaf in leaves], [t for plan in plans for t in plan.tensors]
+    )
     from lazyinit.checkpoint.together import write_together
 
     spread = {p.path for p, x in sources if isinstance(x, DeviceArray) and x.is_spread}

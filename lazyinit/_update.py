@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from lazyinit import errors
+from lazyinit import agree, errors
 from lazyinit import paths as tree_paths
 from lazyinit._abstract import abstract
 from lazyinit._fill import fill
@@ -28,6 +28,7 @@ from lazyinit.rules.rule import Rules
 TOGETHER = 2**28  # Bytes of leaves that are read at a time: what old and new both take meanwhile.
 
 
+@agree.telling
 def update(
     model: Any,
     checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
@@ -63,7 +64,8 @@ def update(
       The model, or the tree with the new arrays in the same containers; and the report of ``fill``.
 
     Raises:
-      LazyinitError: as ``fill`` does. Nothing has changed then.
+      LazyinitError: as ``fill`` does, or since other processes are about to read something else.
+        Nothing has changed then.
       UpdateError: reading failed half-way. Its ``tree`` has, of each leaf, the new array or the
         old one, and so does a model. Call it again, or put the tree in its place.
 
@@ -96,6 +98,13 @@ def update(
     ]
     for source in (source for _, _, leaf in asked for source in origins(leaf)[0]):
         source.check()
+    agree.before_making(
+        [(path, leaf) for _, path, leaf in asked],
+        [True] * len(asked),
+        [leaf.sharding for _, _, leaf in asked],
+        [leaf.dtype for _, _, leaf in asked],
+        call="update",
+    )
     kept = [tensor.array for tensor in opened.values() if isinstance(tensor, HeldTensor)]
     held = Counter(map(id, (*now, *kept)))  # By how many, of those that need it afterwards.
 

@@ -77,6 +77,18 @@ class BitsError(LazyinitError, ValueError):
     """A leaf whose bits differ from those of eager JAX. That is a fault of this package."""
 
 
+class HostsError(LazyinitError, RuntimeError):
+    """Processes that are about to do different things. Each of them has this error, at once."""
+
+
+class HostAbsentError(HostsError, TimeoutError):
+    """A process that the others waited for, and that did not come or failed on its way."""
+
+
+class DigestError(LazyinitError, TypeError):
+    """A leaf whose values have no digest, or text that is no digest."""
+
+
 class LazyinitWarning(UserWarning):
     """Worth knowing, but no error: a slower way is taken, or the version is not a tested one."""
 

@@ -12,11 +12,11 @@ from pathlib import Path
 START = """
 import json, sys
 import jax, numpy as np
-rank, port, to, devices, *args = sys.argv[1:]
+rank, port, to, devices, processes, *args = sys.argv[1:]
 rank = int(rank)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", int(devices))
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=int(processes), process_id=rank)
 def say(result):
     with open(to, "w") as file:  # Gloo writes to stdout.
         json.dump(result, file)
@@ -24,9 +24,15 @@ def say(result):
 
 
 def two_processes(program, *args, devices=4):
-    """Runs a program in two processes that know each other; returns what each handed to ``say``.
+    """Runs a program in two processes that know each other; see ``in_processes``."""
+    return in_processes(2, program, *args, devices=devices)
+
+
+def in_processes(count, program, *args, devices=4):
+    """Runs a program in processes that know each other; returns what each handed to ``say``.
 
     Args:
+      count: how many processes.
       program: Python source, which finds ``rank``, ``args``, ``jax``, ``np`` and ``say(result)``, and
         may import what lies beside the tests.
       *args: strings, which become ``args``.
@@ -37,8 +43,8 @@ def two_processes(program, *args, devices=4):
         port = str(free.getsockname()[1])
     path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ended:
-        reports = [Path(folder, str(rank)) for rank in range(2)]
-        processes = [
+        reports = [Path(folder, str(rank)) for rank in range(count)]
+        started = [
             subprocess.Popen(
                 [
                     sys.executable,
@@ -48,6 +54,7 @@ def two_processes(program, *args, devices=4):
                     port,
                     report,
                     str(devices),
+                    str(count),
                     *args,
                 ],
                 stdout=subprocess.DEVNULL,
@@ -57,8 +64,9 @@ def two_processes(program, *args, devices=4):
             )
             for rank, report in enumerate(reports)
         ]
-        for process in processes:
+        for process in started:
             ended.callback(process.kill)
-        errors = [p.communicate(timeout=240)[1] for p in processes]
-        assert [p.returncode for p in processes] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
+        errors = [p.communicate(timeout=240)[1] for p in started]
+        said = "".join(error[-2000:] for error in errors)
+        assert not any(p.returncode for p in started), said
         return [json.loads(report.read_text()) for report in reports]

@@ -64,7 +64,7 @@ class DeviceArray(Tensor):
         parts: dict[Ranges, np.ndarray] = {}
         for part, held, shard in shards_of(self.array, wanted):
             if part not in parts and (shard.replica_id == 0 or not is_spread):
-                parts[part] = _on_host(shard.data, part, held)
+                parts[part] = on_host(shard.data, part, held)
         if wanted in parts and not is_spread:
             return parts[wanted]
         values = np.zeros([len(r) for r in wanted], self.dtype)
@@ -82,7 +82,14 @@ class DeviceArray(Tensor):
         return id(self.array)
 
 
-def _on_host(data: jax.Array, part: Ranges, held: Ranges) -> np.ndarray:
+def on_host(data: jax.Array, part: Ranges, held: Ranges) -> np.ndarray:
+    """Returns a block of what one device holds: a view on CPU, else a copy of the block alone.
+
+    Args:
+      data: on one device.
+      part: the block.
+      held: the block that ``data`` is.
+    """
     local = within(part, held)
     (device,) = data.devices()
     if device.platform == "cpu":

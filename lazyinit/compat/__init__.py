@@ -20,6 +20,8 @@ from lazyinit.compat.again import call as call
 from lazyinit.compat.eager import EagerSteps as EagerSteps
 from lazyinit.compat.eager import TracedValue as TracedValue
 from lazyinit.compat.eager import eager_steps as eager_steps
+from lazyinit.compat.hosts import Store as Store
+from lazyinit.compat.hosts import store as store
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.placements import Placement as Placement
 from lazyinit.compat.placements import Placements as Placements

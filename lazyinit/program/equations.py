@@ -63,6 +63,7 @@ class Program:
       x64: whether 64-bit types were on.
       looked_at: streams whose keys made a value that Python code looked at: under another key
         the program might have been another.
+      stable: its digest, once ``stable.digest`` was asked for it.
     """
 
     avals: Mapping[Value, Any]
@@ -73,6 +74,7 @@ class Program:
     abstract: Mapping[Value, str]
     x64: bool
     looked_at: frozenset[str]
+    stable: list[bytes] = field(default_factory=list)  # At most one.
     _small: dict[Value, bool] = field(default_factory=dict)
     _on_keys: dict[bool, dict[Value, bool]] = field(default_factory=dict)
     _narrowed: dict[tuple[int, frozenset[Value], bool], Equation] = field(default_factory=dict)

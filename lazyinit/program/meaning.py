@@ -1,23 +1,33 @@
 """What a value is computed by, as something that two recordings of one model have in common."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 import numpy as np
 
 from lazyinit import compat
 from lazyinit.program.equations import Equation, Program, Value, is_key
 
 
-def meaning(program: Program, output: Value, key: Value) -> Any:
+def meaning(
+    program: Program,
+    output: Value,
+    key: Value,
+    told: Callable[[jex.JaxprEqn], Any] | None = None,
+) -> Any:
     """Returns a hashable value that is equal just if two values are computed by the same steps.
 
     Args:
       program: the initialization.
       output: the value.
       key: where to stop: a key that is handed in; ``-1`` for the root keys.
+      told: what stands for an equation, beside its primitive and inputs; unless given, something
+        that is equal in this process alone.
     """
+    told = told or (lambda origin: (program.fingerprint(origin), origin.ctx))
     equations: dict[int, Equation] = {}
     number: dict[Value, int] = {}
     given = []
@@ -39,7 +49,7 @@ def meaning(program: Program, output: Value, key: Value) -> Any:
         taken = tuple(number[v] for v in equation.inputs)
         number.update({v: len(number) + n for n, v in enumerate(equation.outputs)})
         origin = equation.origin
-        steps.append((origin.primitive.name, program.fingerprint(origin), origin.ctx, taken))
+        steps.append((origin.primitive.name, told(origin), taken))
     return program.x64, tuple(given), tuple(steps), number[output]
 
 

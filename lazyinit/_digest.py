@@ -1,0 +1,221 @@
+"""The verb ``digest``: arrays -> a short value that the same values have on every mesh."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import agree, checksum, compat, errors
+from lazyinit import paths as tree_paths
+from lazyinit.checkpoint.arrays import on_host
+from lazyinit.checkpoint.held import Ranges, ranges
+from lazyinit.checkpoint.key_data import is_typed_key
+from lazyinit.params import Thunk, describe
+
+_BLOCK = 2**22  # Elements that a thread sums up at a time, and copies from a device first.
+_VERSION = "lazyinit-digest-1"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Digest:
+    """What ``digest`` returns. Equal to another of the same paths, shapes, dtypes and values.
+
+    Also equal to the text of such a one, ``str(digest)``.
+
+    Attributes:
+      leaves: for each path the leaf's dtype and shape, and 32 hex digits for its values.
+    """
+
+    leaves: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "leaves", MappingProxyType(dict(sorted(self.leaves.items()))))
+
+    def __str__(self) -> str:
+        told = hashlib.blake2b(digest_size=16)
+        for path, leaf in self.leaves.items():
+            told.update(json.dumps([path, leaf]).encode())
+        return f"{_VERSION}:{told.hexdigest()}"
+
+    def __repr__(self) -> str:
+        return f"Digest({len(self.leaves)} leaves, {self})"
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, Digest | str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def differences(self, old: "Digest") -> tuple[str, ...]:
+        """Returns a line for each path at which another digest differs; none if they are equal."""
+        lines = []
+        for path in sorted({**self.leaves, **old.leaves}):
+            new, was = self.leaves.get(path, "no leaf"), old.leaves.get(path, "no leaf")
+            if new != was:
+                lines.append(f"{path}: {new}, was {was}")
+        return tuple(lines)
+
+    def to_json(self) -> str:
+        """Returns the digest as JSON text, a line for each leaf."""
+        return json.dumps({"digest": str(self), "leaves": dict(self.leaves)}, indent=0)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Digest":
+        """Returns the digest that ``to_json`` wrote.
+
+        Raises:
+          DigestError: the text is no such JSON, or was changed.
+        """
+        try:
+            said = json.loads(text)
+            found = cls(said["leaves"])
+            is_whole = said["digest"] == str(found)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise errors.DigestError(
+                f"from_json: wanted what Digest.to_json wrote, got {text[:40]!r}: {error}."
+            ) from error
+        if not is_whole:
+            raise errors.DigestError(
+                f"from_json: wanted {said['digest']}, as it says, got {found} from its leaves. It "
+                "was changed, or another version wrote it: make the digest again."
+            )
+        return found
+
+
+def digest(tree: Any) -> Digest:
+    """Returns a digest of the values of a tree: the same on every mesh and number of processes.
+
+    It tells whether two runs have the same weights, or began from the same. Each process sums up
+    what its own devices hold (``lazyinit.checksum`` says how), in some MiB of memory beside it, and
+    48 bytes for each leaf travel between processes. What differs by accident has the same digest
+    with a probability of less than ``2**-110``; it is no proof against somebody who wants it so.
+
+    Args:
+      tree: any pytree of arrays (of JAX, on any devices, or of NumPy), PRNG keys and Python
+        numbers. Where arrays lie on devices of several processes, each of these must call this.
+
+    Returns:
+      The digest, of all and of each leaf. Paths, shapes and dtypes are part of it; the order of
+      leaves is not, nor where they are. A Python number is told by its type and value.
+
+    Raises:
+      NotMaterializedError: a leaf is not made yet, and has no values.
+      DigestError: a leaf is no array.
+      HostsError: another process did not come.
+
+    Example:
+      >>> import jax, numpy as np, lazyinit as li
+      >>> old = str(li.digest({"w": np.ones((2, 3), "float32")}))
+      >>> li.digest({"w": jax.numpy.ones((2, 3))}) == old
+      True
+      >>> before = li.digest({"w": np.zeros(3), "b": np.int32(1)})
+      >>> li.digest({"w": np.ones(3), "b": np.int32(1)}).differences(before)
+      ('w: float64[3] ..., was float64[3] ...',)
+    """
+    leaves = tree_paths.leaves_with_paths(tree)
+    _check(leaves)
+    texts, arrays = {}, {}
+    for path, leaf in leaves:
+        if isinstance(leaf, bool | int | float | complex) and not isinstance(leaf, np.generic):
+            texts[path] = _text(type(leaf).__name__, repr(leaf).encode())
+        else:
+            arrays[path] = leaf
+    for (path, leaf), sums in zip(arrays.items(), _sums(list(arrays.values())), strict=True):
+        texts[path] = _text(describe(leaf.shape, leaf.dtype.name), sums.astype("<i8").tobytes())
+    return Digest(texts)
+
+
+def _text(kind: str, said: bytes) -> str:
+    return f"{kind} {hashlib.blake2b(kind.encode() + said, digest_size=16).hexdigest()}"
+
+
+def _check(leaves: Sequence[tuple[str, Any]]) -> None:
+    not_made = [
+        f"{path}: wanted values, got {leaf!r}, which is not made yet. Make it with "
+        f"lazyinit.materialize(tree, {path!r}), or leave it out of the tree."
+        for path, leaf in leaves
+        if isinstance(leaf, Thunk | jax.ShapeDtypeStruct)
+    ]
+    if not_made:
+        raise errors.NotMaterializedError(errors.listing(not_made))
+    seen: set[str] = set()
+    problems = []
+    for path, leaf in leaves:
+        if path in seen:
+            problems.append(f"{path}: wanted one leaf at this path, got two. Rename one of them.")
+        elif problem := _problem(leaf):
+            problems.append(f"{path}: wanted an array with values, got {problem}")
+        seen.add(path)
+    if problems:
+        raise errors.DigestError(errors.listing(problems))
+
+
+def _problem(leaf: Any) -> str:
+    if compat.is_tracer(leaf):
+        return "a tracer. Call lazyinit.digest outside of jax.jit."
+    if isinstance(leaf, jax.Array):
+        return "one that was deleted or donated." if leaf.is_deleted() else ""
+    if isinstance(leaf, np.ndarray | np.generic):
+        # A long double has bytes in it that mean nothing.
+        has_digest = jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+        if has_digest and np.dtype(leaf.dtype).char not in "gG":
+            return ""
+        return f"dtype {leaf.dtype}, which JAX has not. Leave it out of the tree."
+    if isinstance(leaf, bool | int | float | complex):
+        return ""
+    return f"{type(leaf).__name__}. Leave it out of the tree."
+
+
+def _sums(leaves: Sequence[Any]) -> np.ndarray:
+    """Returns the sums of all elements of each array, in all processes: int64[leaves, COLUMNS]."""
+    words = [jax.random.key_data(leaf) if is_typed_key(leaf) else leaf for leaf in leaves]
+    totals = np.zeros((len(words), checksum.COLUMNS), np.int64)
+    work = [(n, block) for n, array in enumerate(words) for block in _blocks(array)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        summed = threads.map(lambda each: _of_block(*each[1]), work)
+        for (n, _), found in zip(work, summed, strict=True):
+            totals[n] += found
+    spread: dict[agree.Group, list[int]] = {}
+    for n, array in enumerate(words):
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            spread.setdefault(agree.processes_of([array.sharding]), []).append(n)
+    for group, places in sorted(spread.items()):
+        mine = totals[places] % checksum.PRIME
+        for process, said in agree.exchange(group, mine.tobytes(), "digest").items():
+            if process != jax.process_index():
+                totals[places] += np.frombuffer(said, np.int64).reshape(mine.shape)
+    return totals % checksum.PRIME
+
+
+def _blocks(array: Any) -> Iterator[tuple[Any, Ranges, Ranges]]:
+    """Yields data, the block of the array that it is, and a part of that, to be summed up here.
+
+    Each element of the array is in one such part, in one process.
+    """
+    if isinstance(array, jax.Array):
+        held = [
+            (shard.data, ranges(shard.index, array.shape))
+            for shard in array.addressable_shards
+            if shard.replica_id == 0
+        ]
+    else:
+        held = [(array, tuple(map(range, np.shape(array))))]
+    for data, block in held:
+        for index in checksum.cuts([len(r) for r in block], [r.start for r in block], _BLOCK):
+            yield data, block, tuple(r[cut] for r, cut in zip(block, index, strict=True))
+
+
+def _of_block(data: Any, held: Ranges, part: Ranges) -> np.ndarray:
+    if isinstance(data, jax.Array):
+        values = on_host(data, part, held)
+    else:
+        values = np.asarray(data)[tuple(slice(p.start, p.stop) for p in part)]
+    return checksum.sums(values, [p.start for p in part])

@@ -1,0 +1,108 @@
+"""For each verb: which processes take part, and what they compare."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Sharding
+
+from lazyinit import compat, errors
+from lazyinit.agree.calls import Group, seconds
+from lazyinit.agree.differences import agree
+from lazyinit.agree.entries import Entry
+from lazyinit.params import Source, StoredParam
+
+# What decides bits beside the program of a leaf.
+_SETTINGS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_prng_impl")
+
+
+def processes_of(shardings: Iterable[Sharding | None]) -> Group:
+    """Returns the processes that have devices of these shardings, ascending."""
+    distinct = {id(sharding): sharding for sharding in shardings if sharding is not None}
+    devices = {device for sharding in distinct.values() for device in sharding.device_set}
+    return tuple(sorted({device.process_index for device in devices}))
+
+
+def before_making(
+    leaves: Sequence[tuple[str, Any]],
+    selected: Sequence[bool],
+    shardings: Sequence[Sharding | None],
+    dtypes: Sequence[Any],
+    *,
+    call: str = "materialize",
+) -> None:
+    """Compares what is about to be made with the other processes that make it.
+
+    Those are the processes whose devices the selected leaves go to. Where it is this one alone,
+    nothing is compared. In a trace nothing is, either: no values are made.
+
+    Args:
+      leaves: paths and leaves, in the order of the tree.
+      selected: which of them are made.
+      shardings: where each goes.
+      dtypes: the dtype that each will have.
+      call: the verb.
+
+    Raises:
+      CheckpointError: a file is gone or has changed.
+      HostsError: the processes differ, or one did not come.
+    """
+    if compat.is_in_trace() or not _is_wanted():
+        return
+    used = (sharding for sharding, s in zip(shardings, selected, strict=True) if s)
+    group = processes_of(used)
+    if len(group) < 2 or jax.process_index() not in group:
+        return
+
+    def entries() -> Iterator[Entry]:
+        everything = zip(leaves, selected, shardings, dtypes, strict=True)
+        for (path, leaf), is_selected, sharding, dtype in everything:
+            yield Entry(path, leaf, is_selected, sharding, dtype)
+
+    agree(call, _about(), entries, group)
+
+
+def before_saving(leaves: Sequence[tuple[str, Any]], tensors: Sequence[tuple[str, Source]]) -> None:
+    """Compares what is about to be written with all other processes: each calls ``save``.
+
+    Args:
+      leaves: paths and leaves, in the order of the tree.
+      tensors: names and sources, in the order in which they are written.
+
+    Raises:
+      HostsError: the processes differ, or one did not come.
+    """
+    if not _is_wanted():
+        return
+
+    def entries() -> Iterator[Entry]:
+        for path, leaf in leaves:
+            sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
+            yield Entry(path, leaf, True, sharding, None)
+        for name, source in tensors:
+            stored = StoredParam(source.shape, source.dtype, source)
+            yield Entry(f"tensor {name}", stored, True, None, None)
+
+    agree("save", _about(), entries, tuple(range(jax.process_count())))
+
+
+def _is_wanted() -> bool:
+    if not seconds():
+        return False
+    if compat.store() is not None:
+        return jax.process_count() > 1
+    if jax.process_count() > 1:
+        warnings.warn(
+            f"lazyinit finds no key-value store of jax.distributed, so that what the "
+            f"{jax.process_count()} processes are about to do is not compared. Each must make the "
+            "same calls, with the same keys, models and checkpoints.",
+            errors.LazyinitWarning,
+            stacklevel=5,
+        )
+    return False
+
+
+def _about() -> str:
+    settings = ", ".join(f"{name} {compat.setting(name)}" for name in _SETTINGS)
+    return f"jax {jax.__version__}, {settings}"

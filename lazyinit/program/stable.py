@@ -1,0 +1,129 @@
+"""Programs as bytes that are the same in every process that recorded the same initialization.
+
+``fingerprint`` tells equations of one process apart by objects that only it has. Here everything is
+told by names, numbers and shapes. What is known to print in the same way everywhere is told; of
+anything else, such as a function, no more than what it is called: two processes may then take two
+programs for the same one that differ there alone, and never the same one for two.
+"""
+
+import enum
+import hashlib
+import marshal
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+
+from lazyinit import compat
+from lazyinit.program.equations import Program, is_key
+from lazyinit.program.meaning import meaning
+from lazyinit.program.slices import Slice
+
+
+def digest(program: Program) -> bytes:
+    """Returns 16 bytes for a whole program: equal if all its equations are, in the same order."""
+    if not program.stable:
+        program.stable.append(_digest(program))
+    return program.stable[0]
+
+
+def steps_of(made: Slice) -> str:
+    """Returns 16 hex digits for what makes one leaf, wherever in its program those steps are."""
+    program = made.program
+    steps = meaning(program, made.output, made.key, lambda eqn: _text(eqn.params))
+    return hashlib.blake2b(repr(steps).encode(), digest_size=8).hexdigest()
+
+
+def _digest(program: Program) -> bytes:
+    number: dict[Any, int] = {}
+    texts: dict[str, int] = {}
+    rows = []
+    for equation in {id(e): e for e in program.producers.values()}.values():
+        origin = equation.origin
+        params, name = origin.params, origin.primitive.name
+        # By identity: equal layers have the same objects in a dict of their own. Nothing beside its
+        # body decides what a jit computes, and most equations are one.
+        body = compat.jit_body(origin)
+        if body is None:
+            same = (name, *map(id, params.values()))
+        else:
+            same = (id(body[0]), *map(id, body[1]))
+        if same not in number:
+            number[same] = texts.setdefault(f"{name} {_text(params)}", len(texts))
+        rows.append((number[same], equation.inputs, equation.outputs))
+    given = sorted(program.streams.items()), sorted(program.abstract.items())
+    # Version 2 writes each value out; later ones refer to objects that happen to be the same.
+    told = marshal.dumps((program.x64, rows, list(texts), given, *_constants(program)), 2)
+    return hashlib.blake2b(told, digest_size=16).digest()
+
+
+def _constants(program: Program) -> tuple[list[Any], list[str]]:
+    """Returns the constants of a program in order, numbers as they are, and their dtypes."""
+    found: list[Any] = []
+    dtypes: dict[Any, str] = {}
+    for value, constant in program.constants.items():
+        if isinstance(constant, np.ndarray | np.generic):
+            found.append(constant.tobytes())
+            if constant.dtype not in dtypes:
+                dtypes[constant.dtype] = f"{len(found)} {constant.dtype}"
+        elif isinstance(constant, int):
+            found.append(int(constant))
+        else:
+            found.append(_of_array(constant, program.avals[value]))
+    return found, list(dtypes.values())
+
+
+def _of_array(constant: Any, aval: Any) -> bytes:
+    if compat.is_tracer(constant):
+        return str(aval).encode()
+    if isinstance(constant, bool | int | float | complex):
+        return repr(constant).encode()
+    if not isinstance(constant, np.generic | np.ndarray):
+        with jax.ensure_compile_time_eval():
+            constant = np.asarray(jax.random.key_data(constant) if is_key(aval) else constant)
+    return constant.tobytes() + constant.dtype.char.encode()
+
+
+def _text(param: Any) -> str:
+    """Returns a parameter of an equation (of any type) as text that names no place in memory."""
+    match param:
+        case None | bool() | int() | float() | complex() | str() | bytes() | np.dtype():
+            return repr(param)
+        case enum.Enum():
+            return str(param)
+        case compat.ClosedJaxpr():
+            held = [
+                _of_array(c, v.aval).hex()
+                for c, v in zip(param.consts, param.jaxpr.constvars, strict=True)
+            ]
+            return f"{_of_jaxpr(param.jaxpr)} {held}"
+        case jex.Jaxpr():
+            return _of_jaxpr(param)
+        case Mapping():
+            return "{" + ", ".join(f"{k}: {_text(v)}" for k, v in sorted(param.items())) + "}"
+        case tuple() | list():
+            return f"{type(param).__name__}[{', '.join(map(_text, param))}]"
+        case np.ndarray() | np.generic():
+            return f"{param.dtype}{param.shape} {param.tobytes().hex()}"
+        case _:
+            return getattr(param, "__qualname__", type(param).__qualname__)
+
+
+def _of_jaxpr(jaxpr: jex.Jaxpr) -> str:
+    number: dict[Any, int] = {v: n for n, v in enumerate((*jaxpr.constvars, *jaxpr.invars))}
+
+    def atom(a: Any) -> str:
+        if isinstance(a, jex.Literal):
+            return f"{a.aval.str_short()} {_of_array(a.val, a.aval).hex()}"
+        return str(number[a])
+
+    steps = [" ".join(v.aval.str_short() for v in number)]
+    for eqn in jaxpr.eqns:
+        taken = ", ".join(map(atom, eqn.invars))
+        for v in eqn.outvars:
+            number[v] = len(number)
+        given = " ".join(v.aval.str_short() for v in eqn.outvars)
+        steps.append(f"{given} = {eqn.primitive.name}({taken}) {_text(eqn.params)}")
+    return "; ".join((*steps, ", ".join(map(atom, jaxpr.outvars))))
