@@ -1,12 +1,12 @@
-"""Works that give each element from its index alone, as programs that know no shape.
+"""The elementwise form of a work: a program that makes any elements, and knows no shape.
 
 Most initializers draw random bits and change them element by element. Threefry gives the bits of
-an element from its index (under ``jax_threefry_partitionable``), so any run of elements can be
-made by itself, and one compiled program serves every shape and every sharding: a model needs as
-many programs as it has kinds of initializer.
+an element from its index (under ``jax_threefry_partitionable``). So any run of elements can be
+made by itself, and one compiled program serves every shape and every sharding. A model needs as
+many programs as it has kinds of initializers.
 
-The steps are those of the work, in its order, with a barrier wherever the work has one: XLA fuses
-in each stretch just what it fuses in eager JAX, so that the bits are the same.
+The steps are the equations of the work, in its order. Eager JAX compiles each equation alone, so
+there is a barrier behind each. XLA then fuses what it fuses in eager JAX, and gives the same bits.
 """
 
 import collections
@@ -29,13 +29,14 @@ from lazyinit.program.slices import Work
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """A work that makes one leaf, each element from its index.
+    """A work that makes one leaf, in a form that makes each element from its index.
 
     Attributes:
       steps: what to run.
-      output: the value that is the leaf. Without steps, an input: all elements are that value.
+      output: the value that is the leaf. If there are no steps, all elements are one input, or
+        one constant.
       dtype: of the leaf.
-      signature: a hashable value that two of these share just if one program serves both.
+      signature: a hashable value. Two of these have the same one just if one program serves both.
     """
 
     steps: tuple[Step, ...]
@@ -45,12 +46,12 @@ class Elementwise:
 
     @classmethod
     def of(cls, work: Work, *, rows: int = 0) -> "Elementwise | None":
-        """Returns a work in this form, ``None`` if it has no such.
+        """Returns a work in this form; ``None`` if some element needs more than its index.
 
         Args:
           work: what makes the leaf.
-          rows: how many keys are in the array of keys that it takes, one for each row of the leaf;
-            ``0`` for none. What is returned then makes one row, from one key.
+          rows: how many keys the work takes in one array, one for each row of the leaf; ``0`` if
+            it takes no such array. With rows, the form makes one row, from one key.
         """
         aval = work.program.avals[work.outputs[0]]
         if len(work.outputs) != 1 or not _is_plain(aval):
@@ -59,7 +60,7 @@ class Elementwise:
         env = {v: Ref(n) for n, v in enumerate(work.inputs)}
         try:
             for equation in work.equations:
-                made = builder.top(equation.origin, [env[v] for v in equation.inputs])
+                made = builder.add(equation.origin, [env[v] for v in equation.inputs])
                 env.update(zip(equation.outputs, made, strict=True))
         except NotElementwiseError:
             return None
@@ -71,14 +72,17 @@ class Elementwise:
 
     @classmethod
     def with_signature(cls, steps: tuple[Step, ...], output: Ref, dtype: Any) -> "Elementwise":
-        """Returns the form with these steps."""
+        """Returns the form that has these steps."""
         return cls(steps, output, dtype, (tuple(map(_sign, steps)), _sign_ref(output)))
 
     def single(self, parts: Sequence[tuple[Any, ...]]) -> np.ndarray | None:
-        """Returns the value of all elements, if that is one that is handed in.
+        """Returns the one value that all elements have; ``None`` if they have to be computed.
 
         Args:
           parts: host values for the inputs of the work.
+
+        Returns:
+          An array of no dimensions, in the leaf's dtype.
         """
         if self.steps:
             return None
@@ -94,10 +98,10 @@ class Elementwise:
 
         Args:
           inputs: arrays for the inputs of the work.
-          by_row: which of them have one value for each row, along a first axis.
+          by_row: for each input, whether it has one value for each row, along a first axis.
           high: the upper word of each element's flat index in the leaf, uint32[rows,columns].
           low: the lower word.
-          zero: uint32[], a zero that is handed in, so that XLA does not know it.
+          zero: uint32[], a zero that is handed in, so that XLA does not know that it is one.
         """
         values = list(map(_Value, inputs, by_row))
 
@@ -105,7 +109,7 @@ class Elementwise:
             return values[ref.number] if ref.constant is None else _Value(ref.constant, False)
 
         for step in self.steps:
-            values += _done(step, list(map(taken, step.inputs)), high, low, zero)
+            values += _run_step(step, list(map(taken, step.inputs)), high, low, zero)
         return _alike([taken(self.output), _Value(low, True)], low.shape)[0]
 
 
@@ -113,21 +117,22 @@ class _Value(NamedTuple):
     """What a step takes or gives, in a program that makes rows of elements.
 
     Attributes:
-      array: all elements; or a key or a small array, or one for each row along a first axis.
-      by_row: whether there is one for each row.
+      array: all elements; or one key or small array; or one key or small array for each row, along
+        a first axis.
+      by_row: whether it is the last of these.
     """
 
     array: Any
     by_row: bool
 
 
-_KEPT = 1024  # Works whose form is remembered: those of equal layers are looked at once.
+_KEPT = 1024  # Works whose form is remembered, so that those of equal layers are looked at once.
 _known: collections.OrderedDict[Any, Elementwise | None] = collections.OrderedDict()
 _lock = threading.Lock()
 
 
-def elementwise(work: Work, *, rows: int = 0) -> Elementwise | None:
-    """Returns a work in elementwise form, ``None`` if it has no such (see ``Elementwise.of``)."""
+def elementwise_of(work: Work, *, rows: int = 0) -> Elementwise | None:
+    """Returns what ``Elementwise.of`` does, and remembers it."""
     wanted = work.signature(), rows
     with _lock:
         if wanted not in _known:
@@ -139,14 +144,17 @@ def elementwise(work: Work, *, rows: int = 0) -> Elementwise | None:
 
 
 def form_of_body(body: Any) -> Elementwise | None:
-    """Returns the body of an equation, which XLA compiles as one, in this form, if it has it."""
+    """Returns the body of an equation in elementwise form; ``None`` if it has no such form.
+
+    XLA compiles a body as one, so there are no barriers in it.
+    """
     (aval,) = body.out_avals
     if not _is_plain(aval):
         return None
     builder = Builder(aval.shape, body.in_avals)
     inputs = [Ref(n) for n in range(len(body.in_avals))]
     try:
-        (output,) = builder.body(body.jaxpr, body.consts, inputs)
+        (output,) = builder.add_body(body.jaxpr, body.consts, inputs)
     except NotElementwiseError:
         return None
     if not output.is_elements:
@@ -158,7 +166,7 @@ def _is_plain(aval: Any) -> bool:
     return bool(hasattr(aval, "shape") and aval.size and not aval.weak_type and not is_key(aval))
 
 
-def _done(step: Step, args: Sequence[_Value], high: Any, low: Any, zero: Any) -> list[_Value]:
+def _run_step(step: Step, args: Sequence[_Value], high: Any, low: Any, zero: Any) -> list[_Value]:
     arrays = [a.array for a in args]
     match step.kind:
         case "whole":
@@ -167,8 +175,8 @@ def _done(step: Step, args: Sequence[_Value], high: Any, low: Any, zero: Any) ->
             made = compat.bind(step.equation, *_alike(args, low.shape))
         case "bits":
             bits = _bits(arrays[0], compat.bit_width(step.equation), high, low)
-            # In a loop of its own: with what follows it runs out of registers, and takes
-            # 1.7 times as long. Bits are exact, whatever they are compiled with.
+            # The bits have a loop of their own: together with what follows it would run out of
+            # registers, and take 1.7 times as long. Bits are exact, however they are compiled.
             made = [jax.lax.optimization_barrier(bits)]
         case "fence":
             return [_Value(_fenced(a.array, zero), a.by_row) for a in args]
@@ -179,7 +187,7 @@ def _done(step: Step, args: Sequence[_Value], high: Any, low: Any, zero: Any) ->
 
 
 def _fenced(x: Any, zero: Any) -> Any:
-    """Returns ``x``, with no rounding and no rewriting across, though a loop may go across.
+    """Returns ``x`` behind a fence: a loop may go across it, but no rounding and no rewriting may.
 
     XLA does not know that what the bits are combined with is zero.
     """
@@ -191,7 +199,7 @@ def _fenced(x: Any, zero: Any) -> Any:
 
 
 def _whole(equation: Any, args: Sequence[_Value]) -> Sequence[Any]:
-    """Runs an equation on keys and small arrays, once for each row if some argument is by row."""
+    """Runs an equation on keys and small arrays: once, or for each row if an argument is by row."""
 
     def run(*arrays: Any) -> Sequence[Any]:
         shapes = [v.aval.shape for v in equation.invars]
@@ -203,7 +211,10 @@ def _whole(equation: Any, args: Sequence[_Value]) -> Sequence[Any]:
 
 
 def _alike(args: Sequence[_Value], shape: tuple[int, int]) -> list[Any]:
-    """Spreads single values over all elements, or over the rows, where some argument has those."""
+    """Gives all arguments the shape of all elements, if one has it; else one value for each row.
+
+    If no argument is by row either, all stay single values.
+    """
     has_all = [jnp.shape(a.array) == shape for a in args]
     to = shape if any(has_all) else shape[: any(a.by_row for a in args)]
 
@@ -215,7 +226,7 @@ def _alike(args: Sequence[_Value], shape: tuple[int, int]) -> list[Any]:
 
 
 def _bits(key: Any, width: int, high: Any, low: Any) -> Any:
-    """Returns what ``jax.random.bits`` has at these indices."""
+    """Returns what ``jax.random.bits`` gives at these indices."""
     words = jax.random.key_data(key)
     first, second = threefry2x32((words[..., 0], words[..., 1]), high, low)
     if width == 64:

@@ -1,4 +1,10 @@
-"""Compiled programs: one per signature, dtype and sharding, kept for the next call."""
+"""Programs that XLA has compiled, and what is handed to them.
+
+There are two sorts. One makes whole leaves, by all the equations of a work, and each device makes
+its own shard (``prepare_program``). The other draws a sheet of elements (``draw``). There is one
+program for each signature, dtype and sharding. It is compiled on a thread, while others are, and
+kept for the next call.
+"""
 
 import collections
 import threading
@@ -20,21 +26,22 @@ from lazyinit.make.ways import Compiled
 from lazyinit.program.equations import Value, is_key
 from lazyinit.program.slices import SmallValues, Work
 
-Executable: TypeAlias = Any  # What jax.stages.Compiled is: called with the arguments, gives arrays.
+Executable: TypeAlias = Any  # A jax.stages.Compiled: it takes the parts, and gives arrays.
 
-_KEPT = 256
+_KEPT = 256  # Programs; those that were not used for longest are dropped.
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """How an input of a work is handed to its compiled program.
+    """How an input of a work is handed to its compiled program, as a few host values: its *part*.
 
-    Keys go in as raw words, which every mesh and every host can take.
+    Keys are handed in as raw words, because every mesh and every host can take those.
 
     Attributes:
-      kind: ``"plain"``, ``"key"``, or ``"folded"``: a root key and what to fold into it.
+      kind: ``"plain"`` (the value itself), ``"key"`` (its words), or ``"folded"`` (the words of a
+        root key, and the number to fold into it).
       impl: the PRNG implementation of a key.
-      typed: whether the work wants the key typed.
+      typed: whether the work wants a typed key, and not raw words.
     """
 
     kind: str
@@ -47,7 +54,7 @@ class Argument:
         return self.kind != "plain"
 
     def decode(self, *parts: Any) -> Any:
-        """Returns the input (under the trace of the program) from what was handed in."""
+        """Returns the input, under the trace of the program, from the part that was handed in."""
         if self.kind == "plain":
             return parts[0]
         key = jax.random.wrap_key_data(parts[0], impl=self.impl)
@@ -59,11 +66,11 @@ class Argument:
 def encode(
     work: Work, own_keys: Mapping[Value, RngPath], small: SmallValues
 ) -> tuple[tuple[Argument, ...], list[tuple[Any, ...]]]:
-    """Returns how each input of a work is handed in, and the host values to hand in.
+    """Returns how each input of a work is handed in, and its part: the host values to hand in.
 
     Args:
       work: what will run.
-      own_keys: the inputs that are a parameter's own key, and how to make it.
+      own_keys: the inputs that are a leaf's own key, and how to derive each.
       small: the other keys and scalars.
     """
     arguments, parts = [], []
@@ -84,7 +91,7 @@ def encode(
 
 
 def encode_key(path: RngPath) -> tuple[Argument, tuple[Any, ...]]:
-    """Returns how a leaf's own key is handed in, and the host values to hand in."""
+    """Returns how a leaf's own key is handed in, and its part."""
     (root,) = path.roots.values()
     assert isinstance(root, Key), "a traced key has no value to hand in"
     words = np.frombuffer(root.data, np.uint32).reshape(root.shape)
@@ -124,7 +131,7 @@ class Compiler:
           pool: where to compile.
           work: what to compile.
           arguments: how its inputs are handed in.
-          parts: host values of the right shapes and dtypes.
+          parts: host values of the shapes and dtypes that will be handed in.
           dtypes: what to cast each output to.
           placements: the sharding of each output.
         """
@@ -148,7 +155,7 @@ class Compiler:
           pool: where to compile.
           work: what to compile.
           arguments: how its inputs are handed in.
-          parts: host values of the right shapes and dtypes for one row.
+          parts: host values of the shapes and dtypes that will be handed in for one row.
           dtype: what to cast the elements to.
         """
         wanted = (work.signature, arguments, _types(parts), dtype)
@@ -186,7 +193,7 @@ def _lower_sheet(
     def lazyinit_sheet(
         parts: Sequence[tuple[Any, ...]], bases: Any, offsets: Any, zero: Any
     ) -> Any:
-        # What all rows share stays a scalar, which XLA computes in the form that it has for one.
+        # What all rows share stays a scalar: XLA may compute an array of it in another form.
         inputs = [
             jax.vmap(a.decode)(*p) if a.is_key else a.decode(*p)
             for a, p in zip(arguments, parts, strict=True)
@@ -196,7 +203,7 @@ def _lower_sheet(
         made = work.run(inputs, [a.is_key for a in arguments], high, low, zero)
         if made.dtype == dtype:
             return made
-        # Without a barrier XLA would drop the rounding of what it casts back: bfloat16 -> float32.
+        # Without a barrier XLA would drop the rounding to bfloat16 of what is then cast to float32.
         return jax.lax.convert_element_type(jax.lax.optimization_barrier(made), dtype)
 
     handed_in = [

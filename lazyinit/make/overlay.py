@@ -1,4 +1,8 @@
-"""An array and a stored corner of it -> the array with that corner, each device its own part."""
+"""An array that is made, and a stored corner of it: the corner is written over the array.
+
+So a table of 50,000 rows that are loaded gets 64 more that are made. Each device writes its own
+part over its own shard.
+"""
 
 import math
 from typing import Any
@@ -13,39 +17,39 @@ from lazyinit.meshes import under
 from lazyinit.params import Index, Source
 
 
-def overlaid(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.Array:
+def overlay(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.Array:
     """Writes a source over the first elements of an array, in each dimension.
 
-    Each device writes its own part over its own shard, in place: the array that was given is gone
-    afterwards. The host holds the stored part of one shard at a time, and nothing of the array.
+    Each shard is changed in place, so that the array that was given is gone afterwards. The host
+    holds the stored part of one shard at a time, and nothing of the array.
 
     Args:
       array: on any mesh; or a tracer, inside of ``jax.jit``.
-      stored: as many dimensions; cast to the array's dtype.
-      sharding: that was asked for; ``None`` leaves the array where it is, free to be moved.
+      stored: has as many dimensions; it is cast to the array's dtype.
+      sharding: the one that was asked for; ``None`` leaves the array uncommitted where it is.
 
     Returns:
       The array, under the same sharding.
     """
     dtype = array.dtype
     everything = tuple(slice(0, n) for n in stored.shape)
-    # Arrays keep their 64 bits, whatever holds where they are made.
+    # Arrays of 64 bits stay so, whether the caller has jax_enable_x64 or not.
     with compat.enable_x64(True), jax.disable_jit(False):
         if compat.is_tracer(array):
             return _write_over(array, _read(stored, everything, dtype))
-        # Whatever trace the caller is in, and whatever mesh is set: each shard is an array alone.
+        # Each shard is an array of its own here: no trace and no mesh of the caller's may apply.
         with jax.ensure_compile_time_eval(), under(None):
             if sharding is None:
                 return _update(array, jax.device_put(_read(stored, everything, dtype)))
             sharding, shape = array.sharding, array.shape
             shards = array.addressable_shards
-            parts = [_overlaid_shard(shard, shape, stored, dtype) for shard in shards]
+            parts = [_overlay_shard(shard, shape, stored, dtype) for shard in shards]
             return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def _overlaid_shard(shard: Any, shape: tuple[int, ...], stored: Source, dtype: Any) -> jax.Array:
+def _overlay_shard(shard: Any, shape: tuple[int, ...], stored: Source, dtype: Any) -> jax.Array:
     bounds = [part.indices(size)[:2] for part, size in zip(shard.index, shape, strict=True)]
-    # It starts where the shard does, in each dimension, as the corner starts at 0.
+    # The corner starts at 0 in each dimension, so its part of a shard starts where the shard does.
     index = tuple(
         slice(start, min(stop, size))
         for (start, stop), size in zip(bounds, stored.shape, strict=True)

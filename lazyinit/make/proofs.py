@@ -1,7 +1,7 @@
-"""What the fast ways rely on, as *kinds*, and which of them are proven on this machine.
+"""What the fast ways rely on, and which of it is proven on this machine.
 
-A kind is one operation on one dtype, made in one way: ``draw erf_inv float32``. What a work
-needs is a set of kinds, and it is made in a fast way only if all of them are proven.
+A *kind* is one operation on one dtype in one way, such as ``draw erf_inv float32``. A work needs a
+set of kinds. It is made in a fast way only if each of them is proven to give the bits of replay.
 """
 
 import warnings
@@ -22,9 +22,9 @@ class Proofs:
     """What is proven on one kind of device.
 
     Attributes:
-      where: the versions and the device, for people.
-      is_tested: whether all of the suite was run there: everything is proven.
-      passed: the kinds that are proven elsewhere.
+      where: the versions and the device, as people read it.
+      is_tested: whether the whole suite was run there, so that everything is proven.
+      passed: the kinds that the self-check has proven.
       failed: the kinds that the self-check found to be wrong, and the canary that showed it.
     """
 
@@ -34,8 +34,12 @@ class Proofs:
     failed: Mapping[str, str] = field(default_factory=dict)
 
     def allow(self, kinds: Callable[[], Set[str]]) -> bool:
-        """Tells whether what needs these kinds may be made in a fast way; warns once if not."""
-        if self.is_tested:  # No need to list them.
+        """Tells whether all of these kinds are proven; warns once if not.
+
+        Args:
+          kinds: returns them; not called where everything is proven.
+        """
+        if self.is_tested:
             return True
         unproven = sorted(kinds() - self.passed)
         if not unproven:
@@ -61,9 +65,9 @@ class Proofs:
         )
 
 
-_warned: set[str] = set()  # Where a warning was given in this process.
+_warned: set[str] = set()  # Each ``where`` that this process has warned about.
 
-TRUSTED = Proofs("everywhere", is_tested=True)  # For the self-check: what is to be proven is tried.
+TRUSTED = Proofs("everywhere", is_tested=True)  # For the self-check, which tries what it proves.
 
 
 def kinds_of(work: Work, form: Elementwise | Stacked | None) -> frozenset[str]:

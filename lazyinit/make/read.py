@@ -1,11 +1,11 @@
-"""A stored leaf -> host buffers: each shard its own part of the file, copied once, by pieces.
+"""Stored leaves for CPU devices: a file is read piece by piece into the buffers of the shards.
 
-A piece is read into the buffers of all shards that have a part of it, and then its pages of the
-memory map are given back. So memory beyond the array is a piece per thread, whatever the size of
-the leaf. A transposed piece is copied in tiles that fit a cache.
+A thread reads a piece once, and copies it into the buffers of all shards that have a part of it.
+Then it gives the pages of the memory map back. So memory beside the array is one piece for each
+thread, whatever the size of the leaf. A transposed piece is copied in tiles that fit a cache.
 
-The buffers are our own: JAX on CPU would take an aligned piece of the memory map as it is, and the
-array would change, or fault, with the file.
+The buffers are our own. JAX on CPU would take an aligned piece of the memory map as it is, and the
+array would then change, or fault, with the file.
 """
 
 import math
@@ -22,16 +22,16 @@ from lazyinit.make.shards import Blocks, Bounds, Shards, index_of, size_of
 from lazyinit.make.ways import Read
 from lazyinit.params import Index, Source
 
-_TILE = 256  # Elements along each side of what is copied at once where the order changes.
+_TILE = 256  # Elements along each side of what is copied at once, if the order of axes changes.
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some of what a source has along the axis on which neighbors lie farthest apart in the file.
+    """A run of a source along one axis: a thread reads it at once.
 
     Attributes:
       source: what to read.
-      axis: that axis.
+      axis: the axis along which the source is cut: neighbors on it lie farthest apart in the file.
       start: where the piece starts on it.
       stop: where it ends.
     """
@@ -42,10 +42,10 @@ class Piece:
     stop: int
 
     def read_into(self, buffers: Mapping[Bounds, np.ndarray]) -> None:
-        """Fills what buffers have of it, on any thread; casts to their dtype.
+        """Copies the piece to where it belongs in each buffer, cast to its dtype. On any thread.
 
         Args:
-          buffers: by the bounds, in the source, of what they hold; no two overlap.
+          buffers: by the part of the source that each holds; no two parts overlap.
         """
         parts = {at: part for at in buffers if (part := self._of(at)) is not None}
         if not parts:
@@ -54,7 +54,7 @@ class Piece:
             (min(start for start, _ in bounds), max(stop for _, stop in bounds))
             for bounds in zip(*parts.values(), strict=True)
         )
-        # All at once if that is no more, and else each by itself.
+        # The parts are read at once if nothing lies between them, and else one by one.
         size = size_of(around)
         is_one = sum(map(size_of, parts.values())) == size
         if is_one and size * self.source.dtype.itemsize <= PIECE:
@@ -67,7 +67,7 @@ class Piece:
         for at, part in parts.items():
             read.append(values := self.source.read(index_of(part)))
             _copy_tiles(self._place(buffers[at], at, part), values)
-        for values in read:  # Not before the last: shards share pages.
+        for values in read:  # Not before the last is copied: shards share pages.
             give_back(values)
 
     def _of(self, at: Bounds) -> Bounds | None:
@@ -95,15 +95,15 @@ def prepare_reading(way: Read, reading: ThreadPoolExecutor, blocks: Blocks) -> C
 
     def start() -> Shards:
         buffers = shards.allocate()
-        cut = pieces(job.leaf.source)
+        cut = cut_up(job.leaf.source)
         shards.tasks = [reading.submit(piece.read_into, buffers) for piece in cut]
         return shards
 
     return start
 
 
-def pieces(source: Source) -> Sequence[Piece]:
-    """Cuts a source up."""
+def cut_up(source: Source) -> Sequence[Piece]:
+    """Cuts a source into pieces, of ``PIECE`` bytes at most if a row has no more."""
     axis = _slowest(source)
     length = source.shape[axis] if source.shape else 1
     row = max(1, math.prod(source.shape) // max(length, 1) * source.dtype.itemsize)

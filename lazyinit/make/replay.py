@@ -61,7 +61,7 @@ def inline(way: Inlined, small: SmallValues) -> list[Any]:
         keys = {value: path.key() for value, path in way.own_keys.items()}
         inputs = [keys[v] if v in keys else small[v] for v in way.work.inputs]
         made = way.work.run(inputs, barrier=False)
-        return [job.moved(jnp.asarray(array)) for array, job in zip(made, way.jobs, strict=True)]
+        return [job.move(jnp.asarray(array)) for array, job in zip(made, way.jobs, strict=True)]
 
 
 def _device_of(job: Job) -> Any | None:
@@ -75,7 +75,7 @@ def _device_of(job: Job) -> Any | None:
 def _placed(job: Job, whole: jax.Array, blocks: Blocks) -> jax.Array:
     is_key = jnp.issubdtype(whole.dtype, jax.dtypes.prng_key)
     if job.sharding is None or job.sharding.num_devices == 1 or is_key or whole.weak_type:
-        return job.moved(whole)
+        return job.move(whole)
     # Not jax.device_put: for devices of several processes it would compare the whole leaf.
     host = np.asarray(whole if whole.dtype == job.dtype else whole.astype(job.dtype))
     shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, blocks)

@@ -25,10 +25,10 @@ from lazyinit.checkpoint.key_data import KeyData
 from lazyinit.make.draw import Drawer
 from lazyinit.make.executable import prepare_program
 from lazyinit.make.limits import IN_FLIGHT
-from lazyinit.make.overlay import overlaid
+from lazyinit.make.overlay import overlay
 from lazyinit.make.read import prepare_reading
 from lazyinit.make.replay import count_unequal, inline, prepare_replay
-from lazyinit.make.shards import Blocks, Shards, arrays
+from lazyinit.make.shards import Blocks, Shards, arrays_of
 from lazyinit.make.transfer import Host, Transfer
 from lazyinit.make.ways import (
     AskProofs,
@@ -87,7 +87,7 @@ def make(
             if id(job) in to_check:
                 _check(job, array, makers)
             for source in job.over:
-                array = overlaid(array, source, job.sharding)
+                array = overlay(array, source, job.sharding)
             yield job, array
 
 
@@ -167,9 +167,9 @@ def _hold(arrays: Sequence[Any]) -> Finish:
 def _move(job: Job) -> Any:
     match job.leaf:
         case StoredParam(source=KeyData() as keys):
-            return job.moved(keys.keys())
+            return job.move(keys.keys())
         case array:
-            return job.moved(array)
+            return job.move(array)
 
 
 def _prepare_transfer(job: Job, host: Host, reading: ThreadPoolExecutor) -> Start:
@@ -236,7 +236,7 @@ def _run(
                 task.result()
             advance(job.leaf.nbytes)
     # Not before all is there: beside other threads, each would wait for Python's lock.
-    made = arrays([shards for _, shards in filled])
+    made = arrays_of([shards for _, shards in filled])
     yield from zip([job for job, _ in filled], made, strict=True)
 
 

@@ -1,10 +1,11 @@
-"""The self-check: what the fast ways rely on, compared with replay on this machine.
+"""The self-check: whether the fast ways give the bits of replay on this machine.
 
-Where the test suite was run (``TESTED``), everything is taken as proven. Anywhere else (another
-version of JAX, a GPU, a CPU with other vector units, compiler options that somebody set) a set of
-*canaries* is made both ways first, from the simplest to those that combine what others have shown.
-What a canary with other bits than its replay relies on, and no earlier one has proven, has failed.
-The outcome is kept in the user's cache folder, by all that it depends on.
+Where the test suite was run (``TESTED_JAX``, ``TESTED_UNITS``), all kinds are taken as proven.
+Anywhere else (another version of JAX, a GPU, a CPU with other vector units, compiler options that
+somebody set) the *canaries* are made both ways first. They come from the simplest on, and later
+ones combine what earlier ones have proven. If a canary has other bits than its replay, the kinds
+that it needs, and that no earlier one has proven, have failed. The outcome is kept in the user's
+cache folder, by all that it depends on.
 """
 
 import contextlib
@@ -23,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.nn import initializers
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from lazyinit import compat
 from lazyinit.keys import Key, RngPath
+from lazyinit.make.canaries import CANARIES, Init, shapes_of
 from lazyinit.make.proofs import TRUSTED, Proofs, kinds_of
 from lazyinit.make.run import make
 from lazyinit.make.ways import Compiled, Drawn, Job, ways_of
@@ -114,89 +114,12 @@ def _options() -> Iterator[str]:
         yield "jax_compiler_enable_remat_pass=False"
 
 
-# The canaries.
-
-Init = Callable[[Any, Sequence[int], Any], Any]
-
-# Shapes that have shown differences: rows that are not a multiple of a vector, what XLA cuts up for
-# its threads; vectors alone, short last axes, and what is smaller than a vector.
-_FEW = ((3, 67), (400, 513))
-_MANY = (*_FEW, (2, 5, 192), (64, 3), ())
-
-
-_normal = initializers.normal(0.02)
-
-
-def _scaled(init: Init) -> Init:
-    # Variance scaling wants a fan in and a fan out.
-    def scaled(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-        return init(key, shape if len(shape) > 1 else (2, *(shape or (3,))), dtype)
-
-    return scaled
-
-
-def _moved(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-    x = jax.random.normal(key, shape, dtype)
-    return x * 0.3 + 0.7
-
-
-def _products(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-    x = jax.random.uniform(key, shape, dtype)
-    return x * 0.3 + x * 0.7 - 0.1
-
-
-def _exact(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-    x = jax.random.uniform(key, shape, dtype)
-    x = jnp.where(jnp.abs(x) > 0.5, -x, jnp.maximum(jnp.minimum(x, 0.4), 0.1))
-    x = jnp.where(x >= 0.3, jnp.sign(x), jnp.floor(x) + jnp.ceil(x))
-    return jnp.where((x < 0.2) | (x <= 0.1), x, jax.lax.round(x)).astype(dtype)
-
-
-def _roots(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-    x = jax.random.uniform(key, shape, dtype) + 1
-    return jax.lax.integer_pow(jnp.sqrt(x), 3) / (x + 0.5)
-
-
-def _rows(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-    def row(_: None, key: Any) -> tuple[None, Any]:
-        return None, jax.random.normal(key, shape, dtype) * 0.02
-
-    return jax.lax.scan(row, None, jax.random.split(key, 3))[1]
-
-
-def _vmapped_rows(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-    def row(key: Any) -> Any:
-        return jax.random.normal(key, shape, dtype) * 0.02
-
-    return jax.vmap(row)(jax.random.split(key, 3))
-
-
-def _bits(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-    return jax.random.bits(key, shape, dtype)
-
-
-# From the simplest on. A kind is proven by the first canary that has it.
-_FLOATS = ("float32", "bfloat16", "float16")
-_CANARIES: Sequence[tuple[str, Init, Sequence[str]]] = (
-    ("bits", _bits, ("uint32", "uint16", "uint8")),
-    ("uniform", jax.random.uniform, _FLOATS),
-    ("comparisons", _exact, ("float32", "bfloat16")),
-    ("normal", _normal, (*_FLOATS, "float64")),
-    ("truncated normal", _scaled(initializers.lecun_normal()), _FLOATS),
-    ("scaled and moved", _moved, _FLOATS),
-    ("sum of products", _products, ("float32",)),
-    ("powers and roots", _roots, ("float32",)),
-    ("rows of a scan", _rows, ("float32", "bfloat16")),
-    ("rows of a vmap", _vmapped_rows, ("float32", "bfloat16")),
-)
-
-
 def run(platform: str) -> Proofs:
     """Runs the self-check on this process's devices of a platform, whatever is remembered."""
     where = str(environment(platform))
     passed: set[str] = set()
     failed: dict[str, str] = {}
-    canaries = [(name, init, dtype) for name, init, dtypes in _CANARIES for dtype in dtypes]
+    canaries = [(name, init, dtype) for name, init, dtypes in CANARIES for dtype in dtypes]
     # Settings, meshes and traces of the caller's stay on its thread.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tried = list(pool.map(lambda canary: _try(canary[1], canary[2], platform), canaries))
@@ -210,11 +133,13 @@ def run(platform: str) -> Proofs:
 
 def _try(init: Init, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
     """Returns what making a canary in the fast way relies on, and whether its bits differ."""
-    shapes = _MANY if init is _normal and dtype == "float32" else _FEW
     key = Key.of(jax.random.key(7, impl="threefry2x32"))
 
     def tree(keys: Any, _: Any) -> list[Any]:
-        return [init(jax.random.fold_in(keys["params"], n), s, dtype) for n, s in enumerate(shapes)]
+        return [
+            init(jax.random.fold_in(keys["params"], n), s, dtype)
+            for n, s in enumerate(shapes_of(init, dtype))
+        ]
 
     with compat.enable_x64(dtype == "float64"), jax.threefry_partitionable(True):
         traced, results = trace(tree, {"params": key})

@@ -96,7 +96,7 @@ class Shards:
         return self._buffers[_bounds_of(index, self._shape)]
 
 
-def arrays(filled: Sequence[Shards]) -> list[jax.Array]:
+def arrays_of(filled: Sequence[Shards]) -> list[jax.Array]:
     """Returns the array of each, under no setting and in no trace: faster than one by one."""
     on_default = [n for n, shards in enumerate(filled) if shards.is_whole]
     with compat.enable_x64(True), jax.ensure_compile_time_eval():

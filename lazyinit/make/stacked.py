@@ -1,9 +1,9 @@
-"""Works whose leaf has rows along its first axis, each made from a key of its own.
+"""The stacked form of a work: its leaf has rows, and each row is made from a key of its own.
 
-So ``nn.scan`` and ``nnx.vmap`` make the parameters of layers. A scan that carries nothing compiles
-its body as one, so a row is drawn by the steps of the body with no barrier between them. Under a
-``vmap``, eager JAX runs each equation for all rows at once: a row has the steps of the work. A
-device makes the rows that it holds, and no others.
+This is how ``nn.scan`` and ``nnx.vmap`` make the parameters of layers; the rows lie along the first
+axis. XLA compiles the body of a scan as one, so a row is drawn by the steps of the body, with no
+barrier between them. Under a ``vmap``, eager JAX runs each equation for all rows at once, so a row
+has the steps of the work, with its barriers. A device makes the rows that it holds, and no others.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lazyinit import compat
-from lazyinit.make.elementwise import Elementwise, elementwise, form_of_body
+from lazyinit.make.elementwise import Elementwise, elementwise_of, form_of_body
 from lazyinit.make.steps import Step
 from lazyinit.make.threefry import fold_in
 from lazyinit.program.equations import is_key
@@ -20,13 +20,13 @@ from lazyinit.program.slices import Work
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
-    """A leaf whose rows along its first axis have the same steps and a key each.
+    """A work that makes one leaf, in a form that makes each row along the first axis from its key.
 
     Attributes:
       row: what makes one row, from its key.
-      fold: what is folded into each key first; ``-1`` for nothing.
-      place: which of the inputs of the work is the array of keys.
-      under: ``"scan"`` or ``"vmap"``.
+      fold: the number that is folded into each key first; ``-1`` if none is.
+      place: the position of the array of keys among the inputs of the work.
+      under: what made the rows, ``"scan"`` or ``"vmap"``.
     """
 
     row: Elementwise
@@ -36,7 +36,7 @@ class Stacked:
 
     @classmethod
     def of(cls, work: Work) -> "Stacked | None":
-        """Returns a work in this form, ``None`` if it has no such."""
+        """Returns a work in this form; ``None`` if its leaf has no such rows."""
         return cls._of_vmap(work) or cls._of_scan(work)
 
     @classmethod
@@ -46,7 +46,7 @@ class Stacked:
         shape = work.program.avals[work.outputs[0]].shape
         if len(places) != 1 or avals[places[0]].shape != shape[:1] or not shape:
             return None
-        row = elementwise(work, rows=shape[0]) if shape[0] else None
+        row = elementwise_of(work, rows=shape[0]) if shape[0] else None
         return None if row is None else cls(row, place=places[0], under="vmap")
 
     @classmethod
@@ -58,7 +58,7 @@ class Stacked:
         if scan is None or scan.num_carry or scan.num_consts or len(equation.outvars) != 1:
             return None
         avals: list[Any] = [v.aval for v in equation.invars]
-        if len(avals) != len(work.inputs):  # The same keys twice.
+        if len(avals) != len(work.inputs):  # The scan takes the same keys twice.
             return None
         if not scan.length or any(a.ndim != 1 or not is_key(a) for a in avals):
             return None
@@ -82,7 +82,11 @@ class Stacked:
 
 
 def _without_fold(row: Elementwise) -> tuple[Elementwise, int]:
-    """Takes the fold at the start out of the steps: one program then serves all names."""
+    """Takes the fold at the start out of the steps, so that one program serves leaves of all names.
+
+    Returns:
+      The other steps, and the number that was folded in; ``-1`` if there was no such fold.
+    """
     first = row.steps[0] if row.steps else None
     if first is None or first.kind != "whole":
         return row, -1

@@ -1,7 +1,9 @@
-"""Equations -> steps: what is done once, with keys and scalars, and what to each element.
+"""The equations of a leaf as steps, some for keys and scalars, some for each element.
 
-What is inside of a jit is laid out in its place, the shapes of the leaf are forgotten, and what
-does not give each element from its index and from single values is refused.
+A leaf can be drawn if each of its elements follows from the element's index and from single values:
+keys, scalars, small arrays. ``Builder`` goes through the equations, lays out the body of a ``jit``
+where the ``jit`` stands, and forgets the shape of the leaf. It refuses (``NotElementwiseError``)
+whatever would give other bits than eager JAX, or would need more than the index.
 """
 
 import itertools
@@ -19,7 +21,7 @@ from lazyinit.compat import Fact
 from lazyinit.make.limits import SHORT
 from lazyinit.program.equations import is_key
 
-_SMALL = 1024  # Elements of a value that is made whole beside the elements: keys, scalars.
+_SMALL = 1024  # Elements, at most, of a value that is made whole: a key, a scalar, a small array.
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,11 @@ class Ref:
     """A value that a step takes.
 
     Attributes:
-      number: which value, counted from the inputs of the work on; ``-1`` for a constant.
-      constant: a NumPy array of no dimensions, if it is one.
+      number: which value: the inputs of the work are counted first, then what each step gives;
+        ``-1`` for a constant.
+      constant: a NumPy array of no dimensions; ``None`` if it is no constant.
       is_elements: whether it stands for all elements of the leaf.
-      repeated: the equations that repeat it, one value, to another shape than the leaf's.
+      repeated: for one value, the equations that repeat it to a shape that is not the leaf's.
     """
 
     number: int
@@ -44,9 +47,9 @@ class Step:
     """One operation.
 
     Attributes:
-      kind: ``"whole"`` (an equation on keys and scalars), ``"elements"`` (one on a run of
-        elements), ``"bits"`` (random ones for a run of elements), ``"barrier"`` (between two
-        loops), or ``"fence"`` (one within a loop).
+      kind: ``"whole"`` (an equation on keys and scalars), ``"elements"`` (an equation on a run of
+        elements), ``"bits"`` (random bits for a run of elements), ``"barrier"`` (nothing is fused
+        across it: it ends a loop), or ``"fence"`` (nothing is rounded across it, within a loop).
       equation: what to run; ``None`` for a barrier and a fence.
       inputs: what it takes.
     """
@@ -62,10 +65,11 @@ class Step:
 
 
 def with_fences(steps: Sequence[Step], values: int) -> tuple[Step, ...]:
-    """Turns barriers into fences where what is behind them may share the loop in front.
+    """Turns a barrier into a fence where the steps behind it may share a loop with those before.
 
-    Every loop more takes 15 ms to compile. But what else is in a loop can change whether LLVM makes
-    it of vectors, and so the form of an ``exp`` in it: only what is sure of its vectors may share.
+    Each loop takes 15 ms to compile. But what is in a loop decides whether LLVM makes it of
+    vectors, and with that the form of an ``exp`` in it. So a loop is shared only by steps that
+    are sure to be made of vectors.
 
     Args:
       steps: what to run.
@@ -80,46 +84,61 @@ def with_fences(steps: Sequence[Step], values: int) -> tuple[Step, ...]:
         used_later = any(last_use.get(number, -1) > end for number in made)
         in_front = all(_may_share(Fact.IN_VECTORS, s) for s in steps[start + 1 : n])
         behind = all(_may_share(Fact.JOINS_LOOP, s) for s in steps[n + 1 : end])
-        if in_front and behind and not used_later:  # Later ones would share it, too.
+        if in_front and behind and not used_later:  # What uses it later would share the loop, too.
             fenced[n] = replace(steps[n], kind="fence")
     return tuple(fenced)
 
 
 def _may_share(wanted: Fact, step: Step) -> bool:
     if step.kind != "elements" or not any(r.is_elements for r in step.inputs):
-        return True  # In a loop of its own, or in none.
+        return True  # It has a loop of its own, or needs none.
     is_word = all(v.aval.dtype in (np.float32, np.uint32) for v in step.equation.outvars)
     return wanted in compat.facts(step.equation) and is_word
 
 
 class NotElementwiseError(Exception):
-    """What was laid out does not give each element from its index."""
+    """Some element does not follow from its index in a way that keeps the bits of eager JAX."""
 
 
 class Builder:
-    """Lays equations out in steps, with what is inside of a jit in its place."""
+    """Turns equations into steps, one after the other.
+
+    Attributes:
+      steps: those so far.
+    """
 
     def __init__(self, shape: Sequence[int], inputs: Sequence[Any], *, rows: int = 0) -> None:
-        """Takes the shape of the leaf, and the avals of what is handed in.
+        """Starts with no step.
 
         Args:
           shape: of the leaf.
-          inputs: avals.
-          rows: how many keys there are where an array of keys is handed in, one for each place
-            along the first axis of the leaf, and every equation is on all of them; ``0`` for none.
+          inputs: the avals of what is handed in.
+          rows: how many keys are handed in as one array, under a ``vmap``: one for each place
+            along the first axis of the leaf, where every equation is on all rows. ``0`` for none.
         """
         self._size = math.prod(shape)
         self._rows = rows
-        # XLA unrolls loops over short last axes, and joins what it unrolled to other vectors.
+        # XLA unrolls a loop over a short last axis, and makes other vectors of what it unrolled.
         self._is_short = shape[-1] < SHORT if shape else True
         self._values = len(inputs)
-        # Single values that differ from row to row of a sheet: what is, or may be, made of a key.
+        # The values that differ from row to row of a sheet: what is, or may be, made of a key.
         self._by_row = {n for n, aval in enumerate(inputs) if not _is_single(aval)}
-        self._products: set[int] = set()  # Of elements, in the stretch since the last barrier.
+        self._products: set[int] = set()  # Elementwise products since the last barrier.
         self.steps: list[Step] = []
 
-    def top(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
-        """Adds a top-level equation, with a barrier behind it if it has taken a step."""
+    def add(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
+        """Adds an equation that stands in no body, and a barrier if that took a step.
+
+        Args:
+          equation: what to add.
+          inputs: what it takes.
+
+        Returns:
+          What it gives.
+
+        Raises:
+          NotElementwiseError: it does not give each element from its index.
+        """
         before = len(self.steps)
         made = self._equation(equation, inputs)
         if len(self.steps) == before or any(is_key(v.aval) for v in equation.outvars):
@@ -135,7 +154,8 @@ class Builder:
         self.steps.append(Step(kind, equation, tuple(inputs)))
         first, self._values = self._values, self._values + len(gives)
         if any(r.number in self._by_row for r in inputs):
-            # One for each row is an array, of which XLA may compute an element in another form.
+            # One value for each row is an array, and XLA may compute its elements in another form
+            # than a scalar.
             if equation is not None and any(map(_is_rounded, gives, equation.outvars)):
                 raise NotElementwiseError
             self._by_row.update(range(first, self._values))
@@ -152,7 +172,7 @@ class Builder:
         inputs = list(map(self._whole, inputs))
         inner = compat.jit_body(equation) or compat.transparent_body(equation)
         if inner is not None:
-            return self.body(*inner, inputs)
+            return self.add_body(*inner, inputs)
         if any(r.is_elements for r in inputs):
             return self._on_elements(equation, inputs)
         if Fact.RANDOM_BITS in known and self._covers(equation):
@@ -162,7 +182,7 @@ class Builder:
                 raise NotElementwiseError
             return self._step("bits", equation, inputs, [True])
         if all(_is_single(v.aval) for v in (*equation.invars, *equation.outvars)):
-            # How many dimensions of 1 it has follows from the leaf's, and does not matter.
+            # How many dimensions of size 1 a single value has does not matter.
             if Fact.SAME_ORDER in known:
                 return [inputs[0]]
             if Fact.BY_ELEMENT in known:
@@ -179,7 +199,7 @@ class Builder:
         return replace(ref, repeated=(*ref.repeated, equation))
 
     def _whole(self, ref: Ref) -> Ref:
-        """Repeats a single value, where something else than repeating it again is done with it."""
+        """Returns a repeated value as a small array, for what does more than repeat it again."""
         made = replace(ref, repeated=())
         for equation in ref.repeated:
             if _size(equation.outvars[0].aval) > _SMALL:
@@ -199,8 +219,8 @@ class Builder:
         if Fact.BY_ELEMENT not in known or Fact.TWO_FORMS in known or may_differ:
             raise NotElementwiseError
         if Fact.SUM in known and all(r.number in self._products for r in inputs):
-            # LLVM joins one of the two products with the sum to one rounding, and we cannot know
-            # which.
+            # LLVM makes one rounding of the sum and one of the products, and we cannot know of
+            # which product.
             raise NotElementwiseError
         made = self._step("elements", equation, inputs, [True])
         is_negated = Fact.NEGATION in known and inputs[0].number in self._products
@@ -211,8 +231,17 @@ class Builder:
     def _covers(self, equation: jex.JaxprEqn) -> bool:
         return len(equation.outvars) == 1 and _size(equation.outvars[0].aval) == self._size
 
-    def body(self, jaxpr: jex.Jaxpr, consts: Sequence[Any], inputs: Sequence[Ref]) -> list[Ref]:
-        """Adds the equations of a body, with no barrier."""
+    def add_body(self, jaxpr: jex.Jaxpr, consts: Sequence[Any], inputs: Sequence[Ref]) -> list[Ref]:
+        """Adds the equations of a body, with no barrier between them, and returns what it gives.
+
+        Args:
+          jaxpr: the body.
+          consts: its constants.
+          inputs: what it takes.
+
+        Raises:
+          NotElementwiseError: some equation does not give each element from its index.
+        """
         env: dict[Any, Ref] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             env[var] = _constant(const, var.aval)
@@ -234,7 +263,7 @@ def _constant(value: Any, aval: Any) -> Ref:
 
 
 def _size(aval: Any) -> int:
-    return getattr(aval, "size", _SMALL + 1)  # A mutable array, a token: nothing for us.
+    return getattr(aval, "size", _SMALL + 1)  # A mutable array or a token has none: too large.
 
 
 def _is_rounded(is_elements: bool, var: Any) -> bool:

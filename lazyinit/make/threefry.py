@@ -1,7 +1,7 @@
 """The Threefry-2x32 hash: JAX's default PRNG, where each random number is a function of its index.
 
-Written here over traced arrays, to draw any part of an array by itself, and over numbers, to fold
-one into a key without a compiled program.
+It is written here twice. Over traced arrays, it draws any part of an array by itself. Over Python's
+numbers, it folds a number into a key without a compiled program.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011),
 with 20 rounds. How JAX counts: ``jax.random.bits`` under ``jax_threefry_partitionable`` hashes
@@ -29,7 +29,7 @@ def threefry2x32(key: tuple[Any, Any], high: Any, low: Any) -> tuple[Any, Any]:
     Returns:
       The two words of each hash, of that shape.
     """
-    # In terms of jax.lax: traced in a fifth of the time that the operators of arrays take.
+    # jax.lax is traced in a fifth of the time that the operators of arrays take.
     schedule = (key[0], key[1], lax.bitwise_xor(lax.bitwise_xor(key[0], key[1]), _PARITY))
 
     def injected(x: Any, word: Any) -> Any:
@@ -48,13 +48,13 @@ def threefry2x32(key: tuple[Any, Any], high: Any, low: Any) -> tuple[Any, Any]:
 
 
 def fold_in(words: np.ndarray, data: int) -> np.ndarray:
-    """Returns the words of the key that ``jax.random.fold_in`` gives, without JAX.
+    """Returns the words of the key that ``jax.random.fold_in`` gives, and calls no JAX.
 
     Args:
       words: of a threefry key, uint32[2].
       data: a 32-bit number.
     """
-    # The same hash over Python's numbers: for one key 15 times faster than arrays of one element.
+    # For one key, Python's numbers are 15 times faster than arrays of one element.
     schedule = (int(words[0]), int(words[1]), int(words[0] ^ words[1] ^ _PARITY))
     x, y = schedule[0], data + schedule[1] & _MASK
     for block in range(5):

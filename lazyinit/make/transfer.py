@@ -1,23 +1,23 @@
-"""A stored leaf -> an array on devices that are no CPU: read into host blocks, copied from there.
+"""Stored leaves for devices that are no CPU: read into host blocks, and copied from there.
 
-The distinct shards of a leaf that this process's devices hold are read together, a *batch* of them
-at a time, by all threads, as ``read`` does it on CPU: whatever is replicated is read once, and
-casts happen on the way into the block. Whoever reads the last piece of a batch hands its shards to
-their devices, and waits. Meanwhile the other threads read what comes next. A device gets one batch
-at a time: its link is busy with one copy, and a second would only hold a block for longer.
+The distinct shards of a leaf that this process's devices hold are read together, one *batch* at a
+time. All threads read it, as ``read`` does on CPU: what is replicated is read once, and casts
+happen on the way into the block. The thread that reads the last piece of a batch copies its shards
+to their devices, and waits. Meanwhile the other threads read what comes next. A device gets one
+batch at a time: its link is busy with one copy, and a second would only hold a block for longer.
 
 **The bound.** The blocks of one ``materialize`` that are filled, copied from or kept for the next
-batch are ``HOST_BYTES`` together, or one shard, if that is larger: a thread that finds no room
-waits for a copy to end. It cannot wait forever. Threads take pieces in the order in which they
-were handed out, so the pieces of a batch that has its block are all with threads that are not
-waiting for one.
+batch have ``HOST_BYTES`` together, or one shard if that is larger. A thread that finds no room
+waits for a copy to end. It cannot wait forever: threads take pieces in the order in which they
+were handed out, so all pieces of a batch that has a block are with threads that do not wait for
+one.
 
-**Whose memory it is.** A block is filled anew once the copy out of it has ended, on devices that
-are known to copy, into memory of their own. JAX on CPU takes an aligned block as the array itself,
-and does so with ``may_alias=False`` too (0.10.2, 0.12.0.1), so the platform of the device decides.
-Any other device keeps the block that it got. Memory of kind ``pinned_host`` is not used: JAX fills
-it by a copy out of such a block as well, which the runtime makes by itself when it stages the
-transfer; and to write into it from here would be to change an array behind JAX's back.
+**Whose memory it is.** A block is filled again once the copy out of it has ended, if its devices
+are known to copy into memory of their own. The platform of a device decides that: JAX on CPU takes
+an aligned block as the array itself, even with ``may_alias=False`` (0.10.2, 0.12.0.1). A device
+that is not known to copy keeps the block. Memory of kind ``pinned_host`` is not used as a block:
+JAX fills it by a copy out of such a block, which the runtime does by itself when it stages the
+transfer, and writing into it from here would change an array behind JAX's back.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from lazyinit import compat
-from lazyinit.make.read import Piece, pieces
+from lazyinit.make.read import Piece, cut_up
 from lazyinit.make.shards import ALIGNMENT, Bounds, aligned, places_of, size_of
 from lazyinit.make.ways import Job
 from lazyinit.params import describe
@@ -42,7 +42,7 @@ _COPYING = frozenset({"gpu", "cuda", "rocm", "tpu"})  # Platforms whose memory i
 
 
 class Host:
-    """The blocks of one call, and which devices are being copied to. For any thread."""
+    """The host blocks of one call, and the devices that are being copied to. For any thread."""
 
     def __init__(self) -> None:
         """Starts with no block."""
@@ -89,7 +89,7 @@ class Host:
 
         Args:
           block: what ``take`` returned.
-          again: whether it may be filled again; else it belongs to who else holds it.
+          again: whether it may be filled again; if not, it belongs to a device's array now.
         """
         with self._room:
             self._used -= block.size
@@ -112,7 +112,7 @@ class Transfer:
     """One stored leaf on its way to its devices."""
 
     def __init__(self, job: Job, host: Host) -> None:
-        """Takes what to read. On the caller's thread, whose default device holds."""
+        """Takes what to read. On the caller's thread, because its default device counts."""
         self._job, self.host = job, host
         self._made: dict[Any, jax.Array] = {}
         places = places_of(job.leaf.shape, job.sharding)
@@ -123,7 +123,7 @@ class Transfer:
 
     def start(self, reading: ThreadPoolExecutor) -> Sequence[Future[Any]]:
         """Begins to read and to copy, and returns what to wait for."""
-        cut = pieces(self._job.leaf.source)
+        cut = cut_up(self._job.leaf.source)
         tasks = []
         for starts, size in self._batches():
             batch = _Batch(self, starts, size=size, left=len(cut))
@@ -144,9 +144,10 @@ class Transfer:
             )
 
     def _batches(self) -> Iterator[tuple[dict[Bounds, int], int]]:
-        """Yields where shards begin in a block, and its size (bytes): half of all, if it can be.
+        """Yields each batch: where its shards begin in a block, and the block's size, in bytes.
 
-        So one batch can be read while another is copied.
+        A block is half of the memory at most, unless one shard is larger, so that one batch can be
+        read while another is copied.
         """
         starts: dict[Bounds, int] = {}
         end = 0
@@ -182,9 +183,10 @@ class Transfer:
         }
 
     def copy(self, shards: Mapping[Bounds, np.ndarray]) -> bool:
-        """Copies shards to all devices that hold them; tells whether JAX is done with their memory.
+        """Copies shards to all devices that hold them. On any thread.
 
-        On any thread.
+        Returns:
+          Whether JAX is done with the memory of the shards.
         """
         pairs = [(device, at) for at in shards for device in self._holders[at]]
         devices = [device for device, _ in pairs]

@@ -20,7 +20,7 @@ from lazyinit import compat, errors
 from lazyinit import sharding as shardings
 from lazyinit.checkpoint.key_data import KeyData
 from lazyinit.keys import Key, RngPath, TracedKey
-from lazyinit.make.elementwise import Elementwise, elementwise
+from lazyinit.make.elementwise import Elementwise, elementwise_of
 from lazyinit.make.proofs import Proofs, kinds_of
 from lazyinit.make.stacked import Stacked
 from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, describe, label
@@ -54,7 +54,7 @@ class Job:
         if isinstance(self.leaf, OverlapParam):
             self.over, self.leaf = [self.leaf.stored], self.leaf.rest
 
-    def moved(self, array: Any) -> Any:
+    def move(self, array: Any) -> Any:
         """Returns an array (JAX's or NumPy's, or a tracer) in the job's dtype and sharding."""
         cast = array if array.dtype == self.dtype else array.astype(self.dtype)
         if self.sharding is None:
@@ -186,7 +186,7 @@ def _drawn(jobs: Sequence[Job], proofs: AskProofs) -> Drawn | None:
 
 def _form(work: Work) -> Elementwise | Stacked | None:
     # If a result were dropped, XLA would fuse the rest in another way than eager JAX.
-    return (elementwise(work) or Stacked.of(work)) if work.keeps_all() else None
+    return (elementwise_of(work) or Stacked.of(work)) if work.keeps_all() else None
 
 
 def _as_a_whole(jobs: Sequence[Job], proofs: AskProofs) -> Compiled | Replayed:

@@ -11,7 +11,7 @@ from jax.nn import initializers
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.make.elementwise import elementwise
+from lazyinit.make.elementwise import elementwise_of
 from lazyinit.program.slices import gather
 
 
@@ -47,15 +47,15 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_leaf_made_by_its_indices_has_the_bits_of_eager_init(name):
-    assert elementwise(work_of(FORMS[name], (16, 64))) is not None
+    assert elementwise_of(work_of(FORMS[name], (16, 64))) is not None
     module = models.Wrap(lambda self, x: self.param("w", FORMS[name], (16, 64)))
     assert_same(li.materialize(li.lazy(module).init(models.KEY, 0)), module.init(models.KEY, 0))
 
 
 def test_short_last_axes_are_left_to_eager_jax():
     for shape in ((64, 3), (4096, 63), (3,)):
-        assert elementwise(work_of(initializers.normal(0.02), shape)) is None
-        assert elementwise(work_of(initializers.zeros, shape)) is not None  # Nothing is rounded.
+        assert elementwise_of(work_of(initializers.normal(0.02), shape)) is None
+        assert elementwise_of(work_of(initializers.zeros, shape)) is not None  # Nothing is rounded.
 
 
 def test_two_products_in_one_sum_are_left_to_eager_jax_if_it_compiles_them_as_one():
@@ -63,8 +63,8 @@ def test_two_products_in_one_sum_are_left_to_eager_jax_if_it_compiles_them_as_on
         x = jax.random.normal(key, shape)
         return x * 0.3 + x * 0.7
 
-    assert elementwise(work_of(init)) is not None
-    assert elementwise(work_of(jax.jit(init, static_argnums=1))) is None
+    assert elementwise_of(work_of(init)) is not None
+    assert elementwise_of(work_of(jax.jit(init, static_argnums=1))) is None
 
 
 OTHERS = {
@@ -90,22 +90,22 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_leaves_are_left_to_eager_jax(name):
-    assert elementwise(work_of(OTHERS[name], (8, 4))) is None
+    assert elementwise_of(work_of(OTHERS[name], (8, 4))) is None
     module = models.Wrap(lambda self, x: self.param("w", OTHERS[name], (8, 4)))
     assert_same(li.materialize(li.lazy(module).init(models.KEY, 0)), module.init(models.KEY, 0))
 
 
 def test_other_generators_count_in_other_ways():
     normal = initializers.normal(0.02)
-    assert elementwise(work_of(normal, key=jax.random.key(0, impl="rbg"))) is None
+    assert elementwise_of(work_of(normal, key=jax.random.key(0, impl="rbg"))) is None
     with jax.threefry_partitionable(False):
-        assert elementwise(work_of(normal)) is None
-    assert elementwise(work_of(normal, key=jax.random.PRNGKey(0))) is not None
+        assert elementwise_of(work_of(normal)) is None
+    assert elementwise_of(work_of(normal, key=jax.random.PRNGKey(0))) is not None
 
 
 def test_one_signature_serves_all_shapes_and_scales_but_not_other_dtypes():
     def signature(init, shape):
-        form = elementwise(work_of(init, shape))
+        form = elementwise_of(work_of(init, shape))
         assert form is not None
         return form.signature
 
@@ -134,7 +134,7 @@ def test_64_bit_types_keep_their_bits(dtype):
 
 def kinds(init):
     """Returns what kind of barrier is where, by the operation in front."""
-    steps = elementwise(work_of(init, (8, 64))).steps
+    steps = elementwise_of(work_of(init, (8, 64))).steps
     return [
         (before.equation.primitive.name, step.kind)
         for before, step in itertools.pairwise(steps)

@@ -146,7 +146,7 @@ def test_pieces_fill_the_shards_that_are_held_and_read_no_more(data):
     buffers = {at: np.empty([stop - start for start, stop in at], np.float16) for at in held}
     source = Counted(values)
     with mock.patch.object(read, "PIECE", data.draw(st.integers(1, 4 * values.size))):
-        for piece in read.pieces(source):
+        for piece in read.cut_up(source):
             piece.read_into(buffers)
     for at, buffer in buffers.items():
         np.testing.assert_array_equal(buffer, values[tuple(slice(*bounds) for bounds in at)])
@@ -156,7 +156,7 @@ def test_pieces_fill_the_shards_that_are_held_and_read_no_more(data):
 def test_all_shards_of_a_piece_are_one_read():
     source = Counted(np.zeros((8, 8)))
     bounds = [(n, n + 2) for n in range(0, 8, 2)]
-    (piece,) = read.pieces(source)
+    (piece,) = read.cut_up(source)
     piece.read_into({at: np.empty((2, 2)) for at in itertools.product(bounds, bounds)})
     assert source.read_sizes == [64]
 

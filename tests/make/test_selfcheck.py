@@ -39,18 +39,18 @@ def elsewhere(monkeypatch, tmp_path):
 @pytest.fixture
 def few_canaries(monkeypatch):
     """Canaries of one dtype alone, for tests that are not about them."""
-    few = [(name, init, dtypes[:1]) for name, init, dtypes in selfcheck._CANARIES[:4]]
-    monkeypatch.setattr(selfcheck, "_CANARIES", few)
+    few = [(name, init, dtypes[:1]) for name, init, dtypes in selfcheck.CANARIES[:4]]
+    monkeypatch.setattr(selfcheck, "CANARIES", few)
 
 
 def plant(monkeypatch, wrong):
     """Makes a step of what is drawn give other bits: ``wrong`` maps a step and what it gives."""
-    real = elementwise._done
+    real = elementwise._run_step
 
     def done(step, args, *rest):
         return [x._replace(array=wrong(step, x.array)) for x in real(step, args, *rest)]
 
-    monkeypatch.setattr(elementwise, "_done", done)
+    monkeypatch.setattr(elementwise, "_run_step", done)
 
 
 def one_more_ulp(name):
@@ -90,8 +90,8 @@ def test_a_planted_wrong_step_is_caught_and_nothing_is_made_by_it(
 @pytest.mark.parametrize("spec", [None, P("a")])
 def test_a_planted_lost_barrier_is_caught(monkeypatch, elsewhere, spec):
     """As if XLA had dropped what keeps it from fusing: a product and a sum are rounded once."""
-    few = [c for c in selfcheck._CANARIES if c[0] in ("uniform", "normal", "scaled and moved")]
-    monkeypatch.setattr(selfcheck, "_CANARIES", [(n, f, ("float32",)) for n, f, _ in few])
+    few = [c for c in selfcheck.CANARIES if c[0] in ("uniform", "normal", "scaled and moved")]
+    monkeypatch.setattr(selfcheck, "CANARIES", [(n, f, ("float32",)) for n, f, _ in few])
     monkeypatch.setattr(jax.lax, "optimization_barrier", lambda x: x)
     monkeypatch.setattr(elementwise, "_fenced", lambda x, zero: x)
 
@@ -237,8 +237,8 @@ def test_on_other_devices_programs_of_their_own_are_checked(monkeypatch):
     real = jax.local_devices
     monkeypatch.setattr(jax, "local_devices", lambda *a, **k: real())
     monkeypatch.setattr(shardings, "platform_of", lambda _: "gpu")
-    few = [(name, init, ("float32",)) for name, init, _ in selfcheck._CANARIES[1:6]]
-    monkeypatch.setattr(selfcheck, "_CANARIES", few)
+    few = [(name, init, ("float32",)) for name, init, _ in selfcheck.CANARIES[1:6]]
+    monkeypatch.setattr(selfcheck, "CANARIES", few)
     found = selfcheck.run("gpu")
     kinds = {*found.passed, *found.failed}
     assert {"compile erf_inv float32", "compile random_bits uint32"} <= kinds

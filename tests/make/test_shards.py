@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lazyinit.make.shards import BLOCK, Blocks, Shards, arrays
+from lazyinit.make.shards import BLOCK, Blocks, Shards, arrays_of
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
@@ -51,7 +51,7 @@ def test_arrays_made_together_are_those_made_one_by_one():
         filled.append(Shards("w", whole.shape, whole.dtype, sharding, Blocks()))
         for at, buffer in filled[-1].allocate().items():
             buffer[...] = whole[tuple(slice(*bounds) for bounds in at)] + len(filled)
-    made = arrays(filled)
+    made = arrays_of(filled)
     for n, array in enumerate(made):
         assert array.dtype == np.float64
         np.testing.assert_array_equal(array, whole + n + 1)
