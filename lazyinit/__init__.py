@@ -16,13 +16,14 @@ from lazyinit._inspect import TreeView, inspect
 from lazyinit._lazy import lazy
 from lazyinit._materialize import materialize
 from lazyinit._overlap import overlap
-from lazyinit._plan import Plan, plan
+from lazyinit._plan import plan
 from lazyinit._pretrained import from_pretrained
 from lazyinit._reseed import reseed
 from lazyinit._save import save
 from lazyinit._update import update
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.compat.versions import warn_outside as _warn_outside
+from lazyinit.cost.planned import Headroom, Plan
 from lazyinit.errors import LazyinitError, LazyinitWarning
 from lazyinit.keys import RngPath
 from lazyinit.match.report import Report
@@ -45,6 +46,7 @@ __all__ = [
     "Concat",
     "Constant",
     "Digest",
+    "Headroom",
     "Ignore",
     "LazyParam",
     "LazyinitError",

@@ -18,7 +18,8 @@ def abstract(tree: Any, sharding: shardings.ShardingLike = None) -> Any:
     Args:
       tree: any pytree with thunks, arrays or ``ShapeDtypeStruct`` among its leaves.
       sharding: as for ``materialize``, to which each struct then says the same sharding. ``None``:
-        where ``materialize`` would put a thunk, and where an array is.
+        where ``materialize`` would put a thunk, and where an array is. A mesh may be without
+        devices here: an ``AbstractMesh``, or text such as ``"data=4,model=8"``.
 
     Returns:
       The tree, in the same containers. Leaves that have no shape stay as they are.
@@ -34,7 +35,8 @@ def abstract(tree: Any, sharding: shardings.ShardingLike = None) -> Any:
       ShapeDtypeStruct(shape=(4, 3), dtype=float32)
     """
     leaves = tree_paths.leaves_with_paths(tree)
-    placements = shardings.resolve(sharding, tree, leaves, [True] * len(leaves))
+    everything = [True] * len(leaves)
+    placements = shardings.resolve(sharding, tree, leaves, everything, needs_devices=False)
     structs = [
         _struct(leaf, placement_of(leaf) if placement is None else placement)
         for (_, leaf), placement in zip(leaves, placements, strict=True)

@@ -69,6 +69,10 @@ class UpdateError(LazyinitError, RuntimeError):
         self.tree = tree
 
 
+class PlanError(LazyinitError, ValueError):
+    """What ``plan`` cannot price: a size, an optimizer or a number of hosts of the wrong kind."""
+
+
 class WordError(LazyinitError, ValueError):
     """An argument that takes one of a few words, and was given another."""
 

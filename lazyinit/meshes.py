@@ -5,6 +5,7 @@ other devices. Axis names, sizes and types are what it keeps.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -12,7 +13,14 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 from lazyinit import compat, errors
 
@@ -64,6 +72,14 @@ def on_devices(sharding: Sharding | None, path: str) -> Sharding | None:
         return sharding
     mesh = concrete(sharding.mesh, path)
     return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+
+
+def parts_of(mesh: Any, axes: Any) -> int:
+    """Returns into how many parts these axes of a mesh (a name, several or none) cut."""
+    if axes is None or axes is PartitionSpec.UNCONSTRAINED:
+        return 1
+    names = axes if isinstance(axes, tuple) else (axes,)
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def under(mesh: Mesh | None) -> AbstractContextManager[Any]:

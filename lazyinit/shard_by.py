@@ -5,16 +5,18 @@ mesh. The axes that it names are checked against the mesh at once.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lazyinit import compat, errors, meshes, paths
+from lazyinit.abstract_meshes import MeshLike, mesh_of
+from lazyinit.params import placement_of
 from lazyinit.patterns import glob
-from lazyinit.sharding import parts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class ShardByRules:
       rules: globs as ``materialize`` takes them, and a spec for each.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     rules: tuple[tuple[str, PartitionSpec], ...]
 
     def __call__(self, path: str, leaf: Any) -> NamedSharding:
@@ -40,12 +42,13 @@ class ShardByRules:
 
 
 def shard_by_rules(
-    mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] | Mapping[str, PartitionSpec]
+    mesh: MeshLike, rules: Sequence[tuple[str, PartitionSpec]] | Mapping[str, PartitionSpec]
 ) -> ShardByRules:
     """Shards by path: the first pattern that matches a leaf gives its spec.
 
     Args:
-      mesh: the devices.
+      mesh: the devices, or for ``plan`` and ``abstract`` an ``AbstractMesh`` or text such as
+        ``"data=4,model=8"``: a mesh without devices.
       rules: ``(pattern, spec)`` pairs, or a mapping; a pattern is a glob as in ``materialize``.
         What no pattern matches is replicated.
 
@@ -63,7 +66,7 @@ def shard_by_rules(
       >>> shard("params/head/kernel", None).spec
       P(None, 'model')
     """
-    pairs = _pairs(rules)
+    pairs, mesh = _pairs(rules), mesh_of(mesh)
     for pattern, spec in pairs:
         for axes in spec:
             _check_axes(mesh, axes, f"{pattern}: {spec}")
@@ -80,14 +83,14 @@ class ShardFsdp:
       min_size: leaves with fewer elements are replicated.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     axis: str | tuple[str, ...]
     min_size: int
 
     def __call__(self, path: str, leaf: Any) -> NamedSharding:
         """Returns the sharding of one leaf (any object with a shape)."""
         shape = getattr(leaf, "shape", ())
-        parts = parts_of(self.mesh, self.axis)
+        parts = meshes.parts_of(self.mesh, self.axis)
         dims = [d for d, n in enumerate(shape) if n % parts == 0]
         if math.prod(shape) < self.min_size or not dims:
             return NamedSharding(self.mesh, PartitionSpec())
@@ -95,11 +98,11 @@ class ShardFsdp:
         return NamedSharding(self.mesh, PartitionSpec(*[None] * widest, self.axis))
 
 
-def shard_fsdp(mesh: Mesh, axis: str | tuple[str, ...], min_size: int = 1024) -> ShardFsdp:
+def shard_fsdp(mesh: MeshLike, axis: str | tuple[str, ...], min_size: int = 1024) -> ShardFsdp:
     """Shards every large leaf over one mesh axis, along its largest dimension that divides evenly.
 
     Args:
-      mesh: the devices.
+      mesh: the devices, or a mesh without any, as for ``shard_by_rules``.
       axis: the mesh axis, or a tuple of several, to cut over.
       min_size: elements; smaller leaves are replicated, as are those that no dimension divides.
 
@@ -110,6 +113,7 @@ def shard_fsdp(mesh: Mesh, axis: str | tuple[str, ...], min_size: int = 1024) ->
       ShardingError: the mesh has no such axis.
     """
     axis = axis if isinstance(axis, str) else tuple(axis)
+    mesh = mesh_of(mesh)
     _check_axes(mesh, axis, "shard_fsdp")
     return ShardFsdp(mesh, axis, min_size)
 
@@ -123,20 +127,15 @@ class ShardByMetadata:
       logical_rules: pairs of a logical axis name and the mesh axes that it goes to.
     """
 
-    mesh: Mesh | None
+    mesh: Mesh | AbstractMesh | None
     logical_rules: tuple[tuple[str, Any], ...]
 
     def prefix(self, tree: Any) -> Any:
         """Returns a sharding for each box and for each leaf outside of one, which is replicated."""
-        from flax import nnx
-        from flax.core import meta
+        return jax.tree_util.tree_map_with_path(self.sharding, tree, is_leaf=_is_box)
 
-        def is_box(node: Any) -> bool:
-            return isinstance(node, nnx.Variable | meta.AxisMetadata)
-
-        return jax.tree_util.tree_map_with_path(self._sharding, tree, is_leaf=is_box)
-
-    def _sharding(self, keys: Any, node: Any) -> NamedSharding:
+    def sharding(self, keys: Any, node: Any) -> NamedSharding:
+        """Returns the sharding of a box, or of a leaf outside of one, at a JAX key path."""
         path = paths.path_string(keys)
         try:
             said = self._said(node)
@@ -153,7 +152,7 @@ class ShardByMetadata:
                 f"{path}: wanted a mesh, got none: its metadata has none, and none is set. Call "
                 "shard_by_metadata(mesh), or set one with jax.set_mesh."
             )
-        if not isinstance(mesh, Mesh):
+        if isinstance(mesh, AbstractMesh) and mesh is not self.mesh:
             mesh = meshes.concrete(mesh, path)
         for axes in spec:
             _check_axes(mesh, axes, f"{path}: shard_by_metadata: {spec}")
@@ -186,13 +185,13 @@ class ShardByMetadata:
 
 
 def shard_by_metadata(
-    mesh: Mesh | None = None, logical_rules: Sequence[tuple[str, Any]] | Mapping[str, Any] = ()
+    mesh: MeshLike | None = None, logical_rules: Sequence[tuple[str, Any]] | Mapping[str, Any] = ()
 ) -> ShardByMetadata:
     """Shards by what the model itself says: in ``nn.Partitioned``, or in an NNX ``Variable``.
 
     Args:
-      mesh: the devices; ``None`` for the mesh in each variable's own metadata, or else the one that
-        is set.
+      mesh: the devices, or a mesh without any, as for ``shard_by_rules``; ``None`` for the mesh in
+        each variable's own metadata, or else the one that is set.
       logical_rules: which mesh axis (or axes, or ``None``) each logical name goes to, as Flax takes
         them; without it, a variable's own rules and those of ``nn.logical_axis_rules`` hold. A name
         without a rule is that of a mesh axis; of ``nn.with_logical_partitioning``, none, as in
@@ -202,7 +201,43 @@ def shard_by_metadata(
       A value for ``sharding``. Leaves without metadata are replicated. Using it raises
       ``ShardingError``, with the path, where there is no mesh, or one without such an axis.
     """
-    return ShardByMetadata(mesh, _pairs(logical_rules))
+    return ShardByMetadata(None if mesh is None else mesh_of(mesh), _pairs(logical_rules))
+
+
+def _is_box(node: Any) -> bool:
+    """Tells whether a node has metadata. Where nothing has imported Flax, none has."""
+    meta = sys.modules.get("flax.core.meta")
+    return paths.is_variable(node) or (meta is not None and isinstance(node, meta.AxisMetadata))
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOnMesh:
+    """A ``TreeSharding``: what a mesh, passed as ``sharding``, means.
+
+    Each leaf goes as its recording under a mesh placed it, or else as its metadata says, on this
+    mesh; what neither says anything of is replicated.
+
+    Attributes:
+      mesh: the devices, or a mesh without any.
+    """
+
+    mesh: Mesh | AbstractMesh
+
+    def prefix(self, tree: Any) -> Any:
+        """Returns a sharding for each box and for each leaf outside of one."""
+        metadata = ShardByMetadata(self.mesh, ())
+
+        def sharding(keys: Any, node: Any) -> NamedSharding:
+            recorded = next(map(placement_of, jax.tree.leaves(node)), None)
+            if isinstance(recorded, NamedSharding):
+                for axes in recorded.spec:
+                    _check_axes(self.mesh, axes, f"{paths.path_string(keys)}: {recorded.spec}")
+                return NamedSharding(self.mesh, recorded.spec, memory_kind=recorded.memory_kind)
+            if _is_box(node):
+                return metadata.sharding(keys, node)
+            return NamedSharding(self.mesh, PartitionSpec())
+
+        return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=_is_box)
 
 
 def _pairs(rules: Sequence[tuple[str, Any]] | Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -211,7 +246,7 @@ def _pairs(rules: Sequence[tuple[str, Any]] | Mapping[str, Any]) -> tuple[tuple[
     return tuple((one, other) for one, other in rules)
 
 
-def _check_axes(mesh: Mesh, axes: Any, where: str) -> None:
+def _check_axes(mesh: Mesh | AbstractMesh, axes: Any, where: str) -> None:
     names = axes if isinstance(axes, tuple) else (axes,)
     for name in names:
         if isinstance(name, str) and name not in mesh.shape:

@@ -4,18 +4,20 @@ Whatever form it has (one sharding for all, a prefix pytree of them, a callable)
 to one sharding per leaf, and checked against the shapes, before anything is allocated.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from lazyinit import compat, errors, meshes, paths
+from lazyinit import abstract_meshes, compat, errors, meshes, paths
 from lazyinit.params import Thunk
+from lazyinit.shard_by import ShardOnMesh
 
 # Any: a prefix pytree of shardings has whatever containers the tree has.
-ShardingLike: TypeAlias = "Sharding | Callable[[str, Any], Sharding | None] | TreeSharding | Any"
+ShardingLike: TypeAlias = (
+    "Sharding | Callable[[str, Any], Sharding | None] | TreeSharding | Mesh | AbstractMesh | Any"
+)
 
 
 @runtime_checkable
@@ -32,16 +34,20 @@ def resolve(
     tree: Any,
     leaves: Sequence[tuple[str, Any]],
     selected: Sequence[bool],
+    *,
+    needs_devices: bool = True,
 ) -> list[Sharding | None]:
     """Returns one sharding per leaf, ``None`` where none is asked for or none is selected.
 
     Args:
       sharding: ``None``; a ``jax.sharding.Sharding`` for all; a prefix pytree of them; a callable
-        ``(path, leaf) -> Sharding``; or a ``TreeSharding``.
+        ``(path, leaf) -> Sharding``; a ``TreeSharding``; or a mesh, or its axes as text, on which
+        each leaf goes as ``ShardOnMesh`` says.
       tree: the tree (any pytree).
       leaves: its paths and leaves.
       selected: which of them matter; the others, and leaves that are no arrays, are neither
         resolved nor checked.
+      needs_devices: whether a mesh without devices is refused.
 
     Raises:
       ShardingError: a value of the wrong kind, a leaf that the prefix pytree says nothing of, or
@@ -49,36 +55,46 @@ def resolve(
     """
     # A Python number among the leaves stays one: it is never placed.
     selected = [s and hasattr(x, "shape") for s, (_, x) in zip(selected, leaves, strict=True)]
-    if isinstance(sharding, TreeSharding):
-        sharding = sharding.prefix(tree)
+    if isinstance(sharding, Mesh | AbstractMesh | str):
+        sharding = ShardOnMesh(abstract_meshes.mesh_of(sharding))
+    said: Any = sharding.prefix(tree) if isinstance(sharding, TreeSharding) else sharding
     found: list[Any]
-    if sharding is None or isinstance(sharding, Sharding):
-        found = [sharding] * len(leaves)
-    elif callable(sharding):
+    if said is None or isinstance(said, Sharding):
+        found = [said] * len(leaves)
+    elif callable(said):
         found = [
-            sharding(path, leaf) if s and hasattr(leaf, "shape") else None
+            said(path, leaf) if s and hasattr(leaf, "shape") else None
             for (path, leaf), s in zip(leaves, selected, strict=True)
         ]
     else:
-        found = _from_prefix(sharding, leaves, selected)
+        found = _from_prefix(said, leaves, selected)
     found = [
-        _default(path, leaf) if one is None else one
+        _default(path, leaf, needs_devices) if one is None else one
         for (path, leaf), one in zip(leaves, found, strict=True)
     ]
     found = [one if s else None for one, s in zip(found, selected, strict=True)]
     problems = [
         problem
         for (path, leaf), one in zip(leaves, found, strict=True)
-        if one is not None and hasattr(leaf, "shape") and (problem := _problem(path, leaf, one))
+        if one is not None
+        and hasattr(leaf, "shape")
+        and (problem := _problem(path, leaf, one, needs_devices))
     ]
     if problems:
         raise errors.ShardingError(errors.listing(problems))
     return found
 
 
-def _default(path: str, leaf: Any) -> Sharding | None:
+def _default(path: str, leaf: Any, needs_devices: bool) -> Sharding | None:
     """Returns where eager ``init`` would have put a leaf, loaded or not; an array stays."""
-    return meshes.on_devices(leaf.sharding, path) if isinstance(leaf, Thunk) else None
+    if not isinstance(leaf, Thunk):
+        return None
+    try:
+        return meshes.on_devices(leaf.sharding, path)
+    except errors.ShardingError:
+        if needs_devices:
+            raise
+        return leaf.sharding  # On a mesh that is larger than what is here.
 
 
 def _from_prefix(
@@ -108,7 +124,7 @@ def _from_prefix(
     return found
 
 
-def _problem(path: str, leaf: Any, sharding: Any) -> str:
+def _problem(path: str, leaf: Any, sharding: Any, needs_devices: bool) -> str:
     if not isinstance(sharding, Sharding):
         way_out = (
             "Put the mesh beside it: NamedSharding(mesh, spec)."
@@ -118,7 +134,7 @@ def _problem(path: str, leaf: Any, sharding: Any) -> str:
         return f"{path}: wanted a jax.sharding.Sharding, got {sharding!r}. {way_out}"
     shape = leaf.shape
     if isinstance(sharding, NamedSharding):
-        if not isinstance(sharding.mesh, Mesh):
+        if needs_devices and abstract_meshes.is_abstract(sharding):
             return f"{path}: wanted devices, got {sharding.mesh}. Pass a jax.sharding.Mesh."
         spec = sharding.spec
         if len(spec) > len(shape):
@@ -127,7 +143,7 @@ def _problem(path: str, leaf: Any, sharding: Any) -> str:
                 f"(shape {shape}). Shorten the spec for this leaf."
             )
         for dim, axes in enumerate(spec):
-            parts = parts_of(sharding.mesh, axes)
+            parts = meshes.parts_of(sharding.mesh, axes)
             if shape[dim] % parts:
                 return (
                     f"{path}: dimension {dim} of shape {shape} is {shape[dim]}, which mesh axis "
@@ -140,14 +156,6 @@ def _problem(path: str, leaf: Any, sharding: Any) -> str:
     except ValueError as error:
         return f"{path}: {sharding} does not fit shape {shape}: {error}"
     return ""
-
-
-def parts_of(mesh: Any, axes: Any) -> int:
-    """Returns into how many parts these axes of a mesh (a name, several or none) cut."""
-    if axes is None or axes is PartitionSpec.UNCONSTRAINED:
-        return 1
-    names = axes if isinstance(axes, tuple) else (axes,)
-    return math.prod(mesh.shape[name] for name in names)
 
 
 def describe(sharding: Sharding | None) -> str:
@@ -163,6 +171,8 @@ def describe(sharding: Sharding | None) -> str:
 
 def devices_in_order(sharding: Sharding) -> Sequence[Any]:
     """Returns the devices in the order that one program must agree on for all that it makes."""
+    if abstract_meshes.is_abstract(sharding):
+        return abstract_meshes.devices_of(sharding)
     if isinstance(sharding, NamedSharding):
         devices: Any = sharding.mesh.devices
         return tuple(devices.flat)
@@ -171,6 +181,8 @@ def devices_in_order(sharding: Sharding) -> Sequence[Any]:
 
 def platform_of(placement: Sharding | None) -> str:
     """Returns the platform (``"cpu"``) of a sharding; ``None`` is the default device."""
+    if abstract_meshes.is_abstract(placement):
+        return abstract_meshes.platform_of(placement)
     if placement is not None:
         return next(iter(placement.device_set)).platform
     device = compat.setting("jax_default_device")

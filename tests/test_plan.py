@@ -135,7 +135,7 @@ def test_a_word_that_is_no_action_is_refused_with_the_nearest():
         planned.bytes_of("laod")
     assert str(caught.value) == (
         "action: wanted one of 'initialize', 'load', 'overlap', 'move', 'share', 'keep', "
-        "got 'laod'; did you mean 'load'?"
+        "'optimizer', 'gradients', 'copy', got 'laod'; did you mean 'load'?"
     )
     words = ("initialize", "load", "overlap", "move", "share", "keep")
     assert sum(map(planned.bytes_of, words)) == planned.bytes_of("initialize") > 0

@@ -19,6 +19,7 @@ NAMES = [
     "Concat",
     "Constant",
     "Digest",
+    "Headroom",
     "Ignore",
     "LazyParam",
     "LazyinitError",

@@ -1,7 +1,6 @@
 """Named sources -> a Hugging Face folder, or one file: all is planned before a file is written."""
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -14,35 +13,9 @@ from lazyinit.checkpoint.commit import replacing_checkpoint, replacing_file
 from lazyinit.checkpoint.pieces import as_bytes, pieces
 from lazyinit.checkpoint.safetensors import FilePlan, index_json, plan_files, problems
 from lazyinit.params import Source
+from lazyinit.sizes import bytes_of
 
 Read: TypeAlias = Callable[[Source], Iterable[np.ndarray]]
-
-_UNITS = {"": 1} | {
-    f"{unit}{suffix}": base**power
-    for power, unit in enumerate("KMGT", 1)
-    for suffix, base in (("B", 1000), ("IB", 1024))
-}
-
-
-def bytes_of(size: int | str) -> int:
-    """Returns a size in bytes: ``"5GB"`` is five billion, ``"5GiB"`` five times 2**30.
-
-    Raises:
-      SaveError: it is no such size.
-
-    Example:
-      >>> bytes_of("5GB"), bytes_of("1.5 MiB"), bytes_of(7)
-      (5000000000, 1572864, 7)
-    """
-    text = str(size).upper().replace(" ", "")
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(B|[KMGT]I?B)?", text)
-    count = int(float(found[1]) * _UNITS.get(found[2] or "", 1)) if found else 0
-    if found is None or count < 1 or isinstance(size, bool):
-        raise errors.SaveError(
-            f"max_shard_size: wanted a number of bytes, or text such as '5GB' or '512MiB', got "
-            f"{size!r}."
-        )
-    return count
 
 
 def local_path(target: str | os.PathLike[str]) -> Path:
@@ -68,7 +41,7 @@ def planned(
       SaveError: a name or a dtype that safetensors has not, metadata that is not text, a size that
         is none. All problems are collected.
     """
-    limit = bytes_of(max_shard_size)
+    limit = bytes_of(max_shard_size, "max_shard_size", errors.SaveError)
     wrong = list(problems(tensors))
     wrong += [
         f"metadata: wanted text under text, got {key!r}: {value!r:.80}."

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import lazyinit as li
-from lazyinit.checkpoint.folder import bytes_of, planned, write_folder
+from lazyinit.checkpoint.folder import planned, write_folder
 from lazyinit.checkpoint.memory import open_tree
 from lazyinit.checkpoint.views import AsDtype
 
@@ -116,20 +116,6 @@ def test_a_header_beyond_the_formats_limit_is_refused(monkeypatch):
     monkeypatch.setattr("lazyinit.checkpoint.safetensors.HEADER_LIMIT", 100)
     with pytest.raises(li.errors.SaveError, match="wanted a header of at most 100 bytes, got"):
         planned(open_tree({"x" * 100: np.ones(2)}), metadata={}, max_shard_size=10)
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("5GB", 5 * 10**9), ("5gib", 5 * 2**30), ("1.5 KB", 1500), (12, 12), ("7", 7)],
-)
-def test_sizes_are_numbers_or_text(text, count):
-    assert bytes_of(text) == count
-
-
-@pytest.mark.parametrize("size", ["", "GB", "-1GB", "5XB", 0, "0", True, 1.5j])
-def test_what_is_no_size_is_refused(size):
-    with pytest.raises(li.errors.SaveError, match="max_shard_size: wanted a number of bytes, or"):
-        bytes_of(size)
 
 
 def test_a_source_that_is_gone_is_noticed_before_anything_is_touched(tmp_path):

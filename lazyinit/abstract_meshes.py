@@ -1,0 +1,91 @@
+"""Meshes whose devices are not here: written as text, and each of their devices as a value."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, Sharding
+
+from lazyinit import errors
+
+MeshLike: TypeAlias = Mesh | AbstractMesh | str
+
+_AXIS = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*([1-9][0-9]{0,8})\s*")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class MeshDevice:
+    """A device of a mesh that has none: its place there is all that is known of it.
+
+    Attributes:
+      id: its place among the devices of the mesh, the last axis fastest.
+      process_index: the host that it would belong to.
+    """
+
+    id: int
+    process_index: int = 0
+
+    def __str__(self) -> str:
+        return f"device {self.id}"
+
+
+def mesh_of(mesh: MeshLike) -> Mesh | AbstractMesh:
+    """Returns a mesh as it is, and for text such as ``"data=4,model=8"`` one without devices.
+
+    Raises:
+      ShardingError: the text is no mesh, or the value is neither text nor a mesh.
+
+    Example:
+      >>> dict(mesh_of("data=4,model=8").shape)
+      {'data': 4, 'model': 8}
+    """
+    if isinstance(mesh, Mesh | AbstractMesh):
+        return mesh
+    if not isinstance(mesh, str):
+        raise errors.ShardingError(
+            f"mesh: wanted a jax.sharding.Mesh, an AbstractMesh, or text such as 'data=4,model=8', "
+            f"got {mesh!r}."
+        )
+    axes: dict[str, int] = {}
+    for part in mesh.split(","):
+        found = _AXIS.fullmatch(part)
+        if found is None or found[1] in axes:
+            fault = "twice the same axis" if found else repr(part)
+            raise errors.ShardingError(
+                f"mesh {mesh!r}: wanted axes and their sizes, such as 'data=4,model=8', got "
+                f"{fault}."
+            )
+        axes[found[1]] = int(found[2])
+    auto = (AxisType.Auto,) * len(axes)
+    return AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=auto)
+
+
+def is_abstract(sharding: Sharding | None) -> bool:
+    """Tells whether a sharding is on a mesh that has no devices."""
+    return isinstance(sharding, NamedSharding) and not isinstance(sharding.mesh, Mesh)
+
+
+def devices_of(sharding: Any, hosts: int = 1) -> tuple[MeshDevice, ...]:
+    """Returns the devices of a sharding on a mesh that has none, in the order of that mesh.
+
+    Args:
+      sharding: on such a mesh.
+      hosts: on how many they are, the same number on each, one host after the other.
+
+    Raises:
+      PlanError: the hosts cannot have the same number of devices.
+    """
+    count = sharding.mesh.size
+    if hosts < 1 or count % hosts:
+        raise errors.PlanError(
+            f"hosts: wanted a number that divides the {count} devices of the mesh "
+            f"{dict(sharding.mesh.shape)}, got {hosts}."
+        )
+    return tuple(MeshDevice(n, n * hosts // count) for n in range(count))
+
+
+def platform_of(sharding: Any) -> str:
+    """Returns the platform of a mesh that has no devices: its own if it says one, else JAX's."""
+    kind = sharding.mesh.abstract_device
+    return jax.default_backend() if kind is None else kind.platform

@@ -1,0 +1,9 @@
+"""What a tree costs: bytes on each device, bytes of each file, and whether that fits.
+
+Leaves and where they go come in; numbers go out, and nothing is allocated. The one idea is that
+all devices of a mesh get shards of the same size, so that bytes are counted once for a mesh and not
+once for each device. Nothing here needs a device: those of a mesh that has none are counted alike.
+
+``tally.py`` adds up what lands on devices. ``training.py`` says what training holds beside the
+tree, ``reads.py`` what each host reads. ``planned.py`` is what ``plan`` returns.
+"""

@@ -1,0 +1,127 @@
+"""Bytes on each device, added up for all devices of a mesh at once."""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import jax
+from jax.sharding import NamedSharding, Sharding
+
+from lazyinit import abstract_meshes, compat
+
+Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable, or MeshDevice.
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The bytes that are needed, beside the arrays, while a leaf is made or read.
+
+    Attributes:
+      shared: buffers that all leaves of a sort use in turn, by what they are for.
+      each: bytes on each device that gets a shard.
+      first: further bytes on one device, where the whole leaf is made before it is cut.
+    """
+
+    shared: Mapping[str, int] = field(default_factory=dict)
+    each: int = 0
+    first: int = 0
+
+
+@dataclass(slots=True)
+class _Group:
+    """Devices that get shards of the same leaves, and the bytes that each of them gets."""
+
+    devices: Sequence[Device]
+    arriving: int = 0
+    each: list[int] = field(default_factory=list)
+    on_first: list[int] = field(default_factory=list)
+    shared: dict[str, int] = field(default_factory=dict)
+
+
+def shard_nbytes(leaf: Any, placement: Sharding | None, dtype: Any) -> int:
+    """Returns the bytes of one shard of a leaf (anything with a shape) in a dtype (of keys too)."""
+    shape = leaf.shape if placement is None else placement.shard_shape(leaf.shape)
+    return math.prod(shape) * dtype.itemsize
+
+
+class Tally:
+    """What lands on devices, and what is needed there meanwhile."""
+
+    def __init__(self, hosts: int = 1) -> None:
+        """Starts with nothing.
+
+        Args:
+          hosts: over how many the devices of a mesh that has none are spread, in its order.
+        """
+        self._hosts = hosts
+        self._groups: dict[Any, _Group] = {}
+
+    def devices(self, placement: Sharding | None) -> Sequence[Device]:
+        """Returns the devices of a placement; ``None`` is the default device."""
+        return self._group(placement).devices
+
+    def add(self, placement: Sharding | None, nbytes: int, beside: Beside | None = None) -> None:
+        """Counts a shard of so many bytes on each device of a placement."""
+        group = self._group(placement)
+        group.arriving += nbytes
+        if beside is not None:
+            group.each.append(beside.each)
+            group.on_first.append(beside.each + beside.first)
+            group.shared.update(beside.shared)
+
+    def steady(self) -> dict[Device, int]:
+        """Returns the bytes that are on each device at the end."""
+        found: Counter[Device] = Counter()
+        for group in self._groups.values():
+            for device in group.devices:
+                found[device] += group.arriving
+        return dict(found)
+
+    def peak(self, in_flight: int) -> dict[Device, int]:
+        """Returns the most bytes that are on each device at a time.
+
+        Args:
+          in_flight: how many of the leaves that need something of their own are made at a time.
+        """
+        needs: dict[Device, tuple[dict[str, int], list[int]]] = {}
+        for group in self._groups.values():
+            largest, on_first = (
+                heapq.nlargest(in_flight, sizes) for sizes in (group.each, group.on_first)
+            )
+            for n, device in enumerate(group.devices):
+                shared, sizes = needs.setdefault(device, ({}, []))
+                shared.update(group.shared)
+                sizes.extend(largest if n else on_first)
+        return {
+            device: count
+            + sum(needs[device][0].values())
+            + sum(heapq.nlargest(in_flight, needs[device][1]))
+            for device, count in self.steady().items()
+        }
+
+    def _group(self, placement: Sharding | None) -> _Group:
+        # A mesh is quickly compared with itself, its devices are not.
+        named = isinstance(placement, NamedSharding)
+        key = placement.mesh if named else placement and frozenset(placement.device_set)
+        if key not in self._groups:
+            self._groups[key] = _Group(self._devices_of(placement))
+        return self._groups[key]
+
+    def _devices_of(self, placement: Sharding | None) -> Sequence[Device]:
+        if placement is None:
+            return (_default_device(),)
+        if abstract_meshes.is_abstract(placement):
+            return abstract_meshes.devices_of(placement, self._hosts)
+        return _by_id(placement.device_set)
+
+
+def _by_id(devices: Iterable[Device]) -> Sequence[Device]:
+    return tuple(sorted(devices, key=lambda device: device.id))
+
+
+def _default_device() -> Device:
+    device = compat.setting("jax_default_device")
+    return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
