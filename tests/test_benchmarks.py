@@ -1,8 +1,13 @@
 """The benchmarks' own bookkeeping. What they measure is no test."""
 
 import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import harness
+import plan
 import pytest
 import run
 import scaling
@@ -30,6 +35,25 @@ def test_a_scan_names_functions_that_there_are(quick):
         module = importlib.import_module(scan.case.module)
         assert all(callable(getattr(module, name)) for name in scan.who())
         assert set(scan.last) <= set(scan.who())
+
+
+def test_a_decoder_is_planned_and_its_smallest_mesh_found(capsys):
+    plan.main(["tiny"], smallest=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["tiny"] * 2
+    assert "data=1,model=1 fits into 16.0 GiB" in lines[1]
+
+
+@pytest.mark.slow
+def test_405_billion_parameters_are_planned_in_seconds_and_a_gibibyte():
+    script = Path(plan.__file__)
+    command = [sys.executable, script, "llama-3.1-405b"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=script.parent)
+    found = re.search(r"in (\S+) s, planned in (\S+) s, (\S+) GiB", done.stdout)
+    recorded, planned, memory = map(float, found.groups())
+    assert recorded + planned < 20
+    assert memory < 1
+    assert done.stdout.endswith("11.8 GiB on each of devices 0 to 255\n")
 
 
 def test_names_of_cases_and_scans_are_unique():

@@ -74,7 +74,7 @@ class Headroom:
         limit, spare = (table.format_bytes(abs(n)) for n in (self.limit, self.spare))
         if self:
             return f"fits into {limit}: {spare} to spare on {self.device}, the fullest"
-        others = f" and too much on {self.lacking - 1} others" * (self.lacking > 1)
+        others = f", and too much on {self.lacking - 1} more" * (self.lacking > 1)
         return f"does not fit into {limit}: {spare} too much on {self.device}, the fullest{others}"
 
     def __repr__(self) -> str:

@@ -86,12 +86,17 @@ def environment(platform: str) -> Environment:
     is_cpu = platform == "cpu"
     return Environment(
         jax.__version__,
-        importlib.metadata.version("jaxlib"),
+        _jaxlib(),
         platform,
         _cpu() if is_cpu else device.device_kind,
         "" if is_cpu else str(device.client.platform_version),
         " ".join(_options()),
     )
+
+
+@functools.cache
+def _jaxlib() -> str:
+    return importlib.metadata.version("jaxlib")  # It reads a file.
 
 
 @functools.cache

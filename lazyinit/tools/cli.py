@@ -1,28 +1,25 @@
-"""The command line: look at checkpoints, compare them, convert them; run the self-check.
+"""The command line: look at checkpoints, compare, convert them; plan a model; run the self-check.
 
-The exit code is 0 for success and for checkpoints that are equal, 1 for checkpoints that differ and
-for a self-check that failed, and 2 for an error.
+The exit code is 0 for success and for checkpoints that are equal, 1 for checkpoints that differ,
+for a plan that does not fit and for a self-check that failed, and 2 for an error.
 """
 
 import argparse
 import dataclasses
-import importlib
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from lazyinit import errors, maps
+from lazyinit import errors
 from lazyinit._check import check
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.pieces import nbytes
 from lazyinit.params import describe
-from lazyinit.rules.rule import AnyRule
-from lazyinit.rules.torch import TORCH
+from lazyinit.tools import plan_command
 from lazyinit.tools.compare import compare
 from lazyinit.tools.convert import convert
+from lazyinit.tools.options import dtype_of, rules_of
 from lazyinit.view import table
 
 _PATH = (
@@ -82,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     change.set_defaults(run=_convert)
 
+    plan_command.add_to(commands, _PATH)
+
     prove = commands.add_parser("check", help="which fast ways give the bits of eager JAX here")
     prove.add_argument("--platform", default=None, help="cpu, gpu or tpu; else JAX's default")
     prove.set_defaults(run=_check)
@@ -133,9 +132,9 @@ def _convert(options: argparse.Namespace) -> int:
     written = convert(
         opened,
         options.target,
-        rules=_rules(options.rules),
+        rules=rules_of(options.rules),
         reverse=options.reverse,
-        dtype=_dtype(options.dtype),
+        dtype=dtype_of(options.dtype),
         max_shard_size=options.max_shard_size,
     )
     total = table.format_bytes(sum(map(nbytes, written.values())))
@@ -150,42 +149,6 @@ def _check(options: argparse.Namespace) -> int:
     found = check(options.platform)
     print(found)
     return 1 if found.failed else 0
-
-
-def _rules(name: str) -> tuple[AnyRule, ...]:
-    if not name:
-        return ()
-    if name == "torch":
-        return TORCH
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        known = {known.lower(): known for known in maps.__all__ if known.isupper()}
-        if name.lower() in known:
-            return getattr(maps, known[name.lower()])
-        raise errors.FillError(
-            f"--rules {name}: wanted one of torch, {', '.join(known)}, or module:NAME of rules"
-            f"{errors.nearest(name, list(known))}."
-        )
-    try:
-        return tuple(getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise errors.FillError(
-            f"--rules {name}: wanted rules called {attribute!r} in the module {module!r}: {error}."
-        ) from error
-
-
-def _dtype(name: str) -> Any:
-    """Returns a dtype, those of ``ml_dtypes`` too; ``None`` for no name."""
-    if not name:
-        return None
-    import ml_dtypes
-
-    try:
-        return np.dtype(getattr(ml_dtypes, name, name))
-    except TypeError as error:
-        raise errors.SaveError(
-            f"--dtype {name}: wanted a dtype such as bfloat16, float16 or float32."
-        ) from error
 
 
 def _print_json(value: object) -> None:

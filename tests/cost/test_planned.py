@@ -65,7 +65,7 @@ def test_a_plan_says_whether_it_fits_and_by_how_much_not():
     assert not short
     assert (short.limit, short.spare, short.lacking) == (fullest - 1, -1, 1)
     assert "does not fit into 16.1 MiB: 1 B too much on device 0, the fullest" in repr(short)
-    assert str(planned.fits("1KiB")).endswith("the fullest and too much on 31 others")
+    assert str(planned.fits("1KiB")).endswith("the fullest, and too much on 31 more")
     assert planned.fits("16GiB").limit == 16 * 2**30
     assert planned.fits("16GB").limit == 16 * 10**9
     assert li.plan({"step": 3}).fits(1)

@@ -1,0 +1,206 @@
+"""What ``lazyinit plan`` plans: what a factory makes, or a checkpoint; on which mesh it fits."""
+
+import importlib
+import inspect
+import itertools
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from lazyinit import errors, paths
+from lazyinit._fill import fill
+from lazyinit._lazy import lazy
+from lazyinit.checkpoint import open_checkpoint
+from lazyinit.cost.planned import LeafPlan, Plan
+
+_MOST_DEVICES = 2**16
+
+
+def tree_of(target: str) -> Any:
+    """Returns what is planned: what a factory makes, recorded, or what is in a checkpoint.
+
+    Args:
+      target: ``package.module:factory``, a function without arguments that makes an NNX module or
+        returns a pytree (what ``module.init`` returns, for one); else a checkpoint.
+
+    Raises:
+      PlanError: the factory is not there, needs arguments, fails, or makes no arrays.
+      CheckpointError: the checkpoint cannot be opened.
+    """
+    module, colon, name = target.partition(":")
+    if not colon or os.path.exists(target) or not module.replace(".", "").isidentifier():
+        opened = open_checkpoint(target)
+        structs = {at: jax.ShapeDtypeStruct(x.shape, x.dtype) for at, x in opened.items()}
+        return fill(structs, opened)[0]
+    recorded = _recorded(target, _attribute(target, module, name))
+    leaves = paths.leaves_with_paths(recorded)
+    if not any(hasattr(leaf, "shape") for _, leaf in leaves):
+        raise errors.PlanError(
+            f"{target}: wanted a factory that makes an NNX module, or returns arrays, got one that "
+            f"returns {type(recorded).__name__}. Of a Linen module, return module.init(key, x)."
+        )
+    return recorded
+
+
+def _attribute(target: str, module: str, name: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # As `python -m` does: a script has its own folder there.
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise errors.PlanError(f"{target}: wanted package.module:NAME: {error}.") from error
+    return found
+
+
+def _recorded(target: str, factory: Any) -> Any:
+    if not callable(factory):
+        raise errors.PlanError(
+            f"{target}: wanted a function without arguments, got {type(factory).__name__}."
+        )
+    # A module class has a metaclass, whose call takes anything.
+    called = factory.__init__ if inspect.isclass(factory) else factory
+    parameters = list(inspect.signature(called).parameters.values())[inspect.isclass(factory) :]
+    needed = [
+        str(parameter)
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise errors.PlanError(
+            f"{target}: wanted a function without arguments, got one that needs "
+            f"{', '.join(needed)}. Write one that makes the model with those that you want."
+        )
+    try:
+        made = lazy(factory)()
+    except Exception as error:  # Whatever somebody else's factory raises.
+        raise errors.PlanError(
+            f"{target}: it failed while it was recorded: {str(error).rstrip('.')}. It should make "
+            "the model as eager code does, without lazyinit."
+        ) from error
+    # An NNX module is recorded as its graph definition, which has no leaves, and its state.
+    return made[1] if isinstance(made, tuple) and _is_graph(made[0]) else made
+
+
+def _is_graph(x: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(x, nnx.GraphDef)
+
+
+def optimizer_of(name: str) -> Any:
+    """Returns an optimizer: one of optax by its name, with a learning rate, or ``module:NAME``.
+
+    Raises:
+      PlanError: there is none of that name, or it needs more than a learning rate.
+    """
+    module, colon, attribute = name.partition(":")
+    if colon:
+        return _attribute(f"--optimizer {name}", module, attribute)
+    import optax  # Flax brings it; nothing else here needs it.
+
+    make = getattr(optax, name, None)
+    if not callable(make):
+        known = [known for known in dir(optax) if known.islower()]
+        raise errors.PlanError(
+            f"--optimizer {name}: wanted one of optax, such as adamw, or module:NAME"
+            f"{errors.nearest(name, known)}."
+        )
+    try:
+        made: Any = make(1e-3)
+    except TypeError as error:
+        raise errors.PlanError(
+            f"--optimizer {name}: wanted one that needs a learning rate alone: {error}. Make it in "
+            "a module, and pass module:NAME."
+        ) from error
+    return made
+
+
+def smallest_mesh(
+    start: AbstractMesh, price: Callable[[AbstractMesh], Plan], memory: int | str
+) -> tuple[AbstractMesh, Plan] | None:
+    """Returns the mesh of fewest devices on which a plan fits, and that plan; ``None`` if none is.
+
+    Of meshes with as many devices, the one is taken that grows its first axes. Meshes whose axes do
+    not divide a dimension are passed over.
+
+    Args:
+      start: its axes, and the least sizes; each is doubled any number of times.
+      price: plans on a mesh.
+      memory: bytes of each device, or text such as ``"16GiB"``.
+
+    Raises:
+      ShardingError: what is planned does not go on ``start``.
+      PlanError: ``memory`` is no size.
+    """
+    planned = price(start)
+    limit = planned.fits(memory).limit
+    least = sum(leaf.nbytes for leaf in (*planned.leaves, *planned.training) if _arrives(leaf))
+    for mesh in _grown(start):
+        if least > limit * mesh.size:
+            continue
+        try:
+            planned = price(mesh)
+        except errors.ShardingError:
+            continue
+        if planned.fits(memory):
+            return mesh, planned
+    return None
+
+
+def _arrives(leaf: LeafPlan) -> bool:
+    return leaf.action not in ("keep", "share")
+
+
+def _grown(start: AbstractMesh) -> Iterator[AbstractMesh]:
+    """Yields meshes with axes of twice the size, any number of times, the smallest first."""
+    axes = len(start.axis_sizes)
+    for doublings in range(int(math.log2(max(1, _MOST_DEVICES // start.size))) + 1):
+        several = itertools.product(range(doublings + 1), repeat=axes)
+        for powers in sorted((p for p in several if sum(p) == doublings), reverse=True):
+            grown = (size * 2**n for size, n in zip(start.axis_sizes, powers, strict=True))
+            yield start.update(axis_sizes=tuple(grown))
+
+
+def mesh_text(mesh: AbstractMesh) -> str:
+    """Returns a mesh as ``--mesh`` takes it.
+
+    >>> mesh_text(AbstractMesh((4, 8), ("data", "model")))
+    'data=4,model=8'
+    """
+    return ",".join(f"{name}={size}" for name, size in mesh.shape.items())
+
+
+def as_json(planned: Plan) -> Mapping[str, Any]:
+    """Returns a plan as a value for JSON: each array, and the bytes by device, host and file."""
+    return {
+        "leaves": [_facts(leaf) for leaf in planned.leaves],
+        "training": [_facts(leaf) for leaf in planned.training],
+        "bytes_per_device": _by_text(planned.bytes_per_device),
+        "peak_bytes_per_device": _by_text(planned.peak_bytes_per_device),
+        "reads": _by_text(planned.reads),
+        "unused_rules": list(planned.unused_rules),
+    }
+
+
+def _facts(leaf: LeafPlan) -> Mapping[str, Any]:
+    return {
+        "path": leaf.path,
+        "action": leaf.action,
+        "shape": list(leaf.shape),
+        "dtype": str(leaf.dtype),
+        "spec": list(getattr(leaf.sharding, "spec", ())),
+        "nbytes": leaf.nbytes,
+        "bytes_per_device": leaf.bytes_per_device,
+        "repeated_nbytes": leaf.repeated_nbytes,
+    }
+
+
+def _by_text(counts: Mapping[Any, Any]) -> Mapping[str, Any]:
+    return {str(key): value for key, value in counts.items()}
