@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 import lazyinit as li
-from lazyinit.abstract_meshes import mesh_of
+from lazyinit.abstract_meshes import MeshLike
 from lazyinit.tools.planning import mesh_text, smallest_mesh
 
 
@@ -86,7 +87,7 @@ def main(names: list[str], smallest: bool) -> None:
         _, state = li.lazy(Decoder)(SHAPES[name], nnx.Rngs(0))
         recorded = time.perf_counter()
 
-        def price(mesh: li.abstract_meshes.MeshLike, state: nnx.State = state) -> li.Plan:
+        def price(mesh: MeshLike, state: nnx.State = state) -> li.Plan:
             shard = li.shard_fsdp(mesh, ("data", "model"))
             return li.plan(state, shard, optimizer=optax.adamw(1e-3), gradients=True)
 
@@ -100,7 +101,7 @@ def main(names: list[str], smallest: bool) -> None:
         )
         if smallest:
             start = time.perf_counter()
-            found = smallest_mesh(mesh_of("data=1,model=1"), price, "16GiB")
+            found = smallest_mesh(AbstractMesh((1, 1), ("data", "model")), price, "16GiB")
             assert found is not None
             took = time.perf_counter() - start
             fits = found[1].fits("16GiB")

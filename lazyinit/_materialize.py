@@ -40,7 +40,9 @@ def materialize(
       sharding: ``None`` (where eager ``init`` would have put each leaf: as its metadata and the
         mesh that was set around the recording say, else on the default device); a
         ``jax.sharding.Sharding``; a prefix pytree of them; a callable
-        ``(path, leaf) -> Sharding``; or what a ``shard_by_...`` builder returned.
+        ``(path, leaf) -> Sharding``; what a ``shard_by_...`` builder returned; or a
+        ``jax.sharding.Mesh``: on it, where the recording under a mesh or the metadata says, else
+        replicated.
       dtype: a dtype for the selected floating-point leaves, but for a BatchNorm's statistics;
         ``"file"``, the dtype in which a checkpoint has a leaf; or a mapping from globs and filters
         of NNX to these, for all that they select. Leaves are made or read in their own dtype and
