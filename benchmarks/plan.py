@@ -1,4 +1,4 @@
-"""Planning a large decoder on a mesh that is not there: seconds, and memory of the process.
+"""Planning a large decoder on a mesh that is not there: seconds of a core, and memory.
 
 ``python benchmarks/plan.py llama-2-70b llama-3.1-405b`` records each in NNX and plans it with
 adamw and gradients on 256 devices; with ``--smallest-mesh`` it looks for the fewest devices of
@@ -83,9 +83,9 @@ class Decoder(nnx.Module):
 def main(names: list[str], smallest: bool) -> None:
     """Prints a line for each decoder."""
     for name in names:
-        start = time.perf_counter()
+        start = time.process_time()
         _, state = li.lazy(Decoder)(SHAPES[name], nnx.Rngs(0))
-        recorded = time.perf_counter()
+        recorded = time.process_time()
 
         def price(mesh: MeshLike, state: nnx.State = state) -> li.Plan:
             shard = li.shard_fsdp(mesh, ("data", "model"))
@@ -93,17 +93,17 @@ def main(names: list[str], smallest: bool) -> None:
 
         planned = price("data=16,model=16")
         text = str(planned)
-        done = time.perf_counter()
+        done = time.process_time()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             f"{name}: recorded in {recorded - start:.1f} s, planned in {done - recorded:.1f} s, "
             f"{memory:.2f} GiB of memory; {text.splitlines()[-1]}"
         )
         if smallest:
-            start = time.perf_counter()
+            start = time.process_time()
             found = smallest_mesh(AbstractMesh((1, 1), ("data", "model")), price, "16GiB")
             assert found is not None
-            took = time.perf_counter() - start
+            took = time.process_time() - start
             fits = found[1].fits("16GiB")
             print(f"{name}: {mesh_text(found[0])} {fits}; found in {took:.1f} s")
 
