@@ -1,191 +1,172 @@
 """Guesses which tensors make which leaves, by shapes, numbers and words, for people to judge.
 
-Names that differ in numbers alone are one *family*. A family of leaves and one of tensors may be
-a pair if their numbers agree and some layout leads from the shapes of the one to those of the
-other. Of the possible pairs, those are chosen that share the most words on both sides; what is
-learned from them (this checkpoint writes ``enc`` for ``encoder``) tells others apart.
+A family of leaves and one of tensors may be a pair if their numbers agree and some layout leads
+from the shapes of the one to those of the other; so may sisters and what they are fused into. Of
+the possible pairs, those are chosen that share the most words on both sides; what is learned from
+them (this checkpoint writes ``enc`` for ``encoder``) tells others apart. Which of the layouts a
+pair has is another question, which is not asked here.
 """
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from lazyinit import errors
-from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.params import Shape
-from lazyinit.rules.change import Change, Frame, Grid, Layout
-from lazyinit.rules.joins import Stack
-from lazyinit.rules.layout import Transpose
-from lazyinit.rules.reshape import Rearrange
-from lazyinit.tools.words import Dictionary
-
-Numbers = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Names that differ in their numbers alone.
-
-    Attributes:
-      words: what is between the numbers: ``("layers_", "/kernel")``.
-      shapes: by the numbers of a name, its shape.
-    """
-
-    words: tuple[str, ...]
-    shapes: Mapping[Numbers, Shape] = field(hash=False)
-
-    def name(self, numbers: Sequence[object]) -> str:
-        """Returns the name with these numbers, or with what stands for them."""
-        rest = "".join(f"{n}{word}" for n, word in zip(numbers, self.words[1:], strict=True))
-        return self.words[0] + rest
-
-    @property
-    def text(self) -> str:
-        """The words alone."""
-        return " ".join(self.words)
-
-    @property
-    def names(self) -> list[str]:
-        """The names, in the order in which they came."""
-        return [self.name(numbers) for numbers in self.shapes]
-
-
-def families(shapes: Mapping[str, Shape], *, numbered: bool) -> list[Family]:
-    """Returns the families of these names; each name alone if they are not to be numbered."""
-    found: dict[tuple[str, ...], dict[Numbers, Shape]] = {}
-    for name, shape in shapes.items():
-        parts = _NUMBER.split(name) if numbered else [name]
-        found.setdefault(tuple(parts[::2]), {})[tuple(map(int, parts[1::2]))] = shape
-    return [Family(words, of) for words, of in found.items()]
-
-
-_NUMBER = re.compile(r"(?<![A-Za-z0-9])(0|[1-9][0-9]{0,8})(?![A-Za-z0-9])")
-_LAYOUTS: tuple[tuple[bool, tuple[Change, ...]], ...] = (
-    (False, ()),
-    (True, (Transpose("o i -> i o"),)),
-    (True, (Transpose("o i ... -> ... i o"),)),
-    (True, (Rearrange("(h k) i -> i h k"),)),
-    (True, (Rearrange("o (h k) -> h k o"),)),
-    (False, (Rearrange("i (h k) -> i h k"),)),
-    (False, (Rearrange("(h k) o -> h k o"),)),
-    (False, (Rearrange("(h k) -> h k"),)),
-)
+from lazyinit.tools import layouts
+from lazyinit.tools.families import Family, Numbers, families, says_fused, sisters
+from lazyinit.tools.layouts import Option, possible
+from lazyinit.tools.words import Dictionary, meaning, words
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A family of leaves, one of tensors that may make it, and how.
+    """Families of leaves, families of tensors that may make them, and how.
 
     Attributes:
-      leaf: the leaves.
-      tensor: the tensors.
-      stacked: which of the tensors' numbers counts what is stacked, or -1.
-      layouts: the changes that lead from tensors to leaves; several if shapes do not tell.
-      transposed: for each, whether it is the one of a kernel that is stored transposed.
+      leaves: one family, or several that one tensor makes.
+      tensors: one family, or several that make one leaf.
+      options: all ways that lead from tensors to leaves; several if shapes do not tell.
     """
 
-    leaf: Family
-    tensor: Family
-    stacked: int
-    layouts: tuple[tuple[Change, ...], ...]
-    transposed: tuple[bool, ...]
+    leaves: tuple[Family, ...]
+    tensors: tuple[Family, ...]
+    options: tuple[Option, ...]
+
+    @property
+    def families(self) -> set[int]:
+        """The identities of its families."""
+        return {id(family) for family in (*self.leaves, *self.tensors)}
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether there are several families on one side."""
+        return len(self.leaves) + len(self.tensors) > 2
 
     @property
     def is_kernel(self) -> bool:
-        """Whether the leaves are kernels, of which PyTorch stores the transposed."""
-        shapes = self.leaf.shapes.values()
-        return self.leaf.words[-1].endswith("kernel") and all(len(shape) > 1 for shape in shapes)
+        """Whether the leaves are kernels, as Flax calls them."""
+        return all(each.words[-1].endswith("kernel") and each.rank > 1 for each in self.leaves)
 
     def sources(self, numbers: Numbers) -> list[str]:
         """Returns the names of the tensors that the leaf with these numbers is made from."""
-        if self.stacked < 0:
-            return [self.tensor.name(numbers)]
-        place = self.stacked
+        place = self.options[0].stacked
         return [
-            self.tensor.name(each)
-            for each in self.tensor.shapes
-            if (*each[:place], *each[place + 1 :]) == numbers
+            tensor.name(each)
+            for tensor in self.tensors
+            for each in tensor.shapes
+            if (each if place < 0 else (*each[:place], *each[place + 1 :])) == numbers
         ]
 
-    def where(self, transposed: bool) -> "Pair | None":
-        """Returns the pair under the assumption that kernels are stored transposed, or are not."""
-        if not self.is_kernel:
-            return self
-        if transposed not in self.transposed:
-            return None
-        layout = self.layouts[self.transposed.index(transposed)]
-        return replace(self, layouts=(layout,), transposed=(transposed,))
+    def may_be(self, turned: bool) -> bool:
+        """Tells whether it is possible if all kernels are turned, or if none is."""
+        return not self.is_kernel or any(option.turned == turned for option in self.options)
 
 
-def pairs(leaf: Family, tensor: Family) -> Iterator[Pair]:
-    """Yields the ways in which these tensors may make these leaves: one, or none."""
+def feasible(leaves: Sequence[Family], tensors: Sequence[Family]) -> list[Pair]:
+    """Returns every pair of one family with another that numbers, shapes and names allow.
+
+    Modules that both sides call by the same names are the same: a ``gate`` is not made from a
+    ``down`` where there is a ``gate`` on the other side and a ``down`` on this.
+    """
+    sizes: dict[int, list[Family]] = {}
+    for tensor in tensors:
+        sizes.setdefault(_size(tensor), []).append(tensor)
+    shared = {_module(leaf) for leaf in leaves} & {_module(tensor) for tensor in tensors}
+    found = (
+        pair(leaf, tensor)
+        for leaf in leaves
+        for tensor in sizes.get(_size(leaf), ())
+        if _module(leaf) == _module(tensor) or not {_module(leaf), _module(tensor)} <= shared
+    )
+    return [each for each in found if each is not None]
+
+
+def _module(family: Family) -> str:
+    return family.keys[-2] if len(family.keys) > 1 else ""
+
+
+def pair(leaf: Family, tensor: Family) -> Pair | None:
+    """Returns in which ways these tensors may make these leaves; ``None`` if in none."""
     if set(leaf.shapes) == set(tensor.shapes):
-        shapes = [(tensor.shapes[numbers], shape) for numbers, shape in leaf.shapes.items()]
-        fits = [(t, changes) for t, changes in _LAYOUTS if _leads(changes, shapes)]
-        yield from _pair(leaf, tensor, -1, fits)
-        return
-    for place in range(len(tensor.words) - 1):
-        stacks: dict[Numbers, dict[int, Shape]] = {}
-        for numbers, shape in tensor.shapes.items():
-            rest = (*numbers[:place], *numbers[place + 1 :])
-            stacks.setdefault(rest, {})[numbers[place]] = shape
-        if set(stacks) != set(leaf.shapes):
-            continue
-        fits = [
-            (t, (*changes, Stack(axis)))
-            for axis in (0, 1)
-            for t, changes in _LAYOUTS
-            if all(_stacks(changes, axis, stacks[rest], leaf.shapes[rest]) for rest in stacks)
-        ]
-        if fits:
-            yield from _pair(leaf, tensor, place, [f for f in fits if f[1][-1] == fits[0][1][-1]])
-            return
+        known = {((tensor.shapes[numbers],), (shape,)) for numbers, shape in leaf.shapes.items()}
+        options = possible(layouts.alone(tensor.rank), known)
+    else:
+        ways = {place: _stacked(leaf, tensor, place) for place in range(len(tensor.words) - 1)}
+        alike = {place: _agreement(leaf, tensor, place) for place in ways if ways[place]}
+        best = [place for place in alike if alike[place] == max(alike.values())]
+        options = [option for place in best for option in ways[place]]
+    return Pair((leaf,), (tensor,), tuple(options)) if options else None
 
 
-def _pair(
-    leaf: Family, tensor: Family, stacked: int, fits: Sequence[tuple[bool, tuple[Change, ...]]]
-) -> Iterator[Pair]:
-    kinds = dict(reversed(fits))  # The simplest of each kind.
-    if kinds:
-        yield Pair(leaf, tensor, stacked, tuple(kinds.values()), tuple(kinds))
+def given(leaf: str, tensor: str, shapes: tuple[Shape, Shape]) -> Pair | None:
+    """Returns the pair of a leaf and a tensor of which it is known that they belong together."""
+    (one,), (other,) = (
+        families({name: shape}, numbered=True)
+        for name, shape in zip((leaf, tensor), shapes, strict=True)
+    )
+    options = possible(layouts.alone(other.rank), [((shapes[1],), (shapes[0],))])
+    return Pair((one,), (other,), tuple(options)) if options else None
 
 
-def _stacks(
-    changes: tuple[Change, ...], axis: int, shapes: Mapping[int, Shape], wanted: Shape
-) -> bool:
-    count = len(shapes)
-    if sorted(shapes) != list(range(count)) or wanted[axis : axis + 1] != (count,):
-        return False
-    rest = (*wanted[:axis], *wanted[axis + 1 :])
-    return _leads(changes, [(shape, rest) for shape in shapes.values()])
+def _stacked(leaf: Family, tensor: Family, place: int) -> list[Option]:
+    stacks: dict[Numbers, dict[int, Shape]] = {}
+    for numbers, shape in tensor.shapes.items():
+        rest = (*numbers[:place], *numbers[place + 1 :])
+        stacks.setdefault(rest, {})[numbers[place]] = shape
+    counts = (sorted(stack) == list(range(len(stack))) for stack in stacks.values())
+    if set(stacks) != set(leaf.shapes) or not all(counts):
+        return []
+    known = {(tuple(stacks[rest].values()), (leaf.shapes[rest],)) for rest in stacks}
+    return possible(layouts.stacked(tensor.rank, place), known)
 
 
-def _leads(changes: tuple[Change, ...], shapes: Sequence[tuple[Shape, Shape]]) -> bool:
-    return all(
-        shape_after(changes, shape, wanted) == wanted for shape, wanted in dict.fromkeys(shapes)
+def _agreement(leaf: Family, tensor: Family, place: int) -> int:
+    """Returns how many numbers come after the same word if one of the tensors' is stacked."""
+    rest = [word for n, word in enumerate(tensor.words[:-1]) if n != place]
+    return sum(
+        _word_before(one) == _word_before(other)
+        for one, other in zip(leaf.words[:-1], rest, strict=True)
     )
 
 
-def nothing_of(shape: Shape) -> HeldTensor:
-    """Returns a source of a shape that takes no memory, to try layouts on."""
-    return HeldTensor("", np.broadcast_to(np.uint8(0), shape))
+def _word_before(text: str) -> str:
+    return next((meaning(word) for word in reversed(words(text))), "")
 
 
-def shape_after(changes: tuple[Change, ...], shape: Shape, wanted: Shape) -> Shape | None:
-    """Returns what changes make of a shape; ``None`` if they do not apply to it."""
-    nothing = nothing_of(shape)
-    one = Frame(1, False)
-    try:
-        made = Layout(changes, one, one).forward(Grid(((nothing,),)), (wanted,)).rows[0][0]
-    except errors.FillError:
-        return None
-    if changes and made is nothing:
-        return None  # A transposition that does not apply to so few or many axes.
-    return made.shape
+def fusible(leaves: Sequence[Family], tensors: Sequence[Family], *, said: bool) -> Iterator[Pair]:
+    """Yields pairs where one tensor makes several sisters, or several sisters one leaf.
+
+    Args:
+      leaves: families of leaves.
+      tensors: families of tensors.
+      said: whether only those are wanted of which the fused name says so, as ``qkv`` does.
+    """
+    for many, ones in ((leaves, tensors), (tensors, leaves)):
+        for some in sisters(many):
+            for one in ones:
+                if _may_fuse(some, one) and (not said or says_fused(one, some)):
+                    is_split = many is leaves
+                    ends = (some, (one,)) if is_split else ((one,), some)
+                    options = tuple(_fused(*ends, is_split))
+                    if options:
+                        yield Pair(*ends, options)
+
+
+def _may_fuse(some: Sequence[Family], one: Family) -> bool:
+    return set(one.shapes) == set(some[0].shapes) and _size(one) == sum(map(_size, some))
+
+
+def _fused(leaves: tuple[Family, ...], tensors: tuple[Family, ...], is_split: bool) -> list[Option]:
+    ways = layouts.split if is_split else layouts.joined
+    known = {
+        (
+            tuple(family.shapes[numbers] for family in tensors),
+            tuple(family.shapes[numbers] for family in leaves),
+        )
+        for numbers in leaves[0].shapes
+    }
+    return possible(ways(tensors[0].rank), known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,78 +175,74 @@ class Pairing:
 
     Attributes:
       chosen: pairs, the surest first.
-      by_shape: those of them for which names said nothing.
+      scores: how well the names of each of the chosen go together, from -1 to 1.
       rivals: for each of the chosen, how many others were possible for its leaves or its tensors.
       open: for each leaf that is in none of them, its likeliest pairs: several, or one whose
         tensor is as likely to make another leaf.
     """
 
     chosen: tuple[Pair, ...]
-    by_shape: tuple[Pair, ...]
+    scores: tuple[float, ...]
     rivals: tuple[int, ...]
     open: tuple[tuple[Pair, ...], ...]
 
 
-def feasible(leaves: Sequence[Family], tensors: Sequence[Family]) -> list[Pair]:
-    """Returns every pair that numbers and shapes allow."""
-    return [
-        pair
-        for leaf in leaves
-        for tensor in tensors
-        if _same_size(leaf, tensor)
-        for pair in pairs(leaf, tensor)
-    ]
+def pair_up(feasible: Sequence[Pair], known: Dictionary) -> Pairing:
+    """Chooses the pairs that are surest, round by round, until nothing tells the rest apart.
 
-
-def pair_up(feasible: Sequence[Pair]) -> Pairing:
-    """Chooses the pairs that are surest, round by round, until nothing tells the rest apart."""
-    waiting = list(feasible)
-    leaves = Counter(id(pair.leaf) for pair in waiting)
-    tensors = Counter(id(pair.tensor) for pair in waiting)
-    known = Dictionary()
+    Args:
+      feasible: all pairs that are possible.
+      known: what is known of the words of names; it is taught nothing.
+    """
+    waiting, known = list(feasible), known.copy()
+    count = Counter(family for each in waiting for family in each.families)
     chosen: list[Pair] = []
-    by_shape: list[Pair] = []
+    sureness: list[float] = []
     while waiting:
-        scores = [known.likeness(pair.leaf.text, pair.tensor.text) for pair in waiting]
+        scores = [_likeness(known, each) for each in waiting]
         sure = _sure(waiting, scores)
         if not sure:
             break
-        for pair, score in sure:
-            known.learn(pair.leaf.text, pair.tensor.text)
-            chosen.append(pair)
-            by_shape += [pair] * (score <= 0)
-        gone = {id(pair.leaf) for pair, _ in sure}, {id(pair.tensor) for pair, _ in sure}
-        waiting = [p for p in waiting if id(p.leaf) not in gone[0] and id(p.tensor) not in gone[1]]
+        for each, score in sure:
+            if not each.is_fused:
+                known.learn(each.leaves[0].text, each.tensors[0].text)
+            chosen.append(each)
+            sureness.append(score)
+        gone = {family for each, _ in sure for family in each.families}
+        waiting = [each for each in waiting if not gone & each.families]
     best: dict[int, list[tuple[float, Pair]]] = {}
-    for pair in waiting:
-        score = known.likeness(pair.leaf.text, pair.tensor.text)
-        best.setdefault(id(pair.leaf), []).append((score, pair))
+    for each in waiting:
+        for leaf in each.leaves:
+            best.setdefault(id(leaf), []).append((_likeness(known, each), each))
     likeliest = (
-        tuple(pair for score, pair in scored if score == max(score for score, _ in scored))
+        tuple(each for score, each in scored if score == max(score for score, _ in scored))
         for scored in best.values()
     )
-    rivals = (leaves[id(pair.leaf)] + tensors[id(pair.tensor)] - 2 for pair in chosen)
-    return Pairing(tuple(chosen), tuple(by_shape), tuple(rivals), tuple(likeliest))
+    rivals = (sum(count[family] - 1 for family in each.families) for each in chosen)
+    return Pairing(tuple(chosen), tuple(sureness), tuple(rivals), tuple(likeliest))
 
 
-def _same_size(leaf: Family, tensor: Family) -> bool:
-    sizes = (sum(map(math.prod, family.shapes.values())) for family in (leaf, tensor))
-    return next(sizes) == next(sizes)
+def _likeness(known: Dictionary, pair: Pair) -> float:
+    scores = [known.likeness(a.text, b.text) for a in pair.leaves for b in pair.tensors]
+    return sum(scores) / len(scores)
+
+
+def _size(family: Family) -> int:
+    return sum(map(math.prod, family.shapes.values()))
 
 
 def _sure(waiting: Sequence[Pair], scores: Sequence[float]) -> list[tuple[Pair, float]]:
     """Returns the pairs to choose next: those without a rival, or else the best of the best."""
-    by_leaf: dict[int, list[float]] = {}
-    by_tensor: dict[int, list[float]] = {}
-    for pair, score in zip(waiting, scores, strict=True):
-        by_leaf.setdefault(id(pair.leaf), []).append(score)
-        by_tensor.setdefault(id(pair.tensor), []).append(score)
+    by_family: dict[int, list[float]] = {}
+    for each, score in zip(waiting, scores, strict=True):
+        for family in each.families:
+            by_family.setdefault(family, []).append(score)
     alone, best = [], []
-    for pair, score in zip(waiting, scores, strict=True):
-        rivals = [by_leaf[id(pair.leaf)], by_tensor[id(pair.tensor)]]
-        if all(len(each) == 1 for each in rivals):
-            alone.append((pair, score))
-        elif score > 0 and all(sum(other >= score for other in each) == 1 for each in rivals):
-            best.append((pair, score))
+    for each, score in zip(waiting, scores, strict=True):
+        rivals = [by_family[family] for family in each.families]
+        if all(len(some) == 1 for some in rivals):
+            alone.append((each, score))
+        elif score > 0 and all(sum(other >= score for other in some) == 1 for some in rivals):
+            best.append((each, score))
     top = max((score for _, score in best), default=0)
-    return alone or [(pair, score) for pair, score in best if score == top]
+    return alone or [(each, score) for each, score in best if score == top]

@@ -1,39 +1,40 @@
 """From names and shapes to rules: pairs names that may belong together, and notes what is doubtful.
 
 Leaves and tensors that nothing matches come in by name and shape. Rules go out, the surest first,
-each with notes, and beside them the leaves for which several tensors are equally likely.
+each with notes, and beside them what is not decided: leaves for which several tensors are equally
+likely, and tensors of which nothing tells how they lie.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from lazyinit import errors
 from lazyinit.params import Shape
 from lazyinit.patterns import joined_like
-from lazyinit.rules.change import Change, Frame, Grid, Layout
-from lazyinit.rules.joins import Concat, Split
 from lazyinit.rules.layout import Transpose
-from lazyinit.rules.reshape import Rearrange
-from lazyinit.rules.rule import Rule
-from lazyinit.tools.pairing import Family, Pair, Pairing, families, feasible, nothing_of, pair_up
-from lazyinit.tools.words import meaning, words
+from lazyinit.rules.rule import Patterns, Rule
+from lazyinit.tools.decide import Decision, decide
+from lazyinit.tools.families import Family, families
+from lazyinit.tools.pairing import Pair, Pairing, feasible, fusible, pair_up
+from lazyinit.tools.words import Dictionary, is_embedding, words
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A rule, the names that it pairs, and what is doubtful about it.
+    """A rule, or several of which nothing tells which one is right, and what is doubtful.
 
     Attributes:
-      rule: the rule that is proposed.
-      leaves: names of the leaves that it makes.
-      tensors: names of the tensors that it makes them from.
-      notes: what is doubtful about it, one line each.
+      rules: those that are possible.
+      leaves: names of the leaves that they make.
+      tensors: names of the tensors that they make them from.
+      notes: what is doubtful, one line each.
+      is_open: whether nothing tells that the first of them is right.
     """
 
-    rule: Rule
+    rules: tuple[Rule, ...]
     leaves: frozenset[str]
     tensors: frozenset[str]
     notes: tuple[str, ...] = ()
+    is_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,192 +42,179 @@ class Proposals:
     """The rules that are proposed, and the leaves for which none is.
 
     Attributes:
-      chosen: proposals, the surest first.
+      chosen: proposals of which the rule is to be applied, the surest first.
+      open: the others.
+      given: what is known of the layouts of pairs that were given, in their order.
       ambiguous: by the name of a leaf, the tensors that are equally likely to make it.
     """
 
     chosen: tuple[Proposal, ...]
+    open: tuple[Proposal, ...]
+    given: tuple[Decision, ...]
     ambiguous: Mapping[str, tuple[str, ...]]
 
 
-def propose(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str) -> Proposals:
+def propose(
+    leaves: Mapping[str, Shape],
+    tensors: Mapping[str, Shape],
+    *,
+    every: Mapping[str, Shape],
+    given: Sequence[Pair],
+    like: str,
+) -> Proposals:
     """Proposes rules that make leaves from tensors, both given by name with their shapes.
 
     Args:
       leaves: what is to be made.
-      tensors: what there is.
+      tensors: what there is to make it from.
+      every: all tensors, those too that make other leaves.
+      given: pairs of other leaves and tensors of the same model.
       like: the name of some tensor, for how names are joined.
     """
-    chosen: list[Proposal] = []
+    pairings: list[Pairing] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
+    known = Dictionary(leaves, every)
     for numbered in (True, False):
+        made = {
+            n for each in pairings for pair in each.chosen for f in pair.leaves for n in f.names
+        }
+        used = {
+            n for each in pairings for pair in each.chosen for f in pair.tensors for n in f.names
+        }
         # Leaves that are ambiguous as families are not tried again one by one.
-        made = {name for each in chosen for name in each.leaves} | {*ambiguous}
-        used = _used(chosen).union(*ambiguous.values())
+        made, used = made | {*ambiguous}, used.union(*ambiguous.values())
         mine = families({n: s for n, s in leaves.items() if n not in made}, numbered=numbered)
         theirs = families({n: s for n, s in tensors.items() if n not in used}, numbered=numbered)
         if len(mine) * len(theirs) > _MANY:
             break
-        possible = feasible(mine, theirs)
-        pairing, told = _paired(possible)
-        chosen += [
-            _of_pair(pair, rivals, pairing, told, like)
-            for pair, rivals in zip(pairing.chosen, pairing.rivals, strict=True)
-        ]
-        # Fused tensors are looked for only among names that nothing simpler may pair.
-        paired = {id(of) for pair in possible for of in (pair.leaf, pair.tensor)}
-        rest = [[family for family in some if id(family) not in paired] for some in (mine, theirs)]
-        chosen += _fused(rest[0], rest[1], like)
-        used = _used(chosen)
-        for options in pairing.open:
-            for numbers in options[0].leaf.shapes:
-                found = [t for pair in options for t in pair.sources(numbers) if t not in used]
-                if found:
-                    ambiguous[options[0].leaf.name(numbers)] = tuple(found)
-    return Proposals(tuple(chosen), ambiguous)
-
-
-def _used(chosen: Sequence[Proposal]) -> set[str]:
-    return {name for each in chosen for name in each.tensors}
+        found = _pairings(mine, theirs, known)
+        pairings += found
+        gone = {n for each in found for pair in each.chosen for f in pair.tensors for n in f.names}
+        for pairing in found:
+            for options in pairing.open:
+                for family in options[0].leaves:
+                    for numbers in family.shapes:
+                        sources = [t for pair in options for t in pair.sources(numbers)]
+                        left = [t for t in sources if t not in gone]
+                        if left:
+                            ambiguous[family.name(numbers)] = tuple(dict.fromkeys(left))
+    chosen = [pair for pairing in pairings for pair in pairing.chosen]
+    decisions = decide([*chosen, *given])
+    proposals = [
+        _proposal(decision, rivals, score, like)
+        for decision, (rivals, score) in zip(
+            decisions[: len(chosen)],
+            (each for p in pairings for each in zip(p.rivals, p.scores, strict=True)),
+            strict=True,
+        )
+    ]
+    spoken = {name for each in proposals for name in each.leaves} | {*ambiguous}
+    rest = {name: shape for name, shape in leaves.items() if name not in spoken}
+    proposals += _ties(rest, every, like)
+    return Proposals(
+        tuple(each for each in proposals if not each.is_open),
+        tuple(each for each in proposals if each.is_open),
+        tuple(decisions[len(chosen) :]),
+        ambiguous,
+    )
 
 
 _MANY = 100_000  # Pairs beyond which nobody waits.
 
 
-def _paired(pairs: Sequence[Pair]) -> tuple[Pairing, bool]:
-    """Returns what is paired, and whether shapes tell if kernels are stored transposed.
+def _pairings(
+    leaves: Sequence[Family], tensors: Sequence[Family], known: Dictionary
+) -> list[Pairing]:
+    """Returns what is paired: first what says that it is fused, then one by one, then what is left.
 
-    All kernels are taken to be transposed, or none, whichever pairs more leaves. One kernel alone
-    tells nothing: a model has as many of shape ``[d, f]`` as of ``[f, d]``.
+    Others are fused only where nothing simpler is possible.
     """
-    told: list[tuple[tuple[int, int], Pairing]] = []
-    for transposed in (True, False):
-        some = [made for pair in pairs if (made := pair.where(transposed)) is not None]
-        pairing = pair_up(some)
-        possible = {id(pair.leaf): len(pair.leaf.shapes) for pair in some}
-        chosen = sum(len(pair.leaf.shapes) for pair in pairing.chosen)
-        told.append(((sum(possible.values()), chosen), pairing))
-    (one, first), (other, second) = told
+    said = pair_up(list(fusible(leaves, tensors, said=True)), known)
+    gone = {family for pair in said.chosen for family in pair.families}
+    mine, theirs = ([f for f in some if id(f) not in gone] for some in (leaves, tensors))
+    possible = feasible(mine, theirs)
+    simple = _paired(possible, known)
+    gone = {family for pair in possible for family in pair.families}
+    mine, theirs = ([f for f in some if id(f) not in gone] for some in (mine, theirs))
+    fused = pair_up(list(fusible(mine, theirs, said=False)), known)
+    return [replace(said, open=()), simple, fused]
+
+
+def _paired(pairs: Sequence[Pair], known: Dictionary) -> Pairing:
+    """Returns what is paired if all kernels are turned, or none, whichever pairs more leaves."""
+    found: list[tuple[tuple[int, int], Pairing]] = []
+    for turned in (True, False):
+        some = [pair for pair in pairs if pair.may_be(turned)]
+        pairing = pair_up(some, known)
+        possible = {id(f): len(f.shapes) for pair in some for f in pair.leaves}
+        chosen = sum(len(f.shapes) for pair in pairing.chosen for f in pair.leaves)
+        found.append(((sum(possible.values()), chosen), pairing))
+    (one, first), (other, second) = found
     if one != other:
-        return (first if one > other else second), True
-    return pair_up(pairs), False
+        return first if one > other else second
+    return pair_up(pairs, known)
 
 
-def _of_pair(pair: Pair, rivals: int, pairing: Pairing, told: bool, like: str) -> Proposal:
-    numbers = [f"{{{letter}}}" for letter in _LETTERS[: len(pair.tensor.words) - 1]]
-    others = [n for place, n in enumerate(numbers) if place != pair.stacked]
-    leaf, tensor = _written(pair.leaf, others), _written(pair.tensor, numbers)
-    # Where shapes do not tell, kernels are taken to be transposed, as in PyTorch, and others not.
-    changes = dict(zip(pair.transposed, pair.layouts, strict=True))
-    rule = Rule(
-        leaf,
-        joined_like(tensor, like),
-        changes.get(pair.is_kernel, pair.layouts[0]) if len(changes) > 1 else pair.layouts[0],
+def _proposal(decision: Decision, rivals: int, score: float, like: str) -> Proposal:
+    pair = decision.pair
+    rules = tuple(
+        Rule(*_patterns(pair, option.stacked, like), option.changes) for option in decision.options
     )
-    notes = []
-    if pair.is_kernel and len(set(next(iter(pair.leaf.shapes.values()))[-2:])) == 1:
-        notes.append(
-            f"square, and {'' if any(pair.transposed) else 'not '}transposed "
-            + ("as the other kernels are" if told else "though no other kernel tells")
-        )
-    if pair in pairing.by_shape:
+    notes = [decision.why] * bool(decision.why)
+    if pair.is_fused:
+        notes.append("fused in this order, which shapes do not tell")
+    if score <= 0:
         notes.append("the shapes alone say so, not the names")
     elif rivals:
         notes.append("the names say so, the shapes leave others")
-    said = tuple(f"{rule.leaf} from {rule.tensor}: {note}." for note in notes)
-    return Proposal(rule, frozenset(pair.leaf.names), frozenset(pair.tensor.names), said)
+    elif score < _ALIKE:
+        notes.append("the shapes say so, the names hardly")
+    said = tuple(f"{rules[0].leaf} from {rules[0].tensor}: {note}." for note in notes)
+    leaves, tensors = (
+        frozenset(name for family in side for name in family.names)
+        for side in (pair.leaves, pair.tensors)
+    )
+    return Proposal(rules, leaves, tensors, said, decision.is_open)
 
 
+_ALIKE = 0.5  # Names less alike than this are no reason by themselves.
 _LETTERS = "nmklijabcdefgh"
 
 
-def _written(family: Family, numbers: Sequence[str]) -> str:
-    return family.names[0] if len(family.shapes) == 1 else family.name(numbers)
+def _patterns(pair: Pair, stacked: int, like: str) -> tuple[Patterns, Patterns]:
+    """Returns the patterns of leaves and of tensors; one number of the tensors may be stacked."""
+    values = zip(*pair.tensors[0].shapes, strict=True)
+    numbers = [
+        f"{{{letter}}}" if len({*found}) > 1 or place == stacked else str(found[0])
+        for place, (letter, found) in enumerate(zip(_LETTERS, values, strict=False))
+    ]
+    others = [number for place, number in enumerate(numbers) if place != stacked]
+    leaves = tuple(family.name(others) for family in pair.leaves)
+    tensors = tuple(joined_like(family.name(numbers), like) for family in pair.tensors)
+    return _one(leaves), _one(tensors)
 
 
-_FUSED = (("q", "k", "v"), ("k", "v"), ("gate", "up"))
-_T = Transpose("o i -> i o")
-_SPLITS: tuple[tuple[Change, ...], ...] = (
-    (_T, Split(1)),
-    (Split(1),),
-    (Split(0),),
-    (_T, Split(1), Rearrange("i (h k) -> i h k")),
-    (Split(1), Rearrange("i (h k) -> i h k")),
-    (Split(0), Rearrange("(h k) -> h k")),
-)
-_JOINS: tuple[tuple[Change, ...], ...] = ((_T, Concat(1)), (Concat(1),), (Concat(0),))
+def _one(patterns: tuple[str, ...]) -> Patterns:
+    return patterns[0] if len(patterns) == 1 else patterns
 
 
-def _fused(leaves: Sequence[Family], tensors: Sequence[Family], like: str) -> Iterator[Proposal]:
-    """Yields rules where one tensor makes several sisters, or several sisters one leaf."""
-    for many, ones, changes in ((leaves, tensors, _SPLITS), (tensors, leaves, _JOINS)):
-        used: set[int] = set()
-        for sisters in _sisters(many):
-            for one in ones:
-                fits = [c for c in changes if _fits(sisters, one, c, split=many is leaves)]
-                if fits and not used & {id(one), *map(id, sisters)}:
-                    used |= {id(one), *map(id, sisters)}
-                    yield _of_fused(sisters, one, fits[0], many is leaves, like)
+_TURN = Transpose("o i -> i o")
+_HEADS = {"head", "lm", "logits", "unembed", "unembedding", "output"}
 
 
-def _sisters(some: Sequence[Family]) -> Iterator[list[Family]]:
-    """Yields families that other models fuse into one tensor: query, key and value of one layer.
-
-    Sisters stand in one module, have the same last key and the same numbers, and names that mean
-    what ``_FUSED`` lists; they come in that order.
-    """
-    groups: dict[object, dict[str, Family]] = {}
-    for family in some:
-        head, _, last = family.name(["0"] * (len(family.words) - 1)).rpartition("/")
-        above, _, module = head.rpartition("/")
-        meant = next((meaning(word) for word in words(module)), "")
-        groups.setdefault((above, last, tuple(family.shapes)), {})[meant] = family
-    for group in groups.values():
-        for names in _FUSED:
-            if all(name in group for name in names):
-                yield [group[name] for name in names]
-                break
-
-
-def _fits(
-    sisters: Sequence[Family], one: Family, changes: tuple[Change, ...], *, split: bool
-) -> bool:
-    """Tells whether changes lead from the fused family's shapes to its sisters', or back.
-
-    Args:
-      sisters: the families that are separate.
-      one: the family that holds all of them.
-      changes: from tensors to leaves.
-      split: whether the fused one is the tensor, and the sisters are leaves.
-    """
-    if set(one.shapes) != set(sisters[0].shapes):
-        return False
-    ends = Frame(1, False), Frame(len(sisters), False)
-    layout = Layout(changes, *(ends if split else ends[::-1]))
-    for numbers, shape in one.shapes.items():
-        shapes = tuple(sister.shapes[numbers] for sister in sisters)
-        before, after = ((shape,), shapes) if split else (shapes, (shape,))
-        try:
-            made = layout.forward(Grid(tuple((nothing_of(each),) for each in before)), after)
-        except errors.FillError:
-            return False
-        if tuple(row[0].shape for row in made.rows) != after:
-            return False
-    return True
-
-
-def _of_fused(
-    sisters: Sequence[Family], one: Family, changes: tuple[Change, ...], split: bool, like: str
-) -> Proposal:
-    """Returns the rule between a fused family and its sisters; ``like`` is a name of a tensor."""
-    numbers = [f"{{{letter}}}" for letter in _LETTERS[: len(one.words) - 1]]
-    several = tuple(_written(sister, numbers) for sister in sisters)
-    alone = _written(one, numbers)
-    if split:
-        rule = Rule(several, joined_like(alone, like), changes)
-    else:
-        rule = Rule(alone, tuple(joined_like(name, like) for name in several), changes)
-    names = frozenset(name for sister in sisters for name in sister.names)
-    mine, theirs = (names, frozenset(one.names)) if split else (frozenset(one.names), names)
-    note = f"{rule.leaf} from {rule.tensor}: fused in this order, which shapes do not tell."
-    return Proposal(rule, mine, theirs, (note,))
+def _ties(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str) -> list[Proposal]:
+    """Returns rules for heads without a tensor of their own, which share that of the embedding."""
+    found: list[Proposal] = []
+    for leaf, shape in leaves.items():
+        if len(shape) != 2 or not _HEADS & {*words(leaf)}:
+            continue
+        same = [n for n, s in tensors.items() if is_embedding(n) and s in (shape, shape[::-1])]
+        if len(same) != 1:
+            continue
+        turns = [()] * (tensors[same[0]] == shape) + [_TURN] * (tensors[same[0]] == shape[::-1])
+        if len(turns) > 1 and leaf.endswith("kernel"):
+            turns = [_TURN]  # A kernel is [width, words], an embedding [words, width].
+        rules = tuple(Rule(leaf, joined_like(same[0], like), turn, tied=True) for turn in turns)
+        note = f"{leaf} from {rules[0].tensor}: tied, as there is no tensor for it."
+        found.append(Proposal(rules, frozenset([leaf]), frozenset(same), (note,), len(rules) > 1))
+    return found

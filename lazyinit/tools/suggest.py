@@ -1,11 +1,12 @@
 """Proposes rules for leaves that a checkpoint does not match, for people to read and paste.
 
 A tree and a checkpoint come in, and a ``Suggestion`` goes out, whose text is Python source. Nothing
-is applied. First the rules that exist are tried, then names are paired (``propose.py``).
+is applied. First the rules that exist are tried (``starts.py``), then names are paired
+(``propose.py``). Layouts that nothing decides are listed as open (``decide.py``).
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import errors, maps
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
-from lazyinit.match.advise import guesses
-from lazyinit.match.match import Matching, match, named
+from lazyinit.match.match import match, named
 from lazyinit.match.places import Place, places
-from lazyinit.params import Shape, Thunk
+from lazyinit.params import Thunk
 from lazyinit.patterns import slashed
-from lazyinit.rules.renames import Rename, strip_prefix
-from lazyinit.rules.rule import AnyRule, Rules, as_rules
+from lazyinit.rules.renames import Rename
+from lazyinit.rules.rule import AnyRule, Rule, Rules, as_rules
 from lazyinit.rules.torch import TORCH
-from lazyinit.tools.pairing import families
-from lazyinit.tools.propose import propose
+from lazyinit.tools.decide import Decision
+from lazyinit.tools.propose import Proposal, Proposals, propose
+from lazyinit.tools.starts import READY, Base, Matched, best_base, fitting, matched, own_name
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -35,6 +35,8 @@ class Suggestion:
       rules: what ``fill`` would take.
       at: where the checkpoint would hang.
       notes: what is doubtful and should be checked, one line each.
+      open: rules that are not among ``rules``, as neither shapes nor siblings nor conventions tell
+        how the tensor lies: of each group take the one that is right.
       ambiguous: by the path of a leaf, the tensors that are equally likely to make it.
       unmatched_leaves: paths of the leaves that have no tensor even with these rules.
       unmatched_tensors: names of the tensors that make no leaf even with these rules.
@@ -43,6 +45,7 @@ class Suggestion:
     rules: tuple[AnyRule, ...]
     at: str
     notes: tuple[str, ...]
+    open: tuple[tuple[AnyRule, ...], ...]
     ambiguous: Mapping[str, tuple[str, ...]]
     unmatched_leaves: tuple[str, ...]
     unmatched_tensors: tuple[str, ...]
@@ -51,6 +54,7 @@ class Suggestion:
         lines = [f"at = {self.at!r}"] * bool(self.at)
         lines += ["rules = [", *(f"    {text}," for text in _written(self.rules)), "]"]
         lines += [f"# {note}" for note in self.notes]
+        lines += [f"# open: {' or '.join(map(str, some))}?" for some in self.open]
         told = [f"{leaf}: {' or '.join(tensors)}?" for leaf, tensors in self.ambiguous.items()]
         lines += [f"# ambiguous: {text}" for text in _few(told)]
         lines += [f"# unmatched leaf: {text}" for text in _few(self.unmatched_leaves)]
@@ -58,12 +62,6 @@ class Suggestion:
         return "\n".join(lines)
 
     __repr__ = __str__
-
-
-_READY: dict[str, Sequence[AnyRule]] = {
-    "TORCH": TORCH,
-    **{f"maps.{name}": getattr(maps, name) for name in maps.__all__ if name.isupper()},
-}
 
 
 def suggest_rules(
@@ -76,7 +74,8 @@ def suggest_rules(
     """Proposes rules for the leaves that a checkpoint does not match yet; applies none.
 
     Looks for a place and a prefix at which the rules given, ``TORCH`` or a ready map fit, then
-    pairs what is left by numbers, shapes and the words of names. What cannot be told, such as
+    pairs what is left by numbers, shapes and the words of names. How a tensor lies is told by its
+    shape, or else by its siblings and by PyTorch's conventions. What cannot be told, such as
     which of two tensors of one shape a leaf is made from, is listed, not guessed.
 
     Args:
@@ -106,28 +105,87 @@ def suggest_rules(
     """
     opened = open_checkpoint(checkpoint)
     leaves = [place for place, leaf in places(tree) if _is_fillable(leaf)]
-    base = _best_base(_one_of_each(leaves), opened, as_rules(rules), slashed(at).strip("/"))
-    paths, shapes, tensors, names = _unmatched(leaves, opened, base)
-    proposals = propose(shapes, tensors, next(iter(opened), ""))
+    base = best_base(leaves, opened, as_rules(rules), slashed(at).strip("/"))
+    found = _found(leaves, opened, base)
+    if any(each.rule in TORCH and not each.agrees(decision) for each, decision in found.known):
+        base = base.plain()  # TORCH has the names, but the tensors do not lie as PyTorch's do.
+        found = _found(leaves, opened, base)
+    proposals = found.proposals
     across = not base.at and any(place.linen for place in leaves)
-    found = tuple(replace(each.rule, across_collections=across) for each in proposals.chosen)
-    whole = (*base.renames, *found, *base.makers)
+
+    def written(proposal: Proposal) -> tuple[Rule, ...]:
+        return tuple(replace(rule, across_collections=across) for rule in proposal.rules)
+
+    whole = base.rules(*(rule for each in proposals.chosen for rule in written(each)))
     matching = match(leaves, opened, rules=whole, at=base.at)
-    fitting = _fitting(leaves, matching)
-    taken = {t for path in fitting for t in matching.matches[path].tensors} | matching.ignored
+    fits = fitting(leaves, matching)
+    taken = {t for path in fits for t in matching.matches[path].tensors} | matching.ignored
+    taken |= {found.names[tensor] for each in proposals.open for tensor in each.tensors}
     ambiguous = {
-        paths[leaf]: tuple(names[tensor] for tensor in candidates)
+        found.paths[leaf]: tuple(found.names[tensor] for tensor in candidates)
         for leaf, candidates in proposals.ambiguous.items()
     }
-    left = {place.path for place in leaves} - fitting
+    said = {found.paths[leaf] for each in proposals.open for leaf in each.leaves} | {*ambiguous}
     return Suggestion(
         whole,
         base.at,
-        tuple(note for proposal in proposals.chosen for note in proposal.notes),
+        (
+            *(note for each in (*proposals.chosen, *proposals.open) for note in each.notes),
+            *_notes(found.known),
+        ),
+        tuple(map(written, proposals.open)),
         ambiguous,
-        tuple(place.path for place in leaves if place.path in left and place.path not in ambiguous),
+        tuple(place.path for place in leaves if place.path not in fits | said),
         tuple(name for name in opened if name not in taken),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is proposed beside the rules of a base.
+
+    Attributes:
+      proposals: for the leaves that it does not make.
+      known: what it makes of one tensor each, and what is known of the layout.
+      paths: the paths of the other leaves, by the names that rules know them by.
+      names: what the checkpoint calls its tensors, by their names once renamed.
+    """
+
+    proposals: Proposals
+    known: tuple[tuple[Matched, Decision], ...]
+    paths: Mapping[str, str]
+    names: Mapping[str, str]
+
+
+def _found(leaves: Sequence[Place], checkpoint: Checkpoint, base: Base) -> _Found:
+    made = match(leaves, checkpoint, rules=base.rules(), at=base.at)
+    fits = fitting(leaves, made)
+    taken = {t for path in fits for t in made.matches[path].tensors} | made.ignored
+    names, _ = named(checkpoint, [rule for rule in base.renames if isinstance(rule, Rename)])
+    every = {name: checkpoint[tensor].shape for name, tensor in names.items()}
+    left = [place for place in leaves if place.path not in fits and place.below(base.at)]
+    known = tuple(matched(leaves, checkpoint, base))
+    proposals = propose(
+        {own_name(place, base): place.shape for place in left if place.shape is not None},
+        {name: shape for name, shape in every.items() if names[name] not in taken},
+        every=every,
+        given=[each.pair for each in known],
+        like=next(iter(checkpoint), ""),
+    )
+    paths = {own_name(place, base): place.path for place in left}
+    return _Found(proposals, tuple(zip(known, proposals.given, strict=True)), paths, names)
+
+
+def _notes(known: Sequence[tuple[Matched, Decision]]) -> Iterator[str]:
+    """Yields what is doubtful about leaves that are made by their names or by ``TORCH``."""
+    for each, decision in known:
+        if decision.why and (each.rule is None or each.rule in TORCH):
+            leaf, tensor = (
+                family.name(["{n}"] * (len(family.words) - 1))
+                for family in (*each.pair.leaves, *each.pair.tensors)
+            )
+            but = "" if each.agrees(decision) else "taken as stored, as the names are equal, but "
+            yield f"{leaf} from {tensor}: {but}{decision.why}."
 
 
 def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
@@ -135,84 +193,9 @@ def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
     return is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """The rules to start from: those given and ready ones, and where the checkpoint hangs."""
-
-    at: str
-    renames: tuple[AnyRule, ...]
-    makers: tuple[AnyRule, ...]
-
-
-def _one_of_each(leaves: Sequence[Place]) -> list[Place]:
-    """Returns one leaf of those whose names differ in their numbers alone."""
-    by_name = {place.name: place for place in leaves}
-    shapes = {place.name: place.shape for place in leaves if place.shape is not None}
-    return [by_name[family.names[0]] for family in families(shapes, numbered=True)]
-
-
-def _best_base(
-    leaves: Sequence[Place], checkpoint: Checkpoint, rules: tuple[AnyRule, ...], at: str
-) -> _Base:
-    renames = tuple(rule for rule in rules if isinstance(rule, Rename))
-    makers = tuple(rule for rule in rules if not isinstance(rule, Rename))
-    best, most = _Base(at, renames, makers), len(leaves) // 2  # Fewer may match by chance.
-    for ready in ((), *_READY.values()):
-        new = tuple(rule for rule in ready if rule not in rules)
-        tried = [(at, "")]
-        if not rules:
-            found = guesses(leaves, checkpoint, ready)[:3]
-            tried += [(place, prefix) for place, prefix in found if not at or place == at]
-        for place, prefix in tried:
-            strip = (strip_prefix(prefix),) if prefix else ()
-            try:
-                made = match(leaves, checkpoint, rules=(*strip, *rules, *new), at=place)
-            except errors.FillError:  # Two tensors that go by one name without the prefix.
-                continue
-            if (count := len(_fitting(leaves, made))) > most:
-                best, most = _Base(place, (*strip, *renames), (*makers, *new)), count
-    return best
-
-
-def _fitting(leaves: Sequence[Place], found: Matching) -> set[str]:
-    """Returns the paths of the leaves that are matched by tensors of their shape."""
-    return {
-        place.path
-        for place in leaves
-        if (made := found.matches.get(place.path)) is not None
-        and not made.problem
-        and made.source.shape == place.shape
-    }
-
-
-def _unmatched(
-    leaves: Sequence[Place], checkpoint: Checkpoint, base: _Base
-) -> tuple[dict[str, str], dict[str, Shape], dict[str, Shape], dict[str, str]]:
-    """Returns what a base leaves unmatched.
-
-    Returns:
-      Paths and shapes of leaves by the names that rules know them by; shapes of tensors by their
-      names once renamed, and what all tensors are called, by the same.
-    """
-    found = match(leaves, checkpoint, rules=(*base.renames, *base.makers), at=base.at)
-    fitting = _fitting(leaves, found)
-    taken = {t for path in fitting for t in found.matches[path].tensors} | found.ignored
-    names, _ = named(checkpoint, [rule for rule in base.renames if isinstance(rule, Rename)])
-    tensors = {name: checkpoint[t].shape for name, t in names.items() if t not in taken}
-    shapes: dict[str, Shape] = {}
-    paths: dict[str, str] = {}
-    for place in leaves:
-        if place.path not in fitting and place.shape is not None and place.below(base.at):
-            name = place.below(base.at)
-            if place.linen and not base.at:
-                name = name.removeprefix("params/")
-            shapes[name], paths[name] = place.shape, place.path
-    return paths, shapes, tensors, names
-
-
 def _written(rules: Sequence[AnyRule]) -> list[str]:
     """Returns rules as one writes them, those of a ready map by its name."""
-    for name, ready in _READY.items():
+    for name, ready in READY.items():
         if set(ready) <= set(rules):
             kept = [str(rule) for rule in rules if rule not in ready]
             return [*kept, f"*{name}"]

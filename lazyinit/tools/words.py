@@ -6,9 +6,10 @@ the dictionary what this checkpoint calls things, which then tells other pairs a
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 _SAME = (
-    ("weight", "kernel", "scale", "embedding", "gamma", "w"),
+    ("weight", "kernel", "scale", "gamma", "w"),
     ("bias", "beta", "b"),
     ("mean", "running"),
     ("q", "query", "wq"),
@@ -16,10 +17,10 @@ _SAME = (
     ("v", "value", "wv"),
     ("o", "out", "output", "wo"),
     ("layers", "layer", "h", "block", "blocks"),
-    ("emb", "embed", "embeddings", "wte", "tok", "token", "tokens"),
+    ("emb", "embed", "embedder", "embedding", "embeddings", "wte", "tok", "token", "tokens"),
     ("pos", "position", "positions", "wpe"),
     ("attn", "attention", "att"),
-    ("mlp", "ffn", "ff", "feed", "forward"),
+    ("mlp", "ffn", "ff", "ffw", "feed", "forward", "feedforward"),
     ("ln", "norm", "layernorm"),
     ("fc", "dense", "linear", "proj"),
 )
@@ -28,11 +29,11 @@ _MEANING = {word: meanings[0] for meanings in _SAME for word in meanings}
 
 # Some models name a norm after the module before it, others after the module that follows.
 _PHRASES = {
-    "post_attention_layernorm": "mlp_norm",
-    "post_attention_norm": "mlp_norm",
-    "input_layernorm": "attention_norm",
-    "layernorm_before": "attention_norm",
-    "layernorm_after": "mlp_norm",
+    ("post", "attn", "ln"): {"mlp", "ln"},
+    ("pre", "attn", "ln"): {"attn", "ln"},
+    ("input", "ln"): {"attn", "ln"},
+    ("ln", "before"): {"attn", "ln"},
+    ("ln", "after"): {"mlp", "ln"},
 }
 
 
@@ -47,13 +48,29 @@ def meaning(word: str) -> str:
     return _MEANING.get(word, word)
 
 
+def is_embedding(name: str) -> bool:
+    """Tells whether a name is called an embedding, and no kernel: ``embed_tokens.weight``."""
+    keys = _keys(name)
+    said = {meaning(word) for key in keys[-2:] for word in words(key)}
+    return bool(said & {"emb", "pos"}) and keys[-1:] != ["kernel"]
+
+
 class Dictionary:
     """What a checkpoint calls the words of leaves, as learned from pairs of names."""
 
-    def __init__(self) -> None:
-        """Begins with nothing learned."""
+    def __init__(self, leaves: Iterable[str] = (), tensors: Iterable[str] = ()) -> None:
+        """Begins with nothing learned; the names are those between which it is to tell."""
         self._learned: dict[str, Counter[str]] = {}
         self._taken: dict[str, set[str]] = {}
+        self._literal = tuple(map(_names_mlp_norms, (leaves, tensors)))
+
+    def copy(self) -> "Dictionary":
+        """Returns another that has learned the same."""
+        other = Dictionary()
+        other._literal = self._literal
+        other._learned = {word: Counter(counts) for word, counts in self._learned.items()}
+        other._taken = {word: {*some} for word, some in self._taken.items()}
+        return other
 
     def learn(self, leaf: str, tensor: str) -> None:
         """Learns from two names that belong together."""
@@ -78,9 +95,28 @@ class Dictionary:
             both = list(zip(mine, theirs, strict=True))
             inner = sum(self._key(one, other) for one, other in both[:-1])
             # Only last keys may share one name: kernel and scale are both weights.
-            last = sum(self._known(one, other) for one, other in both[-1:])
+            last = sum(self._known(_role(one), _role(other)) for one, other in both[-1:])
             return (inner + last) / max(len(both), 1)
-        return _overlap(words(leaf), words(tensor))
+        return _overlap(self._all_meant(mine, 0), self._all_meant(theirs, 1))
+
+    def _all_meant(self, keys: list[str], side: int) -> set[str]:
+        """Returns what all words of a name mean, those of a phrase together."""
+        *inner, last = [*map(str, keys)] or [""]
+        every = {word for key in inner for word in self._meant(key, side)}
+        return every | self._meant(_role(last), side)
+
+    def _meant(self, key: str, side: int) -> set[str]:
+        """Returns what the words of a key mean.
+
+        Args:
+          key: of a leaf or of a tensor.
+          side: which of them, 0 or 1.
+        """
+        meant = tuple(map(meaning, words(key)))
+        # Where the norms of the MLP have names of their own, the one after attention is just that.
+        if meant[:1] == ("post",) and self._literal[side]:
+            return {*meant}
+        return _PHRASES.get(meant, {*meant})
 
     def _key(self, one: str, other: str) -> float:
         if one in self._learned:
@@ -90,10 +126,10 @@ class Dictionary:
         inner, outer = words(one), words(other)
         if not inner or not outer:
             return float(one == other)
-        if _meant(one) == _meant(other):
+        if self._meant(one, 0) == self._meant(other, 1):
             return 1
         if len(inner) != len(outer):
-            return _overlap(inner, outer)
+            return _overlap({*map(meaning, inner)}, {*map(meaning, outer)})
         if len(inner) < 2:
             return self._known(one, other)
         both = zip(inner, outer, strict=True)
@@ -110,10 +146,16 @@ def _keys(name: str) -> list[str]:
     return [key.strip("_") for key in re.split(r"[/.\s]+", name) if key.strip("_")]
 
 
-def _meant(key: str) -> set[str]:
-    return set(map(meaning, words(_PHRASES.get(key, key))))
+def _role(key: str) -> str:
+    """Returns the last key of a name, where ``embedding`` says what ``weight`` does."""
+    return "weight" if key == "embedding" else key
 
 
-def _overlap(some: list[str], others: list[str]) -> float:
-    one, other = set(map(meaning, some)), set(map(meaning, others))
+def _names_mlp_norms(names: Iterable[str]) -> bool:
+    """Tells whether there is a norm that is called after the MLP."""
+    keys = {key for name in names for key in _keys(name)}
+    return any({"mlp", "ln"} <= {*map(meaning, words(key))} for key in keys)
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
     return len(one & other) / max(len(one | other), 1)

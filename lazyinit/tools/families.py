@@ -1,0 +1,111 @@
+"""Families of names: those that differ in their numbers alone, and those that belong together.
+
+Names with their shapes come in. The layers of a model give one family for each of their leaves,
+so that one rule can speak of all layers. *Sisters* are families that other models fuse into one
+tensor: the query, the key and the value of one module.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lazyinit.params import Shape
+from lazyinit.tools.words import meaning, words
+
+Numbers = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Names that differ in their numbers alone.
+
+    Attributes:
+      words: what is between the numbers: ``("layers_", "/kernel")``.
+      shapes: by the numbers of a name, its shape.
+    """
+
+    words: tuple[str, ...]
+    shapes: Mapping[Numbers, Shape] = field(hash=False)
+
+    def name(self, numbers: Sequence[object]) -> str:
+        """Returns the name with these numbers, or with what stands for them."""
+        rest = "".join(f"{n}{word}" for n, word in zip(numbers, self.words[1:], strict=True))
+        return self.words[0] + rest
+
+    @property
+    def text(self) -> str:
+        """The words alone."""
+        return " ".join(self.words)
+
+    @property
+    def names(self) -> list[str]:
+        """The names, in the order in which they came."""
+        return [self.name(numbers) for numbers in self.shapes]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its names, ``0`` for each number."""
+        return re.split(r"[/.]", self.name(["0"] * (len(self.words) - 1)))
+
+    @property
+    def scope(self) -> tuple[str, ...]:
+        """What stands before the last number of its names, without numbers: its kind of layer."""
+        return tuple(_NUMBER.split(self.name(["0"] * (len(self.words) - 1)))[:-2:2])
+
+    @property
+    def rank(self) -> int:
+        """How many axes there are."""
+        return len(next(iter(self.shapes.values())))
+
+
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])(0|[1-9][0-9]{0,8})(?![A-Za-z0-9])")
+
+
+def families(shapes: Mapping[str, Shape], *, numbered: bool) -> list[Family]:
+    """Returns the families of these names; each name alone if they are not to be numbered."""
+    found: dict[tuple[tuple[str, ...], int], dict[Numbers, Shape]] = {}
+    for name, shape in shapes.items():
+        parts = _NUMBER.split(name) if numbered else [name]
+        key = tuple(parts[::2]), len(shape)
+        found.setdefault(key, {})[tuple(map(int, parts[1::2]))] = shape
+    return [Family(words, of) for (words, _), of in found.items()]
+
+
+_FUSED = (("q", "k", "v"), ("k", "v"), ("gate", "up"))
+
+
+def sisters(some: Sequence[Family]) -> Iterator[tuple[Family, ...]]:
+    """Yields families that other models fuse into one tensor, in the order in which they do it.
+
+    Sisters have the same numbers, and names that differ in one word, which says query, key and
+    value, or gate and up.
+    """
+    groups: dict[object, dict[str, Family]] = {}
+    for family in some:
+        part, rest = _part(family)
+        groups.setdefault((rest, tuple(family.shapes)), {})[part] = family
+    for group in groups.values():
+        for names in _FUSED:
+            if all(name in group for name in names):
+                yield tuple(group[name] for name in names)
+                break
+
+
+def _part(family: Family) -> tuple[str, tuple[str, ...]]:
+    """Returns which part of something fused a family is, and the rest of its name."""
+    keys = family.keys
+    for place in range(len(keys) - 1, max(len(keys) - 3, -1), -1):
+        first, *others = words(keys[place]) or [""]
+        if any(meaning(first) in names for names in _FUSED):
+            return meaning(first), (*keys[:place], " ".join(others), *keys[place + 1 :])
+    return "", tuple(keys)
+
+
+def says_fused(one: Family, sisters: Sequence[Family]) -> bool:
+    """Tells whether a name says that it holds these sisters: ``qkv_proj``, ``gate_up``."""
+    parts = [_part(sister)[0] for sister in sisters]
+    said = [word for key in one.keys[-2:] for word in words(key)]
+    meant = [meaning(word) for word in said]
+    return "".join(parts) in said or any(
+        meant[n : n + len(parts)] == parts for n in range(len(meant))
+    )

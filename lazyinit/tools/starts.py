@@ -1,0 +1,142 @@
+"""Where to start from: where a checkpoint hangs in a tree, and which rules that exist fit.
+
+Leaves, a checkpoint and the rules that are known come in, and a ``Base`` goes out: a place, a
+prefix of names that is dropped, and ``TORCH`` or the map that makes most leaves, if it makes half.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lazyinit import errors, maps
+from lazyinit.checkpoint import Checkpoint
+from lazyinit.match.advise import guesses
+from lazyinit.match.match import Matching, match, named
+from lazyinit.match.places import Place
+from lazyinit.params import Shape
+from lazyinit.rules.layout import Transpose
+from lazyinit.rules.renames import Rename, strip_prefix
+from lazyinit.rules.rule import AnyRule, Rule
+from lazyinit.rules.torch import TORCH
+from lazyinit.tools.decide import Decision
+from lazyinit.tools.families import families
+from lazyinit.tools.pairing import Pair, given
+
+READY: dict[str, Sequence[AnyRule]] = {
+    "TORCH": TORCH,
+    **{f"maps.{name}": getattr(maps, name) for name in maps.__all__ if name.isupper()},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The rules to start from, and where the checkpoint hangs.
+
+    Attributes:
+      at: where.
+      renames: those given, and the prefix that is dropped.
+      makers: the other rules that were given.
+      ready: those of ``TORCH`` or of a map.
+    """
+
+    at: str
+    renames: tuple[AnyRule, ...]
+    makers: tuple[AnyRule, ...]
+    ready: tuple[AnyRule, ...] = ()
+
+    def rules(self, *found: AnyRule) -> tuple[AnyRule, ...]:
+        """Returns all of them, with those that were found since in their place."""
+        return (*self.renames, *found, *self.makers, *self.ready)
+
+    def plain(self) -> "Base":
+        """Returns the same without ready rules."""
+        return replace(self, ready=())
+
+
+def best_base(
+    leaves: Sequence[Place], checkpoint: Checkpoint, rules: tuple[AnyRule, ...], at: str
+) -> Base:
+    """Returns the place, the prefix and the ready rules that make most leaves."""
+    leaves = one_of_each(leaves)
+    renames = tuple(rule for rule in rules if isinstance(rule, Rename))
+    makers = tuple(rule for rule in rules if not isinstance(rule, Rename))
+    best, most = Base(at, renames, makers), len(leaves) // 2  # Fewer may match by chance.
+    for ready in ((), *READY.values()):
+        new = tuple(rule for rule in ready if rule not in rules)
+        tried = [(at, "")]
+        if not rules:
+            found = guesses(leaves, checkpoint, ready)[:3]
+            tried += [(place, prefix) for place, prefix in found if not at or place == at]
+        for place, prefix in tried:
+            strip = (strip_prefix(prefix),) if prefix else ()
+            base = Base(place, (*strip, *renames), makers, new)
+            try:
+                made = match(leaves, checkpoint, rules=base.rules(), at=place)
+            except errors.FillError:  # Two tensors that go by one name without the prefix.
+                continue
+            if (count := len(fitting(leaves, made))) > most:
+                best, most = base, count
+    return best
+
+
+def one_of_each(leaves: Sequence[Place]) -> list[Place]:
+    """Returns one leaf of those whose names differ in their numbers alone."""
+    by_name = {place.name: place for place in leaves}
+    shapes = {place.name: place.shape for place in leaves if place.shape is not None}
+    return [by_name[family.names[0]] for family in families(shapes, numbered=True)]
+
+
+def fitting(leaves: Sequence[Place], found: Matching) -> set[str]:
+    """Returns the paths of the leaves that are matched by tensors of their shape."""
+    return {
+        place.path
+        for place in leaves
+        if (made := found.matches.get(place.path)) is not None
+        and not made.problem
+        and made.source.shape == place.shape
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """A leaf that a base makes of one tensor.
+
+    Attributes:
+      pair: the two.
+      rule: what makes it; ``None`` if its name alone does.
+    """
+
+    pair: Pair
+    rule: Rule | None
+
+    def agrees(self, decision: Decision) -> bool:
+        """Tells whether the layout is the one that was decided."""
+        turned = self.rule is not None and any(
+            isinstance(change, Transpose) for change in self.rule.changes().changes
+        )
+        ways = {option.turned for option in decision.options} - {None}
+        return not decision.is_open and ways <= {turned}
+
+
+def matched(leaves: Sequence[Place], checkpoint: Checkpoint, base: Base) -> Iterator[Matched]:
+    """Yields what a base makes of one tensor each, once for leaves that differ in numbers alone."""
+    leaves = one_of_each(leaves)
+    names, _ = named(checkpoint, [rule for rule in base.renames if isinstance(rule, Rename)])
+    by_tensor: dict[str, str] = {tensor: name for name, tensor in names.items()}
+    found = match(leaves, checkpoint, rules=base.rules(), at=base.at)
+    fits = fitting(leaves, found)
+    makers = [rule for rule in base.rules() if isinstance(rule, Rule)]
+    for place in leaves:
+        tensors = found.matches[place.path].tensors if place.path in fits else ()
+        if len(tensors) != 1 or place.shape is None:
+            continue
+        name, tensor = own_name(place, base), by_tensor[tensors[0]]
+        shapes: tuple[Shape, Shape] = place.shape, checkpoint[tensors[0]].shape
+        rules = (rule for each, rule in place.candidates(base.at, makers) if each == tensor)
+        if (pair := given(name, tensor, shapes)) is not None:
+            yield Matched(pair, next(rules, None))
+
+
+def own_name(place: Place, base: Base) -> str:
+    """Returns the name by which a rule knows a leaf, without Linen's first collection."""
+    name = place.below(base.at)
+    return name.removeprefix("params/") if place.linen and not base.at else name
