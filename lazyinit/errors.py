@@ -63,7 +63,7 @@ class SaveError(LazyinitError, ValueError):
 class UpdateError(LazyinitError, RuntimeError):
     """An update that failed half-way: ``tree`` has the new arrays that there are, else the old."""
 
-    def __init__(self, message: str, tree: object) -> None:
+    def __init__(self, message: str, tree: object = None) -> None:
         """Takes what happened, and the tree as it is now."""
         super().__init__(message)
         self.tree = tree
