@@ -55,10 +55,14 @@ def decide(pairs: Sequence[Pair]) -> list[Decision]:
 
 def _by_heads(pair: Pair) -> Pair:
     """Returns the pair without the layouts that its names contradict, unless none is left."""
-    keys = (*pair.tensors[0].keys[-2:], *pair.leaves[0].keys[-2:])
-    said = {_HEADS.get(meaning(word), "") for key in keys for word in words(key)} - {""}
+    said = _said(pair)
     options = tuple(option for option in pair.options if {option.heads} <= said | {""})
     return replace(pair, options=options) if options and len(said) == 1 else pair
+
+
+def _said(pair: Pair) -> set[str]:
+    keys = (*pair.tensors[0].keys[-2:], *pair.leaves[0].keys[-2:])
+    return {_HEADS.get(meaning(word), "") for key in keys for word in words(key)} - {""}
 
 
 _HEADS = {"q": "to", "k": "to", "v": "to", "o": "from"}
@@ -88,6 +92,9 @@ def _one_stack(pair: Pair) -> bool:
 
 def _decided(pair: Pair, told: _Told, axes: set[int]) -> Decision:
     options, why = pair.options, ""
+    said = _said(pair)
+    if said and all(option.heads and {option.heads} != said for option in options):
+        return Decision(pair, options, "its names contradict its shape", is_open=True)
     if len({option.turned for option in options}) > 1:
         turned, why = _turned(pair, told)
         if turned is None:

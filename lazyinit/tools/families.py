@@ -71,6 +71,17 @@ def families(shapes: Mapping[str, Shape], *, numbered: bool) -> list[Family]:
     return [Family(words, of) for (words, _), of in found.items()]
 
 
+def numbers_differ(one: Family, other: Family) -> bool:
+    """Tells whether the first names have other numbers, so that none has all of the other's."""
+    some, others = (_NUMBER.split(family.names[0])[1::2] for family in (one, other))
+    return not (_holds(some, others) or _holds(others, some))
+
+
+def _holds(these: Sequence[str], those: Sequence[str]) -> bool:
+    rest = iter(these)
+    return all(number in rest for number in those)
+
+
 _FUSED = (("q", "k", "v"), ("k", "v"), ("gate", "up"))
 
 

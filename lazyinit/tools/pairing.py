@@ -9,7 +9,7 @@ pair has is another question, which is not asked here.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lazyinit.params import Shape
@@ -63,16 +63,18 @@ class Pair:
         return not self.is_kernel or any(option.turned == turned for option in self.options)
 
 
-def feasible(leaves: Sequence[Family], tensors: Sequence[Family]) -> list[Pair]:
+def feasible(leaves: Sequence[Family], tensors: Sequence[Family], shared: set[str]) -> list[Pair]:
     """Returns every pair of one family with another that numbers, shapes and names allow.
 
-    Modules that both sides call by the same names are the same: a ``gate`` is not made from a
-    ``down`` where there is a ``gate`` on the other side and a ``down`` on this.
+    Args:
+      leaves: families of leaves.
+      tensors: families of tensors.
+      shared: names of modules that both sides have. They are the same: a ``gate`` is not made from
+        a ``down`` where there is a ``gate`` on the other side and a ``down`` on this.
     """
     sizes: dict[int, list[Family]] = {}
     for tensor in tensors:
         sizes.setdefault(_size(tensor), []).append(tensor)
-    shared = {_module(leaf) for leaf in leaves} & {_module(tensor) for tensor in tensors}
     found = (
         pair(leaf, tensor)
         for leaf in leaves
@@ -80,6 +82,11 @@ def feasible(leaves: Sequence[Family], tensors: Sequence[Family]) -> list[Pair]:
         if _module(leaf) == _module(tensor) or not {_module(leaf), _module(tensor)} <= shared
     )
     return [each for each in found if each is not None]
+
+
+def modules(names: Iterable[str]) -> set[str]:
+    """Returns the modules that leaves or tensors stand in: the last keys but one of names."""
+    return {_module(family) for name in names for family in families({name: ()}, numbered=False)}
 
 
 def _module(family: Family) -> str:

@@ -13,8 +13,8 @@ from lazyinit.patterns import joined_like
 from lazyinit.rules.layout import Transpose
 from lazyinit.rules.rule import Patterns, Rule
 from lazyinit.tools.decide import Decision, decide
-from lazyinit.tools.families import Family, families
-from lazyinit.tools.pairing import Pair, Pairing, feasible, fusible, pair_up
+from lazyinit.tools.families import Family, families, numbers_differ
+from lazyinit.tools.pairing import Pair, Pairing, feasible, fusible, modules, pair_up
 from lazyinit.tools.words import Dictionary, is_embedding, words
 
 
@@ -74,6 +74,7 @@ def propose(
     pairings: list[Pairing] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
     known = Dictionary(leaves, every)
+    shared = modules(leaves) & modules(every)
     for numbered in (True, False):
         made = {
             n for each in pairings for pair in each.chosen for f in pair.leaves for n in f.names
@@ -87,7 +88,7 @@ def propose(
         theirs = families({n: s for n, s in tensors.items() if n not in used}, numbered=numbered)
         if len(mine) * len(theirs) > _MANY:
             break
-        found = _pairings(mine, theirs, known)
+        found = _pairings(mine, theirs, known, shared)
         pairings += found
         gone = {n for each in found for pair in each.chosen for f in pair.tensors for n in f.names}
         for pairing in found:
@@ -123,7 +124,7 @@ _MANY = 100_000  # Pairs beyond which nobody waits.
 
 
 def _pairings(
-    leaves: Sequence[Family], tensors: Sequence[Family], known: Dictionary
+    leaves: Sequence[Family], tensors: Sequence[Family], known: Dictionary, shared: set[str]
 ) -> list[Pairing]:
     """Returns what is paired: first what says that it is fused, then one by one, then what is left.
 
@@ -132,7 +133,7 @@ def _pairings(
     said = pair_up(list(fusible(leaves, tensors, said=True)), known)
     gone = {family for pair in said.chosen for family in pair.families}
     mine, theirs = ([f for f in some if id(f) not in gone] for some in (leaves, tensors))
-    possible = feasible(mine, theirs)
+    possible = feasible(mine, theirs, shared)
     simple = _paired(possible, known)
     gone = {family for pair in possible for family in pair.families}
     mine, theirs = ([f for f in some if id(f) not in gone] for some in (mine, theirs))
@@ -163,11 +164,13 @@ def _proposal(decision: Decision, rivals: int, score: float, like: str) -> Propo
     notes = [decision.why] * bool(decision.why)
     if pair.is_fused:
         notes.append("fused in this order, which shapes do not tell")
+    if numbers_differ(pair.leaves[0], pair.tensors[0]):
+        notes.append("their numbers differ")
     if score <= 0:
         notes.append("the shapes alone say so, not the names")
     elif rivals:
         notes.append("the names say so, the shapes leave others")
-    elif score < _ALIKE:
+    elif score <= _ALIKE:
         notes.append("the shapes say so, the names hardly")
     said = tuple(f"{rules[0].leaf} from {rules[0].tensor}: {note}." for note in notes)
     leaves, tensors = (
@@ -177,7 +180,7 @@ def _proposal(decision: Decision, rivals: int, score: float, like: str) -> Propo
     return Proposal(rules, leaves, tensors, said, decision.is_open)
 
 
-_ALIKE = 0.5  # Names less alike than this are no reason by themselves.
+_ALIKE = 0.5  # Names that are no more alike than this are no reason by themselves.
 _LETTERS = "nmklijabcdefgh"
 
 

@@ -1,6 +1,6 @@
 """Families of names, and sisters that other models fuse."""
 
-from lazyinit.tools.families import families, says_fused, sisters
+from lazyinit.tools.families import families, numbers_differ, says_fused, sisters
 
 
 def test_names_that_differ_in_numbers_are_one_family():
@@ -50,3 +50,12 @@ def test_a_name_says_whom_it_holds():
     }
     for name, says in fused.items():
         assert says_fused(families({name: (6,)}, numbered=True)[0], some) is says
+
+
+def test_numbers_differ_if_neither_name_has_those_of_the_other():
+    def differ(*names):
+        return numbers_differ(*(families({name: (2,)}, numbered=False)[0] for name in names))
+
+    assert differ("layers/0/w", "h.1.w")
+    assert not differ("layers/1/w", "h.0.e.1.w")
+    assert not differ("up/w", "h.1.w")

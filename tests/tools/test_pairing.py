@@ -45,14 +45,14 @@ def test_numbers_must_agree_or_be_what_is_stacked():
 def test_a_pair_names_the_tensors_of_each_leaf():
     tensors = {f"h.{n}.e.{m}.w": (3, 2) for n in range(2) for m in range(4)}
     leaves = {f"h/{n}/kernel": (4, 2, 3) for n in range(2)}
-    (found,) = feasible(families(leaves, numbered=True), families(tensors, numbered=True))
+    (found,) = feasible(families(leaves, numbered=True), families(tensors, numbered=True), set())
     assert found.sources((1,)) == [f"h.1.e.{m}.w" for m in range(4)]
 
 
 def test_modules_of_the_same_names_are_not_crossed():
     leaves = families({"gate/kernel": (2, 2), "down/kernel": (2, 2)}, numbered=True)
     tensors = families({"gate/weight": (2, 2), "down/weight": (2, 2)}, numbered=True)
-    found = feasible(leaves, tensors)
+    found = feasible(leaves, tensors, {"gate", "down"})
     assert [[f.keys[0] for f in (*p.leaves, *p.tensors)] for p in found] == [
         ["gate"] * 2,
         ["down"] * 2,
@@ -62,7 +62,7 @@ def test_modules_of_the_same_names_are_not_crossed():
 def test_what_no_word_tells_apart_stays_open():
     leaves = families({"a/x": (2,), "b/x": (2,)}, numbered=True)
     tensors = families({"c.y": (2,), "d.y": (2,)}, numbered=True)
-    found = pair_up(feasible(leaves, tensors), Dictionary())
+    found = pair_up(feasible(leaves, tensors, set()), Dictionary())
     assert found.chosen == ()
     assert [[each.tensors[0].names for each in options] for options in found.open] == [
         [["c.y"], ["d.y"]]

@@ -468,3 +468,14 @@ def test_a_transposed_convolution_is_open():
     assert made == {}
     assert "Flax flips its kernel unless transpose_kernel=True" in suggestion.notes[0]
     assert len(suggestion.open) == 1
+
+
+def test_a_tensor_of_another_layer_is_noted():
+    leaves = {"layers/0/up/kernel": count(2, 3), "layers/1/up/kernel": count(4, 5)}
+    tensors = {"h.1.up.weight": count(2, 3), "h.0.up.weight": count(4, 5)}
+    suggestion, _ = suggested(leaves, tensors)
+    for n in range(2):
+        assert (
+            f"layers/{n}/up/kernel from h.{1 - n}.up.weight: their numbers differ."
+            in suggestion.notes
+        )
