@@ -24,6 +24,7 @@ from lazyinit._update import update
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.compat.versions import warn_outside as _warn_outside
 from lazyinit.cost.planned import Headroom, Plan
+from lazyinit.derived import DerivedParam
 from lazyinit.errors import LazyinitError, LazyinitWarning
 from lazyinit.keys import RngPath
 from lazyinit.match.report import Report
@@ -45,6 +46,7 @@ __all__ = [
     "Checkpoint",
     "Concat",
     "Constant",
+    "DerivedParam",
     "Digest",
     "Headroom",
     "Ignore",

@@ -18,8 +18,10 @@ from lazyinit import agree, errors, paths
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
 from lazyinit.checkpoint.key_data import KeyData, is_typed_key
 from lazyinit.checkpoint.views import same_kind
+from lazyinit.derived import DerivedParam, origins
 from lazyinit.match import refusals
 from lazyinit.match.asked import Asked, is_array_like, is_fillable, stored_leaf
+from lazyinit.match.follow import Leaders, tied
 from lazyinit.match.match import Match, match, named
 from lazyinit.match.places import Place, places
 from lazyinit.match.policies import (
@@ -35,7 +37,7 @@ from lazyinit.match.policies import (
 )
 from lazyinit.match.random_keys import match_keys
 from lazyinit.match.report import LeafReport, Report, Status
-from lazyinit.params import LazyParam
+from lazyinit.params import LazyParam, Thunk
 from lazyinit.patterns import slashed
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Rules, as_rules
@@ -95,7 +97,7 @@ def fill(
 
     Example:
       >>> import jax, numpy as np
-      >>> from lazyinit.params import LazyParam
+      >>> from lazyinit.params import LazyParam, Thunk
       >>> from lazyinit.rules.torch import TORCH
       >>> zeros = jax.nn.initializers.zeros
       >>> tree = {"params": {"fc": {"kernel": LazyParam((2, 3), "float32", zeros)}}}
@@ -150,9 +152,16 @@ def fill(
         if matched is not None and status == "loaded":
             filled[path] = stored_leaf(path, leaf, matched.source)
         entries[path] = _entry(filled.get(path, leaf), matched, opened, path, status)
+    loaded = [
+        (place.path, leaf, filled[place.path]) for place, leaf in everything if place.path in filled
+    ]
+    same, conflicts = tied(loaded)
+    filled |= same
     asked = Asked(missing_policy, mismatch_policy, unexpected_policy, cast_policy)
+    asked.problems += conflicts
     asked.cast(everything, entries, found)
     adapted = asked.mismatched(everything, entries, found, opened)
+    filled |= _follow(everything, {**filled, **adapted}, entries)
     absent = asked.missing(everything, entries, at)
     asked.problems += refusals.missing(absent, entries, opened, at, rules)
     extra = asked.unexpected(opened, found)
@@ -173,6 +182,32 @@ def fill(
     return tree, Report(
         opened.origin, (*entries.values(), *extra), found.unused_rules, provenance(tree)
     )
+
+
+def _follow(
+    everything: Sequence[tuple[Place, Any]],
+    filled: Mapping[str, Any],
+    entries: dict[str, LeafReport],
+) -> dict[str, Thunk]:
+    """Returns, by path, what takes the place of leaves that follow others, and notes it."""
+    leaves = [(place.path, leaf) for place, leaf in everything if isinstance(leaf, Thunk)]
+    leaders = Leaders((path, leaf, filled[path]) for path, leaf in leaves if path in filled)
+    found: dict[str, Thunk] = {}
+    for path, leaf in leaves:
+        if path in filled or entries[path].status not in ("missing", "kept"):
+            continue
+        if follower := leaders.follower(leaf):
+            found[path] = follower.leaf
+            entries[path] = LeafReport.of(
+                path,
+                follower.leaf,
+                status="derived",
+                tensor="",
+                stored_shape=leaf.shape,
+                stored_dtype=leaf.dtype,
+                follows=follower.of,
+            )
+    return found
 
 
 def _check_at(at: str, leaves: Sequence[Place]) -> str:
@@ -213,7 +248,9 @@ def _status(leaf: Any, found: Match | None, of_stream: bool) -> Status:
     if isinstance(found and found.source, KeyData):
         return "loaded"
     if found is None:
-        is_open = isinstance(leaf, LazyParam | jax.ShapeDtypeStruct) and not of_stream
+        is_read = bool(origins(leaf)[0])  # By an earlier checkpoint, or in part.
+        kinds = LazyParam | DerivedParam | jax.ShapeDtypeStruct
+        is_open = isinstance(leaf, kinds) and not is_read and not of_stream
         return "missing" if is_open else "kept"
     fits = found.source.shape == leaf.shape and same_kind(found.source.dtype, leaf.dtype)
     return "loaded" if fits and not found.problem else "mismatched"

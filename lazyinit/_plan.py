@@ -19,16 +19,22 @@ from lazyinit.cost import reads
 from lazyinit.cost.planned import Action, LeafPlan, Plan
 from lazyinit.cost.tally import Beside, Tally, shard_nbytes
 from lazyinit.cost.training import Dtype, Trained
+from lazyinit.derived import DerivedParam, origins
 from lazyinit.make import limits
 from lazyinit.make.proofs import TRUSTED, Proofs
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.ways import Compiled, Drawn, Job, Read, Replayed, way_of
-from lazyinit.params import LazyParam, Thunk, origins
+from lazyinit.params import LazyParam, Thunk
 from lazyinit.program.slices import Slice
 from lazyinit.shard_by import ShardByRules
 from lazyinit.view.facts import State, is_array_like, state
 
-_ACTIONS: Mapping[State, Action] = {"lazy": "initialize", "stored": "load", "overlap": "overlap"}
+_ACTIONS: Mapping[State, Action] = {
+    "lazy": "initialize",
+    "stored": "load",
+    "overlap": "overlap",
+    "derived": "derive",
+}
 
 
 def plan(
@@ -145,6 +151,13 @@ def _beside(job: Job, shard: int) -> Beside:
         if rest.shared:
             return replace(rest, shared={**rest.shared, "pieces": threads * limits.PIECE})
         return replace(rest, each=max(limits.PIECE, rest.each))
+    if isinstance(leaf, DerivedParam):  # Its inputs, whole, and what makes them, on one device.
+        inputs = [Job(part.path, part, None, part.dtype) for part in leaf.inputs]
+        needed = [_beside(one, one.leaf.nbytes) for one in inputs]
+        shared = {name: count for one in needed for name, count in one.shared.items()}
+        makes = max((one.each + one.first for one in needed), default=0)
+        whole = sum(part.nbytes for part in leaf.inputs)
+        return Beside(shared, first=whole + max(makes, (limits.TEMPORARIES + 1) * leaf.nbytes))
     if isinstance(leaf, LazyParam) and not isinstance(leaf.init_fn, Slice):
         # Somebody's own function, which is not run for a plan: at worst it is replayed, and cut.
         return Beside(first=(limits.TEMPORARIES + 1) * leaf.nbytes)

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from lazyinit import errors, paths
+from lazyinit.derived import DerivedParam, parts_of
 from lazyinit.keys import AnyKey, Key, RngPath, TracedKey
-from lazyinit.params import LazyParam, OverlapParam, origins
+from lazyinit.params import LazyParam, OverlapParam, Thunk
 from lazyinit.program.slices import Slice
 
 
@@ -27,8 +28,9 @@ def reseed(tree: Any, rngs: Any) -> Any:
         implementation. The counts of an ``nnx.Rngs`` are ignored: those of the recording count.
 
     Returns:
-      The tree with new root keys in its ``LazyParam`` leaves, and where an ``OverlapParam``
-      initializes; other leaves stay as they are.
+      The tree with new root keys in its ``LazyParam`` leaves, where an ``OverlapParam``
+      initializes, and in all that a ``DerivedParam`` is computed from; other leaves stay as they
+      are.
 
     Raises:
       RngsError: a key of another kind, or for a stream that the tree does not use.
@@ -43,7 +45,9 @@ def reseed(tree: Any, rngs: Any) -> Any:
       True
     """
     leaves = paths.leaves_with_paths(tree)
-    lazy = [(path, made) for path, leaf in leaves for made in origins(leaf)[1]]
+    thunks = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Thunk)]
+    parts = [(path, _seeded(part)) for path, leaf in thunks for part in parts_of(leaf)]
+    lazy = [(path, part) for path, part in parts if part is not None]
     roots: dict[str, AnyKey] = {}
     for _, leaf in lazy:
         roots |= leaf.rng_path.roots
@@ -59,15 +63,37 @@ def reseed(tree: Any, rngs: Any) -> Any:
     ]
     if problems:
         raise errors.RecordError(errors.listing(problems))
-    made: dict[int, LazyParam] = {}  # By identity: a thunk at two paths stays one thunk.
-    for _, leaf in lazy:
+    placed: dict[int, Any] = {}  # By identity: a thunk at two paths stays one thunk.
+    return paths.replace_leaves(tree, [_again(leaf, fresh, placed) for _, leaf in leaves])
+
+
+def _seeded(part: Thunk) -> LazyParam | DerivedParam | None:
+    part = part.rest if isinstance(part, OverlapParam) else part
+    return part if isinstance(part, LazyParam | DerivedParam) else None
+
+
+def _again(leaf: Any, fresh: Mapping[str, AnyKey], placed: dict[int, Any]) -> Any:
+    """Returns a leaf (of any kind) with other root keys, and so all that it is computed from."""
+    if id(leaf) in placed:
+        return placed[id(leaf)]
+    changed: dict[str, Any] = {}
+    if isinstance(leaf, LazyParam | DerivedParam):
         path = leaf.rng_path
-        changed = {stream: fresh.get(stream, key) for stream, key in path.roots.items()}
-        new = RngPath(changed, path.folded, path.fold)
-        made[id(leaf)] = leaf if new == path else replace(leaf, rng_path=new)
-    overlaps = [leaf for _, leaf in leaves if isinstance(leaf, OverlapParam)]
-    placed = {id(leaf): replace(leaf, rest=made[id(leaf.rest)]) for leaf in overlaps} | made
-    return paths.replace_leaves(tree, [placed.get(id(leaf), leaf) for _, leaf in leaves])
+        roots = {stream: fresh.get(stream, key) for stream, key in path.roots.items()}
+        changed["rng_path"] = RngPath(roots, path.folded, path.fold)
+    if isinstance(leaf, OverlapParam):
+        changed["rest"] = _again(leaf.rest, fresh, placed)
+    if isinstance(leaf, DerivedParam):
+        changed["inputs"] = tuple(_again(part, fresh, placed) for part in leaf.inputs)
+    is_other = any(_differs(getattr(leaf, name), new) for name, new in changed.items())
+    placed[id(leaf)] = replace(leaf, **changed) if is_other else leaf
+    return placed[id(leaf)]
+
+
+def _differs(old: Any, new: Any) -> bool:
+    if isinstance(old, tuple):
+        return any(a is not b for a, b in zip(old, new, strict=True))
+    return old != new if isinstance(old, RngPath) else old is not new
 
 
 def _by_stream(rngs: Any, roots: Mapping[str, AnyKey]) -> dict[str, AnyKey]:

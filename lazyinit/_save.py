@@ -17,6 +17,7 @@ from lazyinit.checkpoint.folder import local_path, planned, write_folder
 from lazyinit.checkpoint.key_data import KEY_DATA, KeyData, implementation, is_typed_key
 from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.checkpoint.views import AsDtype
+from lazyinit.derived import DerivedParam
 from lazyinit.match.places import Place, places
 from lazyinit.match.unmatch import unmatch
 from lazyinit.params import (
@@ -129,7 +130,7 @@ def _check(leaves: Sequence[tuple[Place, Any]], lazy: Lazy) -> None:
         f"{place.path}: wanted an array or a leaf from a checkpoint, got {leaf!r}, which is not "
         'made yet. Make it with lazyinit.materialize, or one by one with lazy="make".'
         for place, leaf in leaves
-        if isinstance(leaf, LazyParam | OverlapParam)
+        if isinstance(leaf, LazyParam | OverlapParam | DerivedParam)
     ]
     if not_made and lazy == "refuse":
         raise errors.NotMaterializedError(errors.listing(not_made))

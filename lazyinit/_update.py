@@ -19,9 +19,10 @@ from lazyinit._fill import fill
 from lazyinit._materialize import materialize
 from lazyinit.checkpoint import open_checkpoint
 from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.derived import origins
 from lazyinit.match.policies import OnCast, OnMismatch, OnMissing, OnUnexpected
 from lazyinit.match.report import Report
-from lazyinit.params import Thunk, origins
+from lazyinit.params import Thunk
 from lazyinit.record.function import nnx_modules
 from lazyinit.rules.rule import Rules
 

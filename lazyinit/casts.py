@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from lazyinit import errors, paths
-from lazyinit.params import cast_dtype, origins
+from lazyinit.derived import DerivedParam, origins
+from lazyinit.params import cast_dtype
 
 # Any: what jnp.dtype takes, and filters of Flax NNX as keys.
 Dtype: TypeAlias = Any
@@ -57,7 +58,8 @@ def resolve(
 
 def _target(path: str, leaf: Any, own: Any, wanted: Any) -> Any:
     if isinstance(wanted, str) and wanted == "file":
-        (source, *_) = (*origins(leaf)[0], None)
+        is_read = not isinstance(leaf, DerivedParam)  # What is computed has the dtype of that.
+        (source, *_) = (*(origins(leaf)[0] if is_read else ()), None)
         is_alike = source is not None and _is_float(source.dtype)
         # Not float64 where JAX has that off.
         return jax.dtypes.canonicalize_dtype(source.dtype) if is_alike and _is_float(own) else own

@@ -1,9 +1,10 @@
 """What a leaf is before it is an array.
 
-A leaf that is not made yet is a thunk: a plain frozen value, and a pytree leaf. There are three: a
-``LazyParam`` is made from a key by an initializer, a ``StoredParam`` is read from a ``Source``, an
-``OverlapParam`` is made and then read in part. They share ``Thunk``, which shows shape and dtype as
-``jax.ShapeDtypeStruct`` does and refuses to be used as an array.
+A leaf that is not made yet is a thunk: a plain frozen value, and a pytree leaf. A ``LazyParam`` is
+made from a key by an initializer, a ``StoredParam`` is read from a ``Source``, an ``OverlapParam``
+is made and then read in part, and a ``DerivedParam`` (``derived``) is computed from other thunks.
+They share ``Thunk``, which shows shape and dtype as ``jax.ShapeDtypeStruct`` does and refuses to be
+used as an array.
 """
 
 import math
@@ -23,7 +24,7 @@ from lazyinit.keys import RngPath, TracedKey
 Shape: TypeAlias = tuple[int, ...]
 Index: TypeAlias = tuple[slice, ...]
 
-_NO_KEY = RngPath({})
+NO_KEY = RngPath({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ class LazyParam(Thunk):
     shape: Shape
     dtype: np.dtype
     init_fn: Callable[..., Any] = field(hash=False)  # Any: an array, typed or raw key as argument.
-    rng_path: RngPath = _NO_KEY
+    rng_path: RngPath = NO_KEY
     weak_type: bool = field(default=False, kw_only=True)
     sharding: Sharding | None = field(default=None, kw_only=True)
     path: str = field(default="", kw_only=True, compare=False)
@@ -204,7 +205,7 @@ class LazyParam(Thunk):
             object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if problem := self._pickling_problem():
+        if problem := pickling_problem(self.init_fn, self.rng_path):
             raise errors.PicklingError(
                 f"{self.path or 'a leaf'}: wanted an initializer that can be pickled, got "
                 f"{label(self.init_fn)}: {problem}. Define it at the top of a module, or pickle "
@@ -212,18 +213,6 @@ class LazyParam(Thunk):
             )
         fields = (self.shape, self.dtype, self.init_fn, self.rng_path)
         return _lazy_param, (*fields, self.weak_type, meshes.to_pickle(self.sharding), self.path)
-
-    def _pickling_problem(self) -> str:
-        if any(isinstance(root, TracedKey) for root in self.rng_path.roots.values()):
-            return "its key is traced, and has no value"
-        ask = getattr(self.init_fn, "pickling_problem", None)
-        if ask is not None:
-            return ask()
-        try:
-            pickle.dumps(self.init_fn)
-        except Exception as error:  # Whatever pickle raises.
-            return str(error)
-        return ""
 
     def __repr__(self) -> str:
         parts = (describe(self.shape, self.dtype), label(self.init_fn), str(self.rng_path))
@@ -307,20 +296,18 @@ def placement_of(leaf: Any) -> Sharding | None:
     return getattr(leaf, "sharding", None)
 
 
-def origins(leaf: object) -> tuple[tuple[Source, ...], tuple[LazyParam, ...]]:
-    """Returns what a leaf is read from, and what initializes it: at most one of each.
-
-    An ``OverlapParam`` has both. What is no thunk has neither: it is there already.
-    """
-    match leaf:
-        case StoredParam():
-            return (leaf.source,), ()
-        case LazyParam():
-            return (), (leaf,)
-        case OverlapParam():
-            return (leaf.stored,), (leaf.rest,)
-        case _:
-            return (), ()
+def pickling_problem(init_fn: Callable[..., Any], rng_path: RngPath) -> str:
+    """Returns why what makes a leaf cannot be pickled, or ``""``."""
+    if any(isinstance(root, TracedKey) for root in rng_path.roots.values()):
+        return "its key is traced, and has no value"
+    ask = getattr(init_fn, "pickling_problem", None)
+    if ask is not None:
+        return ask()
+    try:
+        pickle.dumps(init_fn)
+    except Exception as error:  # Whatever pickle raises.
+        return str(error)
+    return ""
 
 
 def _is_key(dtype: Any) -> bool:

@@ -179,6 +179,12 @@ def devices_in_order(sharding: Sharding) -> Sequence[Any]:
     return tuple(sorted(sharding.device_set, key=lambda device: device.id))
 
 
+def default_device() -> Any:
+    """Returns the device (a ``jax.Device``) where JAX puts what nobody places."""
+    device = compat.setting("jax_default_device")
+    return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
+
+
 def platform_of(placement: Sharding | None) -> str:
     """Returns the platform (``"cpu"``) of a sharding; ``None`` is the default device."""
     if abstract_meshes.is_abstract(placement):

@@ -134,7 +134,7 @@ def test_a_word_that_is_no_action_is_refused_with_the_nearest():
     with pytest.raises(li.errors.WordError) as caught:
         planned.bytes_of("laod")
     assert str(caught.value) == (
-        "action: wanted one of 'initialize', 'load', 'overlap', 'move', 'share', 'keep', "
+        "action: wanted one of 'initialize', 'load', 'overlap', 'derive', 'move', 'share', 'keep', "
         "'optimizer', 'gradients', 'copy', got 'laod'; did you mean 'load'?"
     )
     words = ("initialize", "load", "overlap", "move", "share", "keep")

@@ -18,6 +18,7 @@ NAMES = [
     "Checkpoint",
     "Concat",
     "Constant",
+    "DerivedParam",
     "Digest",
     "Headroom",
     "Ignore",

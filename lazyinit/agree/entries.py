@@ -17,8 +17,9 @@ from jax.sharding import NamedSharding, Sharding
 
 from lazyinit.checkpoint.base import Derived
 from lazyinit.checkpoint.views import BoxView
+from lazyinit.derived import DerivedParam, origins, parts_of
 from lazyinit.keys import Key
-from lazyinit.params import LazyParam, Source, describe, label, origins
+from lazyinit.params import LazyParam, Source, describe, label
 from lazyinit.program import stable
 from lazyinit.program.slices import Slice
 
@@ -87,6 +88,8 @@ def digest_of(entries: Iterable[Entry]) -> str:
             rows.append(_made_row(leaf, numbers))
         else:
             read, made = origins(leaf)
+            parts = parts_of(leaf) if isinstance(leaf, DerivedParam) else ()
+            rows += [_made_row(x, numbers) for x in parts if isinstance(x, DerivedParam)]
             rows += [_made_row(lazy, numbers) for lazy in made]
             rows += [_source_row(source, numbers) for source in read]
         if len(rows) > 256:  # To keep 40,000 tuples is to have Python's collector walk over them.
@@ -101,14 +104,14 @@ def _bytes(rows: list[Any]) -> bytes:
     return marshal.dumps(rows, 2)
 
 
-def _made_row(lazy: LazyParam, numbers: _Numbers) -> tuple[Any, ...]:
+def _made_row(lazy: LazyParam | DerivedParam, numbers: _Numbers) -> tuple[Any, ...]:
     rng, init = lazy.rng_path, lazy.init_fn
     known = numbers.known.get
     roots = [(s, known(id(root)) or numbers.of(root, _key)) for s, root in rng.roots.items()]
     if not isinstance(init, Slice):
         return (*roots, rng.fold, label(init))
     program = known(id(init.program)) or numbers.of(init.program, _program)
-    return (*roots, rng.fold, program, init.output, init.key)
+    return (*roots, rng.fold, program, init.output, init.key, init.given)
 
 
 def _source_row(source: Any, numbers: _Numbers) -> tuple[Any, ...]:

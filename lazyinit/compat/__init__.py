@@ -22,6 +22,13 @@ from lazyinit.compat.eager import TracedValue as TracedValue
 from lazyinit.compat.eager import eager_steps as eager_steps
 from lazyinit.compat.hosts import Store as Store
 from lazyinit.compat.hosts import store as store
+from lazyinit.compat.layouts import Cut as Cut
+from lazyinit.compat.layouts import InLine as InLine
+from lazyinit.compat.layouts import Permuted as Permuted
+from lazyinit.compat.layouts import Recast as Recast
+from lazyinit.compat.layouts import Same as Same
+from lazyinit.compat.layouts import Shaped as Shaped
+from lazyinit.compat.layouts import layout_of as layout_of
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.placements import Placement as Placement
 from lazyinit.compat.placements import Placements as Placements

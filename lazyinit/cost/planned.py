@@ -15,7 +15,16 @@ from lazyinit.view import table
 from lazyinit.view.facts import Facts, file_name
 
 Action: TypeAlias = Literal[
-    "initialize", "load", "overlap", "move", "share", "keep", "optimizer", "gradients", "copy"
+    "initialize",
+    "load",
+    "overlap",
+    "derive",
+    "move",
+    "share",
+    "keep",
+    "optimizer",
+    "gradients",
+    "copy",
 ]
 
 _FILES = 3  # That are named in one line.

@@ -20,8 +20,10 @@ from typing import Any, TypeAlias
 
 import jax
 
-from lazyinit import errors, meshes
+from lazyinit import compat, errors, meshes
 from lazyinit.checkpoint.key_data import KeyData
+from lazyinit.derived import DerivedParam
+from lazyinit.make.derive import Derivation, derivations_of
 from lazyinit.make.draw import Drawer
 from lazyinit.make.executable import prepare_program
 from lazyinit.make.limits import IN_FLIGHT
@@ -42,9 +44,11 @@ from lazyinit.make.ways import (
     Replayed,
     Transferred,
     Way,
+    check_inputs,
     ways_of,
 )
 from lazyinit.params import StoredParam
+from lazyinit.program.equations import is_key
 from lazyinit.program.slices import SmallValues, gather
 
 Finish: TypeAlias = Callable[[], Sequence[Any]]
@@ -79,16 +83,90 @@ def make(
     ):
         blocks = Blocks()
         makers = _Makers(compiling, reading, Drawer(drawing, compiling, blocks), blocks)
-        ways = meshes.outside(lambda: ways_of(jobs, functools.cache(proofs)))
-        made = [way for way in ways if isinstance(way, Drawn | Compiled | Replayed)]
-        to_check = {id(job) for way in made for job in way.jobs} if check else set[int]()
-        filling, others = meshes.outside(lambda: _prepare(ways, makers))
-        for job, array in _run(filling, others, makers.drawer, advance):
-            if id(job) in to_check:
-                _check(job, array, makers)
-            for source in job.over:
-                array = overlay(array, source, job.sharding)
+        batch = meshes.outside(lambda: _round(jobs, functools.cache(proofs)))
+        _check_round(batch)
+        yield from _make(batch, makers, advance, check)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Ways of leaves that are made together, and the leaves that are derived from others.
+
+    Attributes:
+      ways: how the leaves are made that are not derived.
+      derived: groups of those that are, each with the round of its inputs.
+    """
+
+    ways: Sequence[Way]
+    derived: Sequence[tuple[Derivation, "_Round"]]
+
+
+def _round(jobs: Sequence[Job], proofs: AskProofs) -> _Round:
+    groups = derivations_of(job for job in jobs if isinstance(job.leaf, DerivedParam))
+    ways = ways_of([job for job in jobs if not isinstance(job.leaf, DerivedParam)], proofs)
+    return _Round(ways, [(group, _round(group.inputs, proofs)) for group in groups])
+
+
+def _check_round(batch: _Round) -> None:
+    check_inputs([group.way for group, _ in batch.derived])
+    for way in batch.ways:
+        _check_sources(way.jobs)
+    for _, inputs in batch.derived:
+        _check_round(inputs)
+
+
+def _make(
+    batch: _Round, makers: "_Makers", advance: Callable[[int], None], check: bool
+) -> Iterator[tuple[Job, Any]]:
+    """Makes a round: first what is not derived, then one group of derived leaves at a time."""
+    # What is needed here and stays anyway need not be made again.
+    shared = {id(job.thunk) for group, _ in batch.derived for job in group.inputs}
+    there: dict[int, jax.Array] = {}
+    for job, array in _make_ways(batch.ways, makers, advance, check):
+        if id(job.thunk) in shared and _can_serve(job, array):
+            there[id(job.thunk)] = array
+        yield job, array
+    for group, needed in batch.derived:
+        if all(id(job.thunk) in there for job in group.inputs):
+            made = {id(j): jax.device_put(there[id(j.thunk)], group.device) for j in group.inputs}
+        else:
+            with jax.default_device(group.device):
+                inputs = _make(needed, makers, lambda _: None, check)
+                made = {id(job): array for job, array in inputs}
+        for job, array in zip(group.way.jobs, _derive(group, made, makers), strict=True):
+            advance(job.leaf.nbytes)
             yield job, array
+        del made
+
+
+def _derive(group: Derivation, made: dict[int, Any], makers: "_Makers") -> Sequence[Any]:
+    way, small = group.way, group.small_values(made)
+    keys = [key.array() for key in way.roots.values()]
+    if way.work.program.is_traced or any(map(compat.is_tracer, (*made.values(), *keys))):
+        return inline(Inlined(way.jobs, way.work), small)
+    replay = prepare_replay(way, small, makers.blocks)
+    return makers.compiling.submit(replay).result()
+
+
+def _can_serve(job: Job, array: jax.Array) -> bool:
+    """Tells whether an array that was made is what a derived leaf needs, on any one device."""
+    if compat.is_in_trace() or compat.is_tracer(array) or is_key(array):
+        return False
+    return job.dtype == job.leaf.dtype and array.is_fully_addressable
+
+
+def _make_ways(
+    ways: Sequence[Way], makers: "_Makers", advance: Callable[[int], None], check: bool
+) -> Iterator[tuple[Job, Any]]:
+    made = [way for way in ways if isinstance(way, Drawn | Compiled | Replayed)]
+    to_check = {id(job) for way in made for job in way.jobs} if check else set[int]()
+    filling, others = meshes.outside(lambda: _prepare(ways, makers))
+    for job, array in _run(filling, others, makers.drawer, advance):
+        if id(job) in to_check:
+            _check(job, array, makers)
+        for source in job.over:
+            array = overlay(array, source, job.sharding)
+        yield job, array
 
 
 def _check(job: Job, array: jax.Array, makers: "_Makers") -> None:
@@ -188,16 +266,19 @@ def _prepare_transfer(job: Job, host: Host, reading: ThreadPoolExecutor) -> Star
     return start
 
 
+def _check_sources(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        stored = [job.leaf.source] if isinstance(job.leaf, StoredParam) else []
+        for source in (*stored, *job.over):
+            source.check()
+
+
 _Filling: TypeAlias = Sequence[tuple[Job, Callable[[], Shards]]]
 _Others: TypeAlias = Sequence[tuple[Sequence[Job], Start]]
 
 
 def _prepare(ways: Sequence[Way], makers: _Makers) -> tuple[_Filling, _Others]:
-    """Prepares all leaves, and returns what starts them, in tree order."""
-    jobs = [job for way in ways for job in way.jobs]
-    stored = [job.leaf.source for job in jobs if isinstance(job.leaf, StoredParam)]
-    for source in stored + [source for job in jobs for source in job.over]:
-        source.check()
+    """Prepares all leaves and returns what starts them, in tree order."""
     filling: list[tuple[Job, Callable[[], Shards]]] = []
     others: list[tuple[Sequence[Job], Start]] = []
     for way in ways:

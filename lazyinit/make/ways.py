@@ -49,8 +49,10 @@ class Job:
     dtype: Any
     over: Sequence[Source] = ()
     places: list[int] = field(default_factory=list)
+    thunk: Any = None  # The leaf as it was given.
 
     def __post_init__(self) -> None:
+        self.thunk = self.leaf
         if isinstance(self.leaf, OverlapParam):
             self.over, self.leaf = [self.leaf.stored], self.leaf.rest
 
@@ -225,7 +227,7 @@ def ways_of(jobs: Iterable[Job], proofs: AskProofs) -> list[Way]:
         for group in _sharing(whole)
     ]
     ways = [*alone, *together]
-    _check_inputs(ways)
+    check_inputs(ways)
     return [_inlined(way) for way in ways]
 
 
@@ -294,7 +296,8 @@ def _with_slice(job: Job) -> Job:
     return replace(job, leaf=replace(leaf, init_fn=made))
 
 
-def _check_inputs(ways: Iterable[Way]) -> None:
+def check_inputs(ways: Iterable[Way]) -> None:
+    """Raises ``AbstractInputError`` if a leaf needs an input that was given as a shape alone."""
     problems = [
         f"{job.path}: its initial value depends on {way.work.program.abstract[value]}, which was "
         "given as a shape alone. Pass an array there, fill the leaf from a checkpoint, or leave "
@@ -303,7 +306,7 @@ def _check_inputs(ways: Iterable[Way]) -> None:
         if isinstance(way, Computed)
         for job in way.jobs
         for value in way.work.inputs
-        if value in way.work.program.abstract
+        if value in way.work.program.abstract and value not in job.leaf.init_fn.given
     ]
     if problems:
         raise errors.AbstractInputError(errors.listing(problems))

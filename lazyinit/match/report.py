@@ -12,7 +12,9 @@ from lazyinit.view import table
 from lazyinit.view.facts import Facts, file_name
 from lazyinit.view.provenance import NOTHING_KNOWN, Provenance
 
-Status: TypeAlias = Literal["loaded", "missing", "mismatched", "adapted", "kept", "unexpected"]
+Status: TypeAlias = Literal[
+    "loaded", "derived", "missing", "mismatched", "adapted", "kept", "unexpected"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,7 @@ class LeafReport(Facts):
 
     Attributes:
       status: ``"loaded"`` from the checkpoint; ``"missing"`` from it, and will be initialized;
+        ``"derived"``, which it lacks, but it has what this leaf is computed from, or the same leaf;
         ``"mismatched"``, so left as it was; ``"adapted"``, mismatched too, and replaced by what
         ``on_mismatch`` returned; ``"kept"``, an array, a leaf filled before or the state of a
         random stream, which this checkpoint lacks; ``"unexpected"``, a tensor that makes no leaf.
@@ -31,6 +34,7 @@ class LeafReport(Facts):
       stored_shape: the shape of the (first) tensor, before any layout change.
       stored_dtype: the dtype of the (first) tensor; that of the leaf if there is none.
       tensors: the name of each tensor.
+      follows: the paths of the leaves that a derived leaf follows.
     """
 
     status: Status
@@ -38,6 +42,7 @@ class LeafReport(Facts):
     stored_shape: Shape
     stored_dtype: np.dtype
     tensors: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
 
     @property
     def cast(self) -> bool:
@@ -81,6 +86,11 @@ class Report:
     def loaded(self) -> tuple[str, ...]:
         """Paths of the leaves that come from the checkpoint."""
         return self._paths("loaded")
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Paths of the leaves that it lacks, and that follow others that it has."""
+        return self._paths("derived")
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -133,6 +143,7 @@ class Report:
         parts = [f"{len(self.loaded)} of {leaves} leaves from {file_name(self.origin)} ({size})"]
         for kept, word in (
             (self.cast, "cast"),
+            (self.derived, "derived"),
             (self.missing, "missing (will be initialized)"),
             (self.mismatched, "mismatched (left as they were)"),
             (self.adapted, "adapted"),
@@ -159,6 +170,9 @@ def _cells(entry: LeafReport) -> tuple[str, str, str, str]:
     status: str = entry.status
     if entry.cast:
         status += f", cast from {entry.stored_dtype}"
+    elif status == "derived":
+        follows = [table.numbered(entry.path, path) for path in entry.follows]
+        status += f" from {', '.join(follows if len(follows) < 4 else [follows[0], '...'])}"
     elif status in ("mismatched", "adapted"):
         status += f" with {describe(entry.stored_shape, entry.stored_dtype)}"
     return entry.path, entry.array, str(entry.nbytes), status

@@ -4,7 +4,7 @@ Values are *small* if they are PRNG keys or scalars, made of nothing but such.
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -134,16 +134,16 @@ class Program:
 
     def streams_of(self, value: Value) -> frozenset[str]:
         """Returns the names of the streams whose root keys a value depends on."""
-        return frozenset(self.streams[v] for v in self._ancestors(value, -1) if v in self.streams)
+        return frozenset(self.streams[v] for v in self.ancestors(value) if v in self.streams)
 
     def made_from(self, value: Value, key: Value) -> bool:
         """Tells whether a value is a function of one key, of constants, and of nothing else."""
-        inputs = self._ancestors(value, key)
+        inputs = self.ancestors(value, [key])
         return not any(v in self.streams or v in self.abstract for v in inputs if v != key)
 
     def depends(self, value: Value, key: Value) -> bool:
         """Tells whether a value is computed from a key (any other value, in fact)."""
-        return key in self._ancestors(value, key)
+        return key in self.ancestors(value, [key])
 
     def fold_of(self, value: Value) -> tuple[Value, Value, Value] | None:
         """Finds the one key that a value is made from, if that is a root with a number folded in.
@@ -199,14 +199,14 @@ class Program:
             producer = self.producers.get(widest)
         return named or ("constant" if last is None else last.origin.primitive.name)
 
-    def _ancestors(self, value: Value, stop: Value) -> Iterator[Value]:
-        """Yields what a value is computed from that nothing computes, and ``stop``."""
+    def ancestors(self, value: Value, stops: Collection[Value] = ()) -> Iterator[Value]:
+        """Yields what a value is computed from that nothing computes, and the nearest stops."""
         seen = {value}
         stack = [value]
         while stack:
             v = stack.pop()
             producer = self.producers.get(v)
-            if producer is None or v == stop:
+            if producer is None or v in stops:
                 yield v
                 continue
             fresh = [i for i in producer.inputs if i not in seen]

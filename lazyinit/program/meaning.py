@@ -1,7 +1,7 @@
 """What a value is computed by, as something that two recordings of one model have in common."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ def meaning(
     program: Program,
     output: Value,
     key: Value,
+    inputs: Sequence[Value] = (),
+    *,
     told: Callable[[jex.JaxprEqn], Any] | None = None,
 ) -> Any:
     """Returns a hashable value that is equal just if two values are computed by the same steps.
@@ -24,6 +26,7 @@ def meaning(
       program: the initialization.
       output: the value.
       key: where to stop: a key that is handed in; ``-1`` for the root keys.
+      inputs: where else to stop: values that are handed in, in this order.
       told: what stands for an equation, beside its primitive and inputs; unless given, something
         that is equal in this process alone.
     """
@@ -35,10 +38,12 @@ def meaning(
     seen = {output}
     while stack:
         value = stack.pop()
-        equation = None if value == key else program.producers.get(value)
+        is_handed_in = value == key or value in inputs
+        equation = None if is_handed_in else program.producers.get(value)
         if equation is None:
             number[value] = len(given)
-            given.append(_of_given(program, value, key))
+            place = inputs.index(value) if value in inputs else -1
+            given.append(_of_given(program, value, key) if place < 0 else ("input", place))
             continue
         equations[equation.index] = equation
         fresh = [v for v in equation.inputs if v not in seen]

@@ -41,25 +41,30 @@ class Slice:
       key: the value that is its key, where a parameter's own ``init_fn`` was noted; else ``-1``:
         the slice then starts from the root keys.
       label: what to call it: ``normal(0.02)``.
+      given: the values that other leaves are, and that are handed in: nothing computes them.
     """
 
     program: Program
     output: Value
     key: Value = -1
     label: str = ""
+    given: tuple[Value, ...] = ()
 
-    def __call__(self, key: Any = None) -> Any:
+    def __call__(self, key: Any = None, *given: Any) -> Any:
         """Makes the value eagerly, equation by equation.
 
         Args:
           key: what ``RngPath.key`` returns: a key, or a dict of root keys by stream.
+          *given: the arrays of the leaves that are handed in.
 
         Returns:
           The array, unsharded.
         """
         work = gather([self])
         with compat.enable_x64(self.program.x64):
-            values = SmallValues(self.program, *_as_roots(self, key))
+            roots, known = _as_roots(self, key)
+            known = {**known, **dict(zip(self.given, given, strict=True))}
+            values = SmallValues(self.program, roots, known)
             made = work.run([values[v] for v in work.inputs], barrier=False)[0]
             return jnp.asarray(made)  # A constant may be NumPy's.
 
@@ -67,8 +72,9 @@ class Slice:
         if not isinstance(other, Slice) or self.label != other.label:
             return False
         if self.program is other.program:
-            return (self.output, self.key) == (other.output, other.key)
-        first, second = (meaning(s.program, s.output, s.key) for s in (self, other))
+            parts = [(s.output, s.key, s.given) for s in (self, other)]
+            return parts[0] == parts[1]
+        first, second = (meaning(s.program, s.output, s.key, s.given) for s in (self, other))
         return first == second
 
     def __hash__(self) -> int:
@@ -172,15 +178,18 @@ def gather(slices: Sequence[Slice], *, drawn: bool = False, keys_apart: bool = F
     program = slices[0].program
     outputs = tuple(s.output for s in slices)
     keys = {s.key for s in slices if s.key >= 0}
+    given = {value for s in slices for value in s.given}
     wanted: dict[int, set[Value]] = {}
     queue: list[int] = []  # Indices, negated: every consumer comes before its producer.
     equations: dict[int, Equation] = {}
     inputs: dict[Value, None] = {}
 
     def is_handed_in(value: Value) -> bool:
-        if value not in program.producers or value in keys:
+        if value not in program.producers or value in keys or value in given:
             return True
         if value in outputs or not program.is_small(value):
+            return False
+        if any(program.depends(value, leaf) for leaf in given):
             return False
         # What is made of a leaf's own key is made beside it: that key may be another one later.
         is_apart = keys_apart and is_key(program.avals[value])
@@ -202,7 +211,11 @@ def gather(slices: Sequence[Slice], *, drawn: bool = False, keys_apart: bool = F
     while queue:
         index = -heapq.heappop(queue)
         narrowed = program.narrowed(equations[index], frozenset(wanted[index]), drawn=drawn)
-        if all(program.on_keys_alone(v, drawn=drawn) for v in narrowed.inputs):
+        # What is given may be any data, whatever it was computed from when it was recorded.
+        is_narrow = not given and all(
+            program.on_keys_alone(v, drawn=drawn) for v in narrowed.inputs
+        )
+        if is_narrow:
             equations[index] = narrowed
         elif not drawn:
             equations[index] = program.idled(equations[index], frozenset(wanted[index]))

@@ -32,7 +32,7 @@ def digest(program: Program) -> bytes:
 def steps_of(made: Slice) -> str:
     """Returns 16 hex digits for what makes one leaf, wherever in its program those steps are."""
     program = made.program
-    steps = meaning(program, made.output, made.key, lambda eqn: _text(eqn.params))
+    steps = meaning(program, made.output, made.key, made.given, told=lambda eqn: _text(eqn.params))
     return hashlib.blake2b(repr(steps).encode(), digest_size=8).hexdigest()
 
 

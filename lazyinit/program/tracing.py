@@ -45,7 +45,7 @@ def trace(
     Args:
       fn: takes root keys by stream and the abstract inputs, and returns arrays.
       keys: the root keys.
-      abstract: name and shape of each input that has no value.
+      abstract: name and shape of each input that has no value; its sharding is where it will be.
       answers_all: whether a value is computed, too, where JAX itself asks for one.
 
     Returns:
@@ -65,12 +65,18 @@ def trace(
         looked_at.update(steps.looked_at)
         return [steps.unwrap(x) for x in made]
 
-    closed = jax.make_jaxpr(in_steps)(roots, [struct for _, struct in abstract])
+    # Without their shardings, which would be part of the types.
+    structs = [jax.ShapeDtypeStruct(s.shape, s.dtype, weak_type=s.weak_type) for _, s in abstract]
+    closed = jax.make_jaxpr(in_steps)(roots, structs)
     names = [*sorted(roots), *(name for name, _ in abstract)]
     # Within a trace, what nobody places is left to the compiler.
     is_inside = any(map(compat.is_tracer, roots.values()))
     builder = _Builder(None if is_inside else compat.mesh_around())
-    env = {v: Result(builder.value(v.aval), None) for v in closed.jaxpr.invars}
+    places = [*[None] * len(roots), *(struct.sharding for _, struct in abstract)]
+    env = {
+        v: Result(builder.value(v.aval), place)
+        for v, place in zip(closed.jaxpr.invars, places, strict=True)
+    }
     inputs = {r.value: name for r, name in zip(env.values(), names, strict=True)}
     results = builder.inline(closed.jaxpr, closed.consts, env)
     streams = {v: name for v, name in inputs.items() if v < len(roots)}

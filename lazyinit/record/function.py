@@ -32,15 +32,17 @@ class LazyFunction:
 
         Args:
           *args: as for the function. A key is found by its type, if typed (``jax.random.key``),
-            or by its shape and dtype, if raw. An array may be a ``jax.ShapeDtypeStruct`` or a
-            thunk: then its shape is known, its values are not. An ``nnx.Rngs`` counts on as it
-            would have.
+            or by its shape and dtype, if raw. An array may be a thunk, which is made when something
+            that is computed of it is, or a ``jax.ShapeDtypeStruct``, whose values are not known.
+            An ``nnx.Rngs`` counts on as it would have.
           **kwargs: as ``args``.
 
         Returns:
           The pytree that the function would return, in the same containers, each array a
-          ``LazyParam``. A thunk that the function passes on is that thunk; what is made without
-          tracing (a numpy array, a Python number) is as it is. For an NNX module, its graph
+          ``LazyParam``. A thunk that the function passes on is that thunk; what it computes of
+          thunks is a ``DerivedParam``, or a ``StoredParam`` if it only moves and casts what a
+          checkpoint holds. What is made without tracing (a numpy array, a Python number) is as it
+          is. For an NNX module, its graph
           definition and its state: ``nnx.merge(graphdef, materialize(state))`` is the module.
 
         Raises:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat, errors, meshes, paths
+from lazyinit.derived import DerivedParam, struct_of
 from lazyinit.keys import AnyKey, Key, RngPath
 from lazyinit.params import LazyParam, Thunk
 from lazyinit.program.equations import Program, Value
 from lazyinit.program.slices import Slice, SmallValues
+from lazyinit.program.stored import as_stored
 from lazyinit.program.tracing import Result, trace
 from lazyinit.record.garbage import uncollected
 from lazyinit.record.opaque import refuse_tracers, refuse_tracers_in_statics
@@ -84,10 +86,7 @@ class Inputs:
             (args, kwargs),
             dict(zip(streams, (Key.of(leaves[n]) for n in keys), strict=True)),
             keys,
-            [
-                (f"argument {names[n]}", jax.ShapeDtypeStruct(leaves[n].shape, leaves[n].dtype))
-                for n in shapes
-            ],
+            [(f"argument {names[n]}", _struct(leaves[n])) for n in shapes],
             shapes,
         )
 
@@ -112,6 +111,12 @@ class Inputs:
         return [self.leaves[place] for place in self.shape_places]
 
 
+def _struct(leaf: jax.ShapeDtypeStruct | Thunk) -> jax.ShapeDtypeStruct:
+    return (
+        struct_of(leaf) if isinstance(leaf, Thunk) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    )
+
+
 def _is_key(x: Any, raw_keys: bool) -> bool:
     if not isinstance(x, jax.Array | np.ndarray):
         return False
@@ -127,7 +132,7 @@ def record(
     *,
     own_keys: int = 0,
 ) -> Any:
-    """Traces an initialization and returns its tree with a ``LazyParam`` for each array.
+    """Traces an initialization and returns its tree with a thunk for each array.
 
     Args:
       init: takes root keys by stream and stand-ins for what has no value, and returns the tree
@@ -248,11 +253,37 @@ def _with_thunks(
             thunks.append(made[value])
             continue
         if result not in known:
-            known[result] = _thunk(
-                recorded, result, noted.get(value), keys, constants, _less(own_keys, path)
+            inputs = {v: made[v] for v in sorted(recorded.ancestors(value)) if v in made}
+            where = _less(own_keys, path)
+            known[result] = (
+                _derived(recorded, result, inputs, keys, where)
+                if inputs
+                else _thunk(recorded, result, noted.get(value), keys, constants, where)
             )
         thunks.append(known[result])
     return paths.replace_leaves(tree, thunks)
+
+
+def _derived(
+    recorded: Program,
+    result: Result,
+    inputs: Mapping[Value, Thunk],
+    keys: Mapping[str, AnyKey],
+    path: str,
+) -> Thunk:
+    value = result.value
+    aval = recorded.avals[value]
+    leaf = DerivedParam(
+        aval.shape,
+        aval.dtype,
+        Slice(recorded, value, label=recorded.name_of(value), given=tuple(inputs)),
+        tuple(inputs.values()),
+        RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))}),
+        weak_type=aval.weak_type,
+        sharding=result.placement,
+        path=path,
+    )
+    return as_stored(leaf)
 
 
 def _thunk(

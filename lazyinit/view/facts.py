@@ -1,6 +1,6 @@
 """What is known of a leaf without making it: the one record behind all who speak of leaves.
 
-A leaf is in one of five *states*, and ``inspect`` and ``provenance`` print that word. ``plan``
+A leaf is in one of six *states*, and ``inspect`` and ``provenance`` print that word. ``plan``
 prints what ``materialize`` will *do* with a leaf, and the report of ``fill`` what it *found* for
 it. These words follow from the state:
 
@@ -10,13 +10,16 @@ state        what the leaf is                  ``plan``             ``fill``'s r
 ``lazy``     made by an initializer            ``initialize``       ``missing``
 ``stored``   read from a checkpoint            ``load``             ``loaded``
 ``overlap``  made, then read in part           ``overlap``          ``adapted``
+``derived``  computed from other leaves        ``derive``           ``derived``
 ``array``    there already                     ``move``             ``kept``
 ``abstract`` a shape alone: nothing makes it  ``keep``             ``missing``
 ============ ================================= ==================== =================
 
 Beside these, ``plan`` says ``keep`` of a leaf that stays as it is and ``share`` of one that is made
-at an earlier path. The report says ``kept`` of leaves that an earlier checkpoint filled,
-``mismatched`` of those whose tensor does not fit, and ``unexpected`` of a tensor without a leaf.
+at an earlier path. The report says ``derived`` of any leaf that follows one that was filled: it is
+computed from that, or is the same leaf at another path. It says ``kept`` of leaves that an earlier
+checkpoint filled, ``mismatched`` of those whose tensor does not fit, and ``unexpected`` of a tensor
+without a leaf.
 """
 
 import math
@@ -26,9 +29,10 @@ from typing import Any, Literal, Self, TypeAlias
 
 import jax
 
-from lazyinit.params import Shape, describe, label, origins
+from lazyinit.derived import DerivedParam, origins
+from lazyinit.params import Shape, describe, label
 
-State: TypeAlias = Literal["lazy", "stored", "overlap", "array", "abstract"]
+State: TypeAlias = Literal["lazy", "stored", "overlap", "derived", "array", "abstract"]
 
 # By whether a leaf is read from a source, and whether it has an initializer.
 _STATES: dict[tuple[bool, bool], State] = {
@@ -45,11 +49,14 @@ class Facts:
 
     Attributes:
       path: where in the tree it is.
-      state: ``"lazy"``, ``"stored"``, ``"overlap"``, ``"array"`` or ``"abstract"``.
+      state: ``"lazy"``, ``"stored"``, ``"overlap"``, ``"derived"``, ``"array"`` or
+        ``"abstract"``.
       shape: of the whole array.
       dtype: of the array; of typed PRNG keys too.
-      origin: what makes it, for people: an initializer, a file, or one over the other.
-      stored_nbytes: bytes of the part that is read from a checkpoint, in this dtype.
+      origin: what makes it, for people: an initializer, a file, or one over the other; of a derived
+        leaf, what computes it.
+      stored_nbytes: bytes of the part that is read from a checkpoint, in this dtype; 0 for a
+        derived leaf, which is computed.
     """
 
     path: str
@@ -69,7 +76,8 @@ class Facts:
           dtype: another dtype, that it will have once made.
           **more: what a record that extends this one has beside the facts, of any type.
         """
-        sources, initialized = origins(leaf)
+        is_derived = isinstance(leaf, DerivedParam)
+        sources, initialized = ((), ()) if is_derived else origins(leaf)
         dtype = leaf.dtype if dtype is None else dtype
         made_by = [file_name(source.origin) for source in sources]
         made_by += [label(part.init_fn) for part in initialized]
@@ -78,7 +86,7 @@ class Facts:
             state=state(leaf),
             shape=leaf.shape,
             dtype=dtype,
-            origin=" over ".join(made_by),
+            origin=leaf.made_by if is_derived else " over ".join(made_by),
             stored_nbytes=sum(math.prod(x.shape) for x in sources) * dtype.itemsize,
             **more,
         )
@@ -95,7 +103,9 @@ class Facts:
 
 
 def state(leaf: object) -> State:
-    """Returns the state of a leaf: whether it is read, initialized, both or neither."""
+    """Returns the state of a leaf: whether it is read, initialized, both, derived or neither."""
+    if isinstance(leaf, DerivedParam):
+        return "derived"
     sources, initialized = origins(leaf)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return "abstract"

@@ -6,7 +6,6 @@ It is computed before the tree is made, because an array does not say where it c
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 
 from lazyinit import errors, paths
 from lazyinit.checkpoint.base import Derived
+from lazyinit.derived import DerivedParam, origins
 from lazyinit.keys import AnyKey, Key, stream_path
-from lazyinit.params import Extent, LazyParam, Source, describe, label, origins
+from lazyinit.params import Extent, LazyParam, Source, describe, label
 from lazyinit.view import table
 from lazyinit.view.facts import State, is_array_like, state
 
@@ -87,11 +87,14 @@ class Record:
 
     Attributes:
       state: ``"stored"``; ``"lazy"``; ``"overlap"``, which is stored in part and lazy for the
-        rest; or ``"array"``, whose past is not known.
+        rest; ``"derived"``, computed from leaves that are stored or lazy; or ``"array"``, whose
+        past is not known.
       shape: that it will have.
       dtype: that it will have in the tree, unless ``materialize`` is given another.
-      stored: the tensors, for ``"stored"`` and ``"overlap"``; else empty.
-      lazy: the initializer, for ``"lazy"`` and ``"overlap"``; else empty.
+      stored: the tensors, for ``"stored"`` and ``"overlap"``, and for ``"derived"`` those of all
+        that it is computed from; else empty.
+      lazy: the initializer, for ``"lazy"`` and ``"overlap"``; for ``"derived"`` first what computes
+        it, then the initializers of what it is computed from; else empty.
     """
 
     state: State
@@ -169,7 +172,7 @@ class Provenance(Mapping[str, Record]):
     def __str__(self) -> str:
         told = {path: _cells(record) for path, record in self.records.items()}
         # Layers come from layers of the same number: {n}, where several are one row.
-        rows = table.fold((p, *a, _numbered(p, origin)) for p, (*a, origin) in told.items())
+        rows = table.fold((p, *a, table.numbered(p, origin)) for p, (*a, origin) in told.items())
         cells = [
             (row.label, str(row.count), *(told[row.label] if row.count == 1 else row.cells))
             for row in rows
@@ -221,7 +224,8 @@ def provenance(tree: Any) -> Provenance:
 
 def _record_of(leaf: Any) -> Record:
     sources, initialized = origins(leaf)
-    stored, lazy = tuple(map(_stored, sources)), tuple(map(_lazy, initialized))
+    own = (leaf,) if isinstance(leaf, DerivedParam) else ()
+    stored, lazy = tuple(map(_stored, sources)), tuple(map(_lazy, (*own, *initialized)))
     return Record(state(leaf), tuple(leaf.shape), str(leaf.dtype), stored, lazy)
 
 
@@ -249,7 +253,7 @@ def _tensors(source: Source) -> Iterator[Source]:
         yield from _tensors(part)
 
 
-def _lazy(leaf: LazyParam) -> LazyOrigin:
+def _lazy(leaf: LazyParam | DerivedParam) -> LazyOrigin:
     path = leaf.rng_path
     keys = tuple(_root(stream, key) for stream, key in path.roots.items())
     return LazyOrigin(label(leaf.init_fn), keys, tuple(path.folded), path.fold)
@@ -298,13 +302,8 @@ def _cells(record: Record) -> tuple[str, str, str]:
     for x in record.lazy:
         keyed = stream_path((key.stream for key in x.keys), x.folded)
         parts.append(", ".join(filter(None, (x.initializer, keyed))))
-    return describe(record.shape, record.dtype), record.state, " over ".join(parts)
-
-
-_NUMBER = re.compile(r"(?<=[/._:-])[0-9]+(?=[/.#]|$)")
-
-
-def _numbered(path: str, origin: str) -> str:
-    """Returns the text of an origin with ``{n}`` for numbers that stand in the path as well."""
-    known = set(_NUMBER.findall("/" + path))
-    return _NUMBER.sub(lambda found: "{n}" if found[0] in known else found[0], origin)
+    text = " over ".join(parts)
+    if record.state == "derived":
+        own = parts.pop(len(record.stored))
+        text = f"{own} of {', '.join(parts if len(parts) < 4 else [parts[0], '...', parts[-1]])}"
+    return describe(record.shape, record.dtype), record.state, text

@@ -145,3 +145,12 @@ def format_bytes(count: int) -> str:
     while size >= (1024 if unit == 0 else 1023.95) and unit < len(_UNITS) - 1:
         size, unit = size / 1024, unit + 1
     return f"{size:.1f} {_UNITS[unit]}" if unit else f"{count} B"
+
+
+_NUMBERS = re.compile(r"(?<=[/._:-])[0-9]+(?=[/.#]|$)")
+
+
+def numbered(path: str, origin: str) -> str:
+    """Returns the text of an origin with ``{n}`` for numbers that stand in the path as well."""
+    known = set(_NUMBERS.findall("/" + path))
+    return _NUMBERS.sub(lambda found: "{n}" if found[0] in known else found[0], origin)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,14 @@ LAZY = li.LazyParam((4, 2), "float32", jax.nn.initializers.zeros)
 def leaves():
     stored, _ = li.fill({"w": LAZY}, {"w": np.ones((4, 2), "float16")})
     overlap, _ = li.fill({"w": LAZY}, {"w": np.ones((3, 2), "f")}, on_mismatch=li.overlap)
-    return {"lazy": LAZY, "stored": stored["w"], "overlap": overlap["w"], "array": jnp.ones((4, 2))}
+    derived = li.lazy(lambda t: t["w"] * 2)(stored)
+    return {
+        "lazy": LAZY,
+        "stored": stored["w"],
+        "overlap": overlap["w"],
+        "derived": derived,
+        "array": jnp.ones((4, 2)),
+    }
 
 
 @pytest.mark.parametrize(
@@ -21,6 +30,7 @@ def leaves():
         ("lazy", "zeros", 0),
         ("stored", "the mapping", 32),
         ("overlap", "the mapping over zeros", 24),
+        ("derived", "mul of w", 0),
         ("array", "", 0),
     ],
 )
@@ -37,7 +47,7 @@ def test_the_facts_of_a_leaf_follow_from_what_it_is_read_from_and_what_initializ
 
 
 def test_all_who_speak_of_a_leaf_agree():
-    tree = {"a": LAZY, "b": LAZY, "c": LAZY, "d": np.ones(2, "f")}
+    tree = {name: replace(LAZY) for name in "abc"} | {"d": np.ones(2, "f")}
     tensors = {"b": np.ones((4, 2), "f"), "c": np.ones((1, 2), "f"), "e": np.ones(3, "f")}
     filled, report = li.fill(tree, tensors, on_mismatch=li.overlap, on_missing="init")
     states = {"a": "lazy", "b": "stored", "c": "overlap", "d": "array"}

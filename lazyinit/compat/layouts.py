@@ -1,0 +1,85 @@
+"""What an equation does that only moves or casts elements: its parameters, in our own words.
+
+The names of parameters are JAX's and not public. An equation that cannot be read is of no kind
+known here, and is run as it stands.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax.extend.core as jex
+
+from lazyinit.compat.placements import moves
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """The first input as it is, wherever it lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permuted:
+    """The first input with its axes in another order, as ``numpy.transpose`` takes them."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """The first input's elements in the same order, under the shape of the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A box of the first input: for each axis, the first place and the one after the last."""
+
+    box: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InLine:
+    """All inputs, one behind the other along an axis; a new one, if they are stacked."""
+
+    axis: int
+    is_stacked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recast:
+    """The first input in the dtype of the result."""
+
+
+Layout: TypeAlias = Same | Permuted | Shaped | Cut | InLine | Recast
+
+
+def layout_of(equation: jex.JaxprEqn) -> Layout | None:
+    """Returns what an equation does, if that is to move or cast elements; ``None`` else."""
+    params = equation.params
+    source: Any = equation.invars[0].aval if equation.invars else None
+    match equation.primitive.name:
+        case "copy" | "copy_p":
+            return Same()
+        case "transpose":
+            return Permuted(tuple(params["permutation"]))
+        case "reshape" if params["dimensions"] is None:
+            return Shaped()
+        case "squeeze" | "expand_dims":
+            return Shaped()
+        case "broadcast_in_dim":
+            result: Any = equation.outvars[0].aval
+            # Its dimensions come in ascending order: JAX checks that.
+            return Shaped() if source.size == result.size else None
+        case "slice":
+            strides = params["strides"]
+            if strides is None or set(strides) <= {1}:
+                bounds = zip(params["start_indices"], params["limit_indices"], strict=True)
+                return Cut(tuple(bounds))
+        case "concatenate":
+            return InLine(params["dimension"])
+        case "stack":  # A primitive since jax 0.11.
+            return InLine(params["axis"], is_stacked=True)
+        case "convert_element_type":
+            return Recast()
+        case _ if len(equation.invars) == 1 and moves(equation):
+            return Same()
+    return None

@@ -1,0 +1,175 @@
+"""What follows a leaf that a checkpoint fills: what is computed from it, and the same leaf again.
+
+The leaves that were filled come in, and for each other leaf what takes its place. ``ema = cast(w)``
+is computed from the tensor that ``w`` is filled with, not from the ``w`` that an initializer would
+have made: the program of ``ema`` is cut where it meets the value that ``w`` was recorded as.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit.checkpoint.pieces import PIECE, as_bytes, indices
+from lazyinit.checkpoint.views import cast
+from lazyinit.derived import DerivedParam
+from lazyinit.keys import AnyKey, RngPath
+from lazyinit.params import LazyParam, Source, StoredParam, Thunk
+from lazyinit.program.equations import Value, is_key
+from lazyinit.program.slices import Slice
+from lazyinit.program.stored import as_stored
+
+_Computed: TypeAlias = LazyParam | DerivedParam
+
+
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """What takes the place of a leaf that follows others.
+
+    Attributes:
+      leaf: the leaf that it is now.
+      of: the paths of the leaves that it follows, which were filled.
+    """
+
+    leaf: Thunk
+    of: tuple[str, ...]
+
+
+class Leaders:
+    """Leaves that were filled, by what they were before."""
+
+    def __init__(self, filled: Iterable[tuple[str, Any, Any]]) -> None:
+        """Takes the path of each, the leaf that it was (of any kind), and the one that it is."""
+        self._by_leaf: dict[int, Follower] = {}
+        self._by_value: dict[int, list[tuple[Value, Mapping[str, AnyKey], Follower]]] = {}
+        for path, was, leaf in filled:
+            if not isinstance(was, Thunk) or not isinstance(leaf, Thunk):
+                continue
+            follower = Follower(leaf, (path,))
+            self._by_leaf.setdefault(id(was), follower)
+            if isinstance(was, _Computed) and (made := slice_of(was)) and _leads(made):
+                known = self._by_value.setdefault(id(made.program), [])
+                known.append((made.output, was.rng_path.roots, follower))
+
+    def follower(self, leaf: Thunk) -> Follower | None:
+        """Returns what takes the place of a leaf; ``None`` if it follows none that was filled."""
+        found = self._by_leaf.get(id(leaf))
+        if found is None:
+            found = self._computed(leaf) if isinstance(leaf, _Computed) else None
+        if found is not None:
+            self._by_leaf[id(leaf)] = found  # A leaf at two places is one leaf.
+        return found
+
+    def _computed(self, leaf: _Computed) -> Follower | None:
+        made = slice_of(leaf)
+        if made is None:
+            return None
+        known = self._by_value.get(id(made.program), [])
+        leaders = {v: f for v, roots, f in known if _agree(roots, leaf.rng_path.roots)}
+        if made.output in leaders:
+            same = leaders[made.output]
+            return replace(same, leaf=_placed(same.leaf, leaf))
+        taken = leaf.inputs if isinstance(leaf, DerivedParam) else ()
+        inputs = dict(zip(made.given, taken, strict=True))
+        stops = {*leaders, *inputs, made.key}
+        met = set(made.program.ancestors(made.output, stops))
+        found = {v: leaders[v] for v in sorted(met & leaders.keys())}
+        for value, part in inputs.items():
+            if value in met and value not in found and (follower := self.follower(part)):
+                found[value] = follower
+        if not found:
+            return None
+        inputs = {v: part for v, part in inputs.items() if v in met}
+        inputs |= {v: follower.leaf for v, follower in found.items()}
+        of = dict.fromkeys(path for follower in found.values() for path in follower.of)
+        return Follower(_derived(leaf, made, inputs, met), tuple(of))
+
+
+def tied(
+    loaded: Iterable[tuple[str, Any, StoredParam]],
+) -> tuple[dict[str, StoredParam], list[str]]:
+    """Returns, by path, what fills a leaf that stands at several places, and what is wrong.
+
+    Where a checkpoint has it under several names, all must hold the same values, which are read and
+    compared here if it is not one tensor.
+
+    Args:
+      loaded: path, the leaf that was there (of any kind), and the one that the checkpoint has.
+    """
+    first: dict[Any, tuple[str, StoredParam]] = {}
+    same: dict[str, StoredParam] = {}
+    problems: list[str] = []
+    for path, was, leaf in loaded:
+        if not isinstance(was, Thunk):
+            continue
+        one_path, one = first.setdefault(_identity(was), (path, leaf))
+        if one is leaf:
+            continue
+        if one.source == leaf.source or _equal(one.source, leaf.source, leaf.dtype):
+            same[path] = one
+        else:
+            problems.append(
+                f"{path}: wanted the tensor of {one_path!r}, since they are one leaf, got "
+                f"{leaf.source!r}, which holds other values than {one.source!r}. Make it a leaf of "
+                "its own, with jax.numpy.copy in what is recorded, or fill from a checkpoint that "
+                "has one of the two."
+            )
+    return same, problems
+
+
+def _identity(leaf: Thunk) -> Any:
+    if isinstance(leaf, LazyParam) and (made := slice_of(leaf)):
+        return id(made.program), made.output, leaf.rng_path
+    return id(leaf)
+
+
+def _equal(one: Source, other: Source, dtype: np.dtype) -> bool:
+    parts = indices(one.shape, dtype.itemsize, PIECE)
+    return all(
+        as_bytes(cast(one.read(i), dtype)) == as_bytes(cast(other.read(i), dtype)) for i in parts
+    )
+
+
+def slice_of(leaf: _Computed) -> Slice | None:
+    """Returns the program of a leaf; ``None`` for what somebody made by hand."""
+    return leaf.init_fn if isinstance(leaf.init_fn, Slice) else None
+
+
+def _leads(made: Slice) -> bool:
+    """Tells whether what is computed from a leaf follows it: from no key, no count of keys."""
+    aval = made.program.avals[made.output]
+    is_number = jnp.issubdtype(aval.dtype, jnp.inexact) or not made.program.is_small(made.output)
+    return is_number and not is_key(aval)
+
+
+def _agree(some: Mapping[str, AnyKey], others: Mapping[str, AnyKey]) -> bool:
+    """Tells whether root keys are of one recording: another seed gives other values."""
+    return all(key == others.get(stream, key) for stream, key in some.items())
+
+
+def _placed(leaf: Thunk, like: Thunk) -> Thunk:
+    if isinstance(leaf, StoredParam) and leaf.sharding != like.sharding:
+        return replace(leaf, sharding=like.sharding)
+    return leaf
+
+
+def _derived(leaf: _Computed, made: Slice, inputs: Mapping[Value, Thunk], met: set[Value]) -> Thunk:
+    """Returns what a leaf is once other leaves are handed in to its program."""
+    key, rng_path = (made.key, leaf.rng_path) if made.key in met else (-1, RngPath({}))
+    if made.key < 0:
+        streams = {made.program.streams[v] for v in met if v in made.program.streams}
+        rng_path = RngPath({s: k for s, k in leaf.rng_path.roots.items() if s in streams})
+    return as_stored(
+        DerivedParam(
+            leaf.shape,
+            leaf.dtype,
+            replace(made, key=key, given=tuple(inputs)),
+            tuple(inputs.values()),
+            rng_path,
+            weak_type=leaf.weak_type,
+            sharding=leaf.sharding,
+            path=leaf.path,
+        )
+    )

@@ -1,0 +1,100 @@
+"""A program that only moves and casts what a checkpoint holds -> a source that reads it so.
+
+``lambda w: w.T`` of a stored leaf is a stored leaf again: each shard reads its own bytes of the
+file. Only casts between the floating-point types below 64 bits are taken: of these numpy's and
+XLA's have the same bits.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from lazyinit import compat
+from lazyinit.checkpoint.joined import Joined
+from lazyinit.checkpoint.views import AsDtype, cut, reshaped, transposed
+from lazyinit.derived import DerivedParam
+from lazyinit.params import Shape, Source, StoredParam
+from lazyinit.program.equations import is_key
+from lazyinit.program.slices import Slice, gather
+
+_FLOATS = tuple(map(jnp.dtype, ("bfloat16", "float16", "float32")))
+
+
+def as_stored(leaf: DerivedParam) -> DerivedParam | StoredParam:
+    """Returns a derived leaf as one that is read, if moving and casting is all that it does."""
+    stored = [part for part in leaf.inputs if isinstance(part, StoredParam)]
+    made = leaf.init_fn
+    if len(stored) < len(leaf.inputs) or leaf.weak_type or not isinstance(made, Slice):
+        return leaf
+    if any(map(is_key, stored)):
+        return leaf
+    known = dict(zip(made.given, map(_source, stored), strict=True))
+    work = gather([made])
+    for equation in work.equations:
+        if any(v not in known for v in equation.needed) or equation.idle:
+            return leaf
+        found = _moved(equation.origin, [known[v] for v in equation.inputs])
+        if found is None:
+            return leaf
+        known.update(zip(equation.outputs, found, strict=True))
+    source = known[made.output]
+    if isinstance(source, AsDtype):  # A stored leaf casts by itself.
+        source = source.source
+    return StoredParam(leaf.shape, leaf.dtype, source, sharding=leaf.sharding, path=leaf.path)
+
+
+def _source(stored: StoredParam) -> Source:
+    same = stored.source.dtype == stored.dtype
+    return stored.source if same else AsDtype(stored.source, stored.dtype)
+
+
+def _moved(equation: jex.JaxprEqn, sources: Sequence[Source]) -> Sequence[Source] | None:
+    """Returns the sources that an equation's results are; ``None`` if it computes anything."""
+    if body := compat.jit_body(equation):
+        return _moved_by_body(body[0], sources)
+    shape: Shape = equation.outvars[0].aval.shape  # pyright: ignore (of any array)
+    dtype: np.dtype = equation.outvars[0].aval.dtype  # pyright: ignore
+    first = sources[0] if sources else None
+    if first is None or not math.prod(shape):
+        return None
+    match compat.layout_of(equation):
+        case compat.Same():
+            return [first]
+        case compat.Permuted(axes):
+            return [transposed(first, axes)]
+        case compat.Shaped():
+            return [reshaped(first, shape)]
+        case compat.Cut(box):
+            return [cut(first, dict(enumerate(box)))]
+        case compat.InLine(axis, is_stacked):
+            alike = all(source.dtype == first.dtype for source in sources)
+            return [Joined(tuple(sources), axis, is_stacked)] if alike else None
+        case compat.Recast() if first.dtype in _FLOATS and dtype in _FLOATS:
+            return [_cast(first, dtype)]
+        case compat.Recast() if first.dtype == dtype:
+            return [first]
+    return None
+
+
+def _cast(source: Source, dtype: np.dtype) -> Source:
+    if source.dtype == dtype:
+        return source
+    # What was made wider holds the values that it was made of.
+    if isinstance(source, AsDtype) and np.can_cast(source.source.dtype, source.dtype, "safe"):
+        source = source.source
+    return source if source.dtype == dtype else AsDtype(source, dtype)
+
+
+def _moved_by_body(jaxpr: jex.Jaxpr, sources: Sequence[Source]) -> Sequence[Source] | None:
+    known = dict(zip(jaxpr.invars, sources, strict=True))
+    for equation in jaxpr.eqns:
+        inputs = [known[v] for v in equation.invars if isinstance(v, jex.Var) and v in known]
+        found = _moved(equation, inputs) if len(inputs) == len(equation.invars) else None
+        if found is None:
+            return None
+        known.update(zip(equation.outvars, found, strict=True))
+    results = [known[v] for v in jaxpr.outvars if isinstance(v, jex.Var) and v in known]
+    return results if len(results) == len(jaxpr.outvars) else None
