@@ -222,7 +222,8 @@ def test_casts_of_every_number_have_the_bits_of_eager():
     halves = {"half": words.view(np.float16), "brain": words.view(ml_dtypes.bfloat16)}
     halves = {n: np.where(np.isnan(x), x.dtype.type(0), x) for n, x in halves.items()}
     halves["single"] = np.random.default_rng(0).integers(0, 2**32, 2**16, np.uint32).view("f")
-    halves["single"] = np.nan_to_num(halves["single"], nan=0.0)
+    # numpy warns of what is too large for a float16.
+    halves["single"] = np.where(np.abs(halves["single"]) < 6e4, halves["single"], np.float32(0))
     tree, _ = li.fill(
         {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in halves.items()}, halves
     )

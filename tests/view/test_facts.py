@@ -30,7 +30,7 @@ def leaves():
         ("lazy", "zeros", 0),
         ("stored", "the mapping", 32),
         ("overlap", "the mapping over zeros", 24),
-        ("derived", "mul of w", 0),
+        ("derived", "multiply of w", 0),
         ("array", "", 0),
     ],
 )
