@@ -112,7 +112,8 @@ def plan(
                     read.setdefault(host, Counter()).update(reads.of_files(source, part))
         done = {"action": action, "bytes_per_device": shard, "sharding": placement}
         planned.append(LeafPlan.of(path, leaf, dtype=target, **done))
-    peak, training = tally.peak(limits.IN_FLIGHT), []
+    in_flight = (limits.TEMPORARIES + 1) * limits.BYTES_IN_FLIGHT
+    peak, training = tally.peak(limits.IN_FLIGHT, in_flight), []
     if optimizer is not None or gradients is not False or copy is not None:
         trained = Trained.of(tree, trainable, selected, placements, targets)
         for held in trained.held(optimizer, gradients, copy):

@@ -22,13 +22,6 @@ from lazyinit.compat.eager import TracedValue as TracedValue
 from lazyinit.compat.eager import eager_steps as eager_steps
 from lazyinit.compat.hosts import Store as Store
 from lazyinit.compat.hosts import store as store
-from lazyinit.compat.layouts import Cut as Cut
-from lazyinit.compat.layouts import InLine as InLine
-from lazyinit.compat.layouts import Permuted as Permuted
-from lazyinit.compat.layouts import Recast as Recast
-from lazyinit.compat.layouts import Same as Same
-from lazyinit.compat.layouts import Shaped as Shaped
-from lazyinit.compat.layouts import layout_of as layout_of
 from lazyinit.compat.pickling import dumps as dumps
 from lazyinit.compat.placements import Placement as Placement
 from lazyinit.compat.placements import Placements as Placements
@@ -50,6 +43,13 @@ from lazyinit.compat.primitives import may_loop as may_loop
 from lazyinit.compat.primitives import scan_of as scan_of
 from lazyinit.compat.primitives import title as title
 from lazyinit.compat.primitives import transparent_body as transparent_body
+from lazyinit.compat.rearranged import Cut as Cut
+from lazyinit.compat.rearranged import InLine as InLine
+from lazyinit.compat.rearranged import Permuted as Permuted
+from lazyinit.compat.rearranged import Recast as Recast
+from lazyinit.compat.rearranged import Same as Same
+from lazyinit.compat.rearranged import Shaped as Shaped
+from lazyinit.compat.rearranged import layout_of as layout_of
 from lazyinit.compat.unplaced import Unplaced as Unplaced
 from lazyinit.compat.unplaced import bind as bind
 

@@ -80,11 +80,12 @@ class Tally:
                 found[device] += group.arriving
         return dict(found)
 
-    def peak(self, in_flight: int) -> dict[Device, int]:
+    def peak(self, in_flight: int, at_most: int) -> dict[Device, int]:
         """Returns the most bytes that are on each device at a time.
 
         Args:
           in_flight: how many of the leaves that need something of their own are made at a time.
+          at_most: bytes that these need together, but for one that is made alone.
         """
         needs: dict[Device, tuple[dict[str, int], list[int]]] = {}
         for group in self._groups.values():
@@ -95,12 +96,11 @@ class Tally:
                 shared, sizes = needs.setdefault(device, ({}, []))
                 shared.update(group.shared)
                 sizes.extend(largest if n else on_first)
-        return {
-            device: count
-            + sum(needs[device][0].values())
-            + sum(heapq.nlargest(in_flight, needs[device][1]))
-            for device, count in self.steady().items()
-        }
+        peaks = self.steady()
+        for device, (shared, sizes) in needs.items():
+            together = min(sum(heapq.nlargest(in_flight, sizes)), at_most)
+            peaks[device] += sum(shared.values()) + max(together, *sizes, 0)
+        return peaks
 
     def _group(self, placement: Sharding | None) -> _Group:
         # A mesh is quickly compared with itself, its devices are not.

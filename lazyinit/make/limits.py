@@ -1,6 +1,7 @@
 """How much is made at a time: what bounds memory beyond the arrays themselves."""
 
 IN_FLIGHT = 4  # Leaves, of those that threads do not fill: compiled, replayed, moved.
+BYTES_IN_FLIGHT = 2**28  # Of these leaves together; a larger one is made alone.
 ROWS = 256  # Of a sheet: what one call of a program draws, so small that a core's cache holds it.
 COLUMNS = 2**10  # Elements in each row of a sheet.
 SHEET_BYTES = 8 * 8 * ROWS * COLUMNS  # For a thread that draws: eight arrays of 64-bit elements.

@@ -6,7 +6,7 @@ the same on every host.
 
 Drawn and read leaves are filled by threads, in bounded memory, so all of them are started first
 and waited for last. Other leaves need temporaries beside them, so that only a few of them are in
-flight at a time (``limits.IN_FLIGHT``).
+flight at a time (``limits.IN_FLIGHT``), and large ones one by one (``BYTES_IN_FLIGHT``).
 """
 
 import collections
@@ -15,47 +15,35 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
 
 from lazyinit import compat, errors, meshes
-from lazyinit.checkpoint.key_data import KeyData
 from lazyinit.derived import DerivedParam
 from lazyinit.make.derive import Derivation, derivations_of
 from lazyinit.make.draw import Drawer
-from lazyinit.make.executable import prepare_program
-from lazyinit.make.limits import IN_FLIGHT
+from lazyinit.make.limits import BYTES_IN_FLIGHT, IN_FLIGHT
+from lazyinit.make.makers import Finish, Makers, Start
 from lazyinit.make.overlay import overlay
-from lazyinit.make.read import prepare_reading
 from lazyinit.make.replay import count_unequal, inline, prepare_replay
 from lazyinit.make.shards import Blocks, Shards, arrays_of
-from lazyinit.make.transfer import Host, Transfer
 from lazyinit.make.ways import (
     AskProofs,
     Compiled,
-    Computed,
     Drawn,
     Inlined,
     Job,
-    Moved,
     Read,
     Replayed,
-    Transferred,
     Way,
     check_inputs,
     ways_of,
 )
 from lazyinit.params import StoredParam
 from lazyinit.program.equations import is_key
-from lazyinit.program.slices import SmallValues, gather
-
-Finish: TypeAlias = Callable[[], Sequence[Any]]
-"""Waits for what was started, and returns the arrays, one for each job of its way."""
-
-Start: TypeAlias = Callable[[], Finish]
-"""Starts what was prepared."""
+from lazyinit.program.slices import gather
 
 
 def make(
@@ -82,7 +70,7 @@ def make(
         _threads() as reading,
     ):
         blocks = Blocks()
-        makers = _Makers(compiling, reading, Drawer(drawing, compiling, blocks), blocks)
+        makers = Makers(compiling, reading, Drawer(drawing, compiling, blocks), blocks)
         batch = meshes.outside(lambda: _round(jobs, functools.cache(proofs)))
         _check_round(batch)
         yield from _make(batch, makers, advance, check)
@@ -116,7 +104,7 @@ def _check_round(batch: _Round) -> None:
 
 
 def _make(
-    batch: _Round, makers: "_Makers", advance: Callable[[int], None], check: bool
+    batch: _Round, makers: Makers, advance: Callable[[int], None], check: bool
 ) -> Iterator[tuple[Job, Any]]:
     """Makes a round: first what is not derived, then one group of derived leaves at a time."""
     # What is needed here and stays anyway need not be made again.
@@ -139,7 +127,7 @@ def _make(
         del made
 
 
-def _derive(group: Derivation, made: dict[int, Any], makers: "_Makers") -> Sequence[Any]:
+def _derive(group: Derivation, made: dict[int, Any], makers: Makers) -> Sequence[Any]:
     way, small = group.way, group.small_values(made)
     keys = [key.array() for key in way.roots.values()]
     if way.work.program.is_traced or any(map(compat.is_tracer, (*made.values(), *keys))):
@@ -156,7 +144,7 @@ def _can_serve(job: Job, array: jax.Array) -> bool:
 
 
 def _make_ways(
-    ways: Sequence[Way], makers: "_Makers", advance: Callable[[int], None], check: bool
+    ways: Sequence[Way], makers: Makers, advance: Callable[[int], None], check: bool
 ) -> Iterator[tuple[Job, Any]]:
     made = [way for way in ways if isinstance(way, Drawn | Compiled | Replayed)]
     to_check = {id(job) for way in made for job in way.jobs} if check else set[int]()
@@ -169,7 +157,7 @@ def _make_ways(
         yield job, array
 
 
-def _check(job: Job, array: jax.Array, makers: "_Makers") -> None:
+def _check(job: Job, array: jax.Array, makers: Makers) -> None:
     alone = Job(job.path, job.leaf, None, job.dtype)
     way = Replayed([alone], gather([job.leaf.init_fn]))
     replay = prepare_replay(way, makers.small_values(way), makers.blocks)
@@ -179,91 +167,6 @@ def _check(job: Job, array: jax.Array, makers: "_Makers") -> None:
             f"{job.path}: wanted the bits of its replay, got {n} of {array.size} elements that "
             "differ. Please report it, with what `lazyinit check` prints."
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Makers:
-    """What the leaves of one call are made with.
-
-    Attributes:
-      compiling: threads that compile, and that replay.
-      reading: threads that read files.
-      drawer: draws elements, with threads of its own.
-      blocks: host memory that the arrays on CPU devices keep.
-      host: host memory on its way to other devices.
-      known: keys and scalars that were computed, by the root keys that they follow from.
-    """
-
-    compiling: ThreadPoolExecutor
-    reading: ThreadPoolExecutor
-    drawer: Drawer
-    blocks: Blocks
-    host: Host = field(default_factory=Host)
-    known: dict[Any, SmallValues] = field(default_factory=dict)
-
-    def small_values(self, way: Computed) -> SmallValues:
-        """Returns the keys and scalars of a way; ways with the same root keys share them."""
-        program, roots = way.work.program, way.roots
-        which = (id(program), frozenset(roots.items()))
-        if which not in self.known:
-            arrays = {stream: key.array() for stream, key in roots.items()}
-            self.known[which] = SmallValues(program, arrays, {})
-        return self.known[which]
-
-    def prepare_filling(self, way: Drawn | Read) -> Callable[[], Shards]:
-        """Returns what begins to fill the shards of a leaf."""
-        if isinstance(way, Read):
-            return prepare_reading(way, self.reading, self.blocks)
-        with way.settings():
-            return self.drawer.prepare(way, self.small_values(way))
-
-    def prepare(self, way: Compiled | Replayed | Inlined | Transferred | Moved) -> Start:
-        """Returns what starts leaves that are made in any other way."""
-        match way:
-            case Compiled():
-                with way.settings():
-                    run = prepare_program(way, self.small_values(way), self.compiling)
-                return lambda: _hold(run())
-            case Replayed():
-                with way.settings():
-                    replay = prepare_replay(way, self.small_values(way), self.blocks)
-                return lambda: self.compiling.submit(replay).result
-            case Inlined():
-                small = self.small_values(way)
-                return lambda: _hold(inline(way, small))
-            case Transferred(jobs=[job]):
-                return _prepare_transfer(job, self.host, self.reading)
-            case Moved(jobs=[job]):
-                return lambda: _hold([_move(job)])
-        raise AssertionError(f"no way: {way}")
-
-
-def _hold(arrays: Sequence[Any]) -> Finish:
-    return lambda: arrays
-
-
-def _move(job: Job) -> Any:
-    match job.leaf:
-        case StoredParam(source=KeyData() as keys):
-            return job.move(keys.keys())
-        case array:
-            return job.move(array)
-
-
-def _prepare_transfer(job: Job, host: Host, reading: ThreadPoolExecutor) -> Start:
-    transfer = Transfer(job, host)
-
-    def start() -> Finish:
-        tasks = transfer.start(reading)
-
-        def finish() -> Sequence[Any]:
-            for task in tasks:
-                task.result()
-            return [transfer.array()]
-
-        return finish
-
-    return start
 
 
 def _check_sources(jobs: Sequence[Job]) -> None:
@@ -277,7 +180,7 @@ _Filling: TypeAlias = Sequence[tuple[Job, Callable[[], Shards]]]
 _Others: TypeAlias = Sequence[tuple[Sequence[Job], Start]]
 
 
-def _prepare(ways: Sequence[Way], makers: _Makers) -> tuple[_Filling, _Others]:
+def _prepare(ways: Sequence[Way], makers: Makers) -> tuple[_Filling, _Others]:
     """Prepares all leaves and returns what starts them, in tree order."""
     filling: list[tuple[Job, Callable[[], Shards]]] = []
     others: list[tuple[Sequence[Job], Start]] = []
@@ -305,9 +208,9 @@ def _run(
         return zip(jobs, made, strict=True)
 
     for jobs, start in others:
-        in_flight.append((jobs, start()))
-        if len(in_flight) == IN_FLIGHT:
+        while in_flight and not _may_start(jobs, [some for some, _ in in_flight]):
             yield from finished(*in_flight.popleft())
+        in_flight.append((jobs, start()))
     for jobs, finish in in_flight:
         yield from finished(jobs, finish)
     for some in _batches(filled):
@@ -319,6 +222,17 @@ def _run(
     # Not before all is there: beside other threads, each would wait for Python's lock.
     made = arrays_of([shards for _, shards in filled])
     yield from zip([job for job, _ in filled], made, strict=True)
+
+
+def _may_start(jobs: Sequence[Job], in_flight: Sequence[Sequence[Job]]) -> bool:
+    """Tells whether leaves may be made beside those that are in flight."""
+    nbytes = sum(_temporary(some) for some in (jobs, *in_flight))
+    return len(in_flight) < IN_FLIGHT and nbytes <= BYTES_IN_FLIGHT
+
+
+def _temporary(jobs: Sequence[Job]) -> int:
+    """Returns the bytes of leaves that need temporaries beside them: not of what is read."""
+    return sum(job.leaf.nbytes for job in jobs if not isinstance(job.leaf, StoredParam))
 
 
 _BATCH = 64  # Tasks that are waited for at a time.
