@@ -303,7 +303,7 @@ def _on_one_device(constant: Any) -> Any:
 def _on_host(equation: jex.JaxprEqn, arrays: Sequence[Any]) -> Sequence[Any] | None:
     """Takes keys out of an array of keys without a program for each place, if that is all."""
     index = compat.index_taken(equation)
-    if index is None or not is_key(arrays[0]):
+    if index is None or not is_key(arrays[0]) or compat.is_tracer(arrays[0]):
         return None
     words = np.asarray(jax.random.key_data(arrays[0]))[index]
     return [jax.random.wrap_key_data(jax.device_put(words), impl=jax.random.key_impl(arrays[0]))]
