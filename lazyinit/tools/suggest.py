@@ -102,6 +102,7 @@ def suggest_rules(
           Rule('head/kernel', 'out.w', [Transpose('o i -> i o')]),
           Rule('up/kernel', 'up.w', [Transpose('o i -> i o')]),
       ]
+      # head/kernel from out.w: the shapes say so, the names hardly.
     """
     opened = open_checkpoint(checkpoint)
     leaves = [place for place, leaf in places(tree) if _is_fillable(leaf)]
