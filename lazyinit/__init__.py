@@ -36,6 +36,7 @@ from lazyinit.rules.reshape import Rearrange
 from lazyinit.rules.rule import Constant, Rule
 from lazyinit.rules.torch import TORCH
 from lazyinit.shard_by import shard_by_metadata, shard_by_rules, shard_fsdp
+from lazyinit.shard_to_fit import shard_auto
 from lazyinit.tools.suggest import Suggestion, suggest_rules
 from lazyinit.view.provenance import Provenance, provenance
 
@@ -85,6 +86,7 @@ __all__ = [
     "provenance",
     "reseed",
     "save",
+    "shard_auto",
     "shard_by_metadata",
     "shard_by_rules",
     "shard_fsdp",

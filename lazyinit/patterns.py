@@ -127,6 +127,15 @@ def glob(text: str) -> Pattern:
         ) from error
 
 
+def literal(path: str) -> str:
+    """Returns a glob that selects this path alone, whatever characters it has.
+
+    >>> glob(literal("a[0]/*")).selects("a[0]/*")
+    True
+    """
+    return re.sub(r"[\[*?]", r"[\g<0>]", path)
+
+
 @functools.lru_cache(maxsize=4096)
 def pattern(text: str) -> Pattern:
     """Returns the pattern for one that a rule has.

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from lazyinit import compat, errors, meshes, paths
+from lazyinit import compat, errors, meshes, paths, spec_text
 from lazyinit.abstract_meshes import MeshLike, mesh_of
 from lazyinit.params import placement_of
 from lazyinit.patterns import glob
@@ -35,6 +35,9 @@ class ShardByRules:
         """Returns the sharding of one leaf, which is replicated if no rule fits."""
         spec = next((s for text, s in self.rules if glob(text).selects(path)), None)
         return NamedSharding(self.mesh, PartitionSpec() if spec is None else spec)
+
+    def __str__(self) -> str:
+        return spec_text.written(self.rules)
 
     def unused(self, known: Sequence[str]) -> list[str]:
         """Returns the patterns that match none of the paths."""
@@ -132,13 +135,13 @@ class ShardByMetadata:
 
     def prefix(self, tree: Any) -> Any:
         """Returns a sharding for each box and for each leaf outside of one, which is replicated."""
-        return jax.tree_util.tree_map_with_path(self.sharding, tree, is_leaf=_is_box)
+        return jax.tree_util.tree_map_with_path(self.sharding, tree, is_leaf=is_box)
 
     def sharding(self, keys: Any, node: Any) -> NamedSharding:
         """Returns the sharding of a box, or of a leaf outside of one, at a JAX key path."""
         path = paths.path_string(keys)
         try:
-            said = self._said(node)
+            said = self.said(node)
         except (TypeError, ValueError) as error:
             raise errors.ShardingError(
                 f"{path}: wanted metadata that says where it goes, got what Flax cannot read: "
@@ -161,7 +164,7 @@ class ShardByMetadata:
         except Exception as error:  # JAX has its own, private, for one axis for two dimensions.
             raise errors.ShardingError(f"{path}: {spec} does not fit its mesh: {error}") from error
 
-    def _said(self, node: Any) -> Any:
+    def said(self, node: Any) -> Any:
         """Returns the spec of a box or a variable, as Flax reads it; ``None`` if it says none."""
         from flax import nnx
         from flax.core import meta
@@ -204,7 +207,7 @@ def shard_by_metadata(
     return ShardByMetadata(None if mesh is None else mesh_of(mesh), _pairs(logical_rules))
 
 
-def _is_box(node: Any) -> bool:
+def is_box(node: Any) -> bool:
     """Tells whether a node has metadata. Where nothing has imported Flax, none has."""
     meta = sys.modules.get("flax.core.meta")
     return paths.is_variable(node) or (meta is not None and isinstance(node, meta.AxisMetadata))
@@ -233,11 +236,11 @@ class ShardOnMesh:
                 for axes in recorded.spec:
                     _check_axes(self.mesh, axes, f"{paths.path_string(keys)}: {recorded.spec}")
                 return NamedSharding(self.mesh, recorded.spec, memory_kind=recorded.memory_kind)
-            if _is_box(node):
+            if is_box(node):
                 return metadata.sharding(keys, node)
             return NamedSharding(self.mesh, PartitionSpec())
 
-        return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=_is_box)
+        return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=is_box)
 
 
 def _pairs(rules: Sequence[tuple[str, Any]] | Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

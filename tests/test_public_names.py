@@ -58,6 +58,7 @@ NAMES = [
     "provenance",
     "reseed",
     "save",
+    "shard_auto",
     "shard_by_metadata",
     "shard_by_rules",
     "shard_fsdp",

@@ -11,7 +11,8 @@ from lazyinit._fill import fill
 from lazyinit._plan import plan
 from lazyinit.abstract_meshes import mesh_of
 from lazyinit.cost.planned import Plan
-from lazyinit.shard_by import shard_by_metadata, shard_by_rules, shard_fsdp
+from lazyinit.shard_by import ShardByRules, shard_by_metadata, shard_by_rules, shard_fsdp
+from lazyinit.shard_to_fit import shard_auto
 from lazyinit.tools.options import dtype_of, rules_of
 from lazyinit.tools.planning import as_json, mesh_text, optimizer_of, smallest_mesh, tree_of
 
@@ -30,6 +31,7 @@ def add_to(commands: Any, path: str) -> None:
     where.add_argument("--rules", help='a JSON file of globs and specs: {"**/kernel": ["model"]}')
     where.add_argument("--fsdp", metavar="AXIS", help="cut the largest dimension over these: a,b")
     where.add_argument("--metadata", action="store_true", help="as Flax's metadata says")
+    where.add_argument("--auto", action="store_true", help="over all axes; prints the rules")
     price.add_argument("--checkpoint", help=f"what fills a factory's leaves: {path}")
     price.add_argument("--map", default="", help="its rules: bert, gpt2, ..., or module:NAME")
     price.add_argument("--optimizer", help="of optax (adamw), or module:NAME: count its state, too")
@@ -64,6 +66,8 @@ def _plan(options: argparse.Namespace) -> int:
     else:
         print(planned)
         print(f"mesh: {mesh_text(mesh)}")
+        if options.auto:
+            print(price.rules(mesh))
         if room is not None:
             print(room)
         if options.smallest_mesh and not found:
@@ -92,10 +96,16 @@ class _Price:
     def __call__(self, mesh: Any) -> Plan:
         return plan(self._tree, self._shard(mesh), **self._more)
 
+    def rules(self, mesh: Any) -> ShardByRules:
+        """Returns what ``--auto`` chooses on a mesh."""
+        return shard_auto(mesh).rules(self._tree)
+
     def _shard(self, mesh: Any) -> Any:
         options = self._options
         if options.rules:
             return shard_by_rules(mesh, self._rules)
         if options.fsdp:
             return shard_fsdp(mesh, tuple(options.fsdp.split(",")))
+        if options.auto:
+            return shard_auto(mesh)
         return shard_by_metadata(mesh) if options.metadata else mesh

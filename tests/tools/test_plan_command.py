@@ -51,6 +51,19 @@ def test_it_prints_a_table_and_whether_that_fits(capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("does not fit into 1.0 KiB: ")
 
 
+def test_auto_prints_rules_that_rules_takes(capsys, folder):
+    arguments = ["plan", "its_model:make", "--mesh", "data=2,model=4"]
+    assert main([*arguments, "--auto"]) == 0
+    table, _, rules = capsys.readouterr().out.partition("mesh: data=2,model=4\n")
+    assert json.loads(rules) == {
+        "params/bias": [["model", "data"]],
+        "params/kernel": ["data", "model"],
+    }
+    (folder / "rules.json").write_text(rules)
+    assert main([*arguments, "--rules", "rules.json"]) == 0
+    assert capsys.readouterr().out.startswith(table)
+
+
 def test_it_prints_json_with_what_training_holds(capsys):
     code, found = planned(
         capsys, "its_model:make", "--mesh", "data=2,model=4", "--fsdp", "data,model",

@@ -1,0 +1,197 @@
+"""The builder ``shard_auto``: axes chosen from shapes and metadata, no more of them than needed.
+
+In comes a mesh, and how many bytes a device may hold. For a tree, out come rules, which people can
+print, keep and edit. What a model's own metadata says is kept. Beyond that each large leaf is cut
+along its largest dimensions: first over the axes that are named after tensor parallelism, then over
+others, then over those of data parallelism, until it all fits.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from lazyinit import errors, meshes, paths, sizes
+from lazyinit.abstract_meshes import MeshLike, mesh_of
+from lazyinit.params import placement_of
+from lazyinit.patterns import glob, literal
+from lazyinit.shard_by import ShardByMetadata, ShardByRules, is_box
+
+_Axes: TypeAlias = tuple[str, ...]
+_Spec: TypeAlias = tuple[_Axes, ...]  # For each dimension the axes that cut it.
+
+_TENSOR = frozenset(["model", "mp", "tensor", "tensor_parallel", "tp"])
+_DATA = frozenset(["batch", "data", "data_parallel", "dp", "replica"])
+
+
+@dataclass(frozen=True, slots=True)
+class ShardAuto:
+    """A ``TreeSharding`` that cuts leaves over as few axes of a mesh as it takes to fit.
+
+    Attributes:
+      mesh: the devices, or a mesh without any.
+      hbm: bytes that the leaves may take on each device; 0 to cut over all axes.
+      min_size: leaves with fewer elements are replicated, unless metadata says otherwise.
+    """
+
+    mesh: Mesh | AbstractMesh
+    hbm: int
+    min_size: int
+
+    def prefix(self, tree: Any) -> ShardByRules:
+        """Returns the rules for a tree, which map each path to its sharding."""
+        return self.rules(tree)
+
+    def rules(self, tree: Any) -> ShardByRules:
+        """Returns what was chosen for a tree (any pytree of thunks or arrays).
+
+        Raises:
+          ShardingError: it does not fit, though it is cut over all axes.
+        """
+        leaves = {p: x for p, x in paths.leaves_with_paths(tree) if hasattr(x, "shape")}
+        said = dict(self._said(tree))
+        order = sorted(self.mesh.axis_names, key=_rank)
+        specs: dict[str, _Spec] = {}
+        for count in range(len(order) + 1) if self.hbm else [len(order)]:
+            specs = {p: self._spec(x, said.get(p, ()), order[:count]) for p, x in leaves.items()}
+            if self._nbytes(leaves, specs) <= self.hbm:
+                break
+        if self.hbm and (needed := self._nbytes(leaves, specs)) > self.hbm:
+            each = {p: self._nbytes({p: x}, specs) for p, x in leaves.items()}
+            most = max(each, key=lambda path: each[path])
+            raise errors.ShardingError(
+                f"{most}: wanted leaves of at most {self.hbm:,} bytes on each device, got "
+                f"{needed:,} though they are cut over all axes of {dict(self.mesh.shape)}, most "
+                f"for this one ({each[most]:,}). Take a larger mesh, axes that divide its shape "
+                f"{leaves[most].shape}, or more memory: hbm=..."
+            )
+        return ShardByRules(self.mesh, _as_rules(specs))
+
+    def _said(self, tree: Any) -> Iterator[tuple[str, _Spec]]:
+        """Yields what metadata, or a recording under a mesh, says of each leaf."""
+        metadata = ShardByMetadata(self.mesh, ())
+        named = iter(paths.leaves_with_paths(tree))
+        for node in jax.tree.leaves(tree, is_leaf=is_box):
+            for leaf in jax.tree.leaves(node):
+                path, _ = next(named)
+                said: Any = placement_of(leaf)
+                if not isinstance(said, NamedSharding):
+                    said = metadata.said(node) if is_box(node) else None
+                spec = said.spec if isinstance(said, NamedSharding) else said
+                yield path, tuple(map(self._known, spec or ()))
+
+    def _known(self, axes: Any) -> _Axes:
+        """Returns those axes of one dimension that the mesh has: other names say nothing here."""
+        names = axes if isinstance(axes, tuple) else (axes,)
+        return tuple(name for name in names if name in self.mesh.shape)
+
+    def _spec(self, leaf: Any, said: _Spec, axes: Sequence[str]) -> _Spec:
+        spec = list(said[: len(leaf.shape)]) + [()] * (len(leaf.shape) - len(said))
+        if math.prod(leaf.shape) < self.min_size:
+            return tuple(spec)
+        taken = {axis for dimension in spec for axis in dimension}
+        for axis in (axis for axis in axes if axis not in taken):
+            parts = self.mesh.shape[axis]
+            left = [n // self._parts(cut) for n, cut in zip(leaf.shape, spec, strict=True)]
+            # Of equal dimensions the last: [in, out] is cut as its neighbors are that grow.
+            fits = [d for d, n in enumerate(left) if n % parts == 0 and n >= parts > 1]
+            whole = [d for d in fits if not spec[d]] or fits
+            if whole:
+                widest = max(whole, key=lambda d: (left[d], d))
+                spec[widest] = (*spec[widest], axis)
+        return tuple(spec)
+
+    def _parts(self, axes: _Axes) -> int:
+        return meshes.parts_of(self.mesh, axes)
+
+    def _nbytes(self, leaves: Mapping[str, Any], specs: Mapping[str, _Spec]) -> int:
+        """Returns the bytes of leaves on each device; a leaf at two places is one array."""
+        found: dict[Any, int] = {}
+        for path, leaf in leaves.items():
+            spec = specs[path]
+            shape = [-(-n // self._parts(axes)) for n, axes in zip(leaf.shape, spec, strict=True)]
+            found[id(leaf), spec] = math.prod(shape) * leaf.dtype.itemsize
+        return sum(found.values())
+
+
+def shard_auto(mesh: MeshLike, hbm: int | str | None = None, *, min_size: int = 1024) -> ShardAuto:
+    """Chooses, from shapes and metadata, how to cut a tree so that it fits.
+
+    Placements of a recording under a mesh, and axes of the mesh that Flax's metadata names, are
+    kept. Beyond them each leaf is cut along its largest dimensions that divide evenly, over one
+    axis of the mesh after the other: first those called after tensor parallelism (``model``,
+    ``tensor``, ``tp``), last those of data parallelism (``data``, ``dp``, ``batch``). With ``hbm``
+    no more axes are taken than needed, since each costs communication.
+
+    Args:
+      mesh: the devices, or a mesh without any, as for ``shard_by_rules``.
+      hbm: what the leaves may take on each device: bytes, or text such as ``"16GiB"``. ``None`` to
+        cut over all axes. An optimizer's state and activations need room beside it; of these
+        ``lazyinit.plan`` counts the state.
+      min_size: elements; smaller leaves are replicated.
+
+    Returns:
+      A value for ``sharding``. Its ``rules(tree)`` prints what it chooses, as rules to keep, to
+      edit and to pass to ``shard_by_rules``. Using it raises ``ShardingError`` if nothing fits.
+
+    Raises:
+      ShardingError: ``mesh`` is none, or ``hbm`` is no size.
+
+    Example:
+      >>> import jax, lazyinit as li
+      >>> tree = {n: {"up": jax.ShapeDtypeStruct((64, 256), "float32")} for n in ("l_0", "l_1")}
+      >>> print(li.shard_auto("data=2,model=4").rules(tree))
+      {
+       "l_*/up": ["data", "model"]
+      }
+      >>> print(li.shard_auto("data=2,model=4", hbm="40KB").rules(tree))
+      {
+       "l_*/up": [null, "model"]
+      }
+    """
+    limit = 0 if hbm is None else sizes.bytes_of(hbm, "hbm", errors.ShardingError)
+    return ShardAuto(mesh_of(mesh), limit, min_size)
+
+
+def _rank(axis: str) -> int:
+    return 0 if axis in _TENSOR else 2 if axis in _DATA else 1
+
+
+def _as_rules(specs: Mapping[str, _Spec]) -> tuple[tuple[str, PartitionSpec], ...]:
+    """Returns rules that give these specs: one for leaves that differ in numbers alone.
+
+    What no rule selects is replicated, so that leaves which are need one only where another rule
+    would select them.
+    """
+    alike: dict[str, dict[str, _Spec]] = {}
+    for path, spec in specs.items():
+        alike.setdefault(_without_numbers(path), {})[path] = spec
+    general = {
+        pattern: next(iter(some.values()))
+        for pattern, some in alike.items()
+        if len(set(some.values())) == 1
+    }
+    rules = [(pattern, _public(spec)) for pattern, spec in general.items() if any(spec)]
+    exact = []
+    for path, spec in specs.items():
+        found = (chosen for pattern, chosen in rules if glob(pattern).selects(path))
+        chosen = next(found, PartitionSpec())
+        if chosen != _public(spec):
+            exact.append((literal(path), _public(spec)))
+    return (*exact, *rules)
+
+
+def _without_numbers(path: str) -> str:
+    """Returns a glob for a path and all that differ from it in the numbers that end its keys."""
+    return "/".join(re.sub(r"(?<![0-9])[0-9]+$", "*", key) for key in literal(path).split("/"))
+
+
+def _public(spec: _Spec) -> PartitionSpec:
+    parts = [axes if len(axes) > 1 else next(iter(axes), None) for axes in spec]
+    while parts and parts[-1] is None:
+        parts.pop()
+    return PartitionSpec(*parts)
