@@ -5,7 +5,6 @@ does not fit, and all problems are raised at once.
 """
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -169,11 +168,7 @@ def fill(
         raise errors.FillError(errors.listing(asked.problems))
 
     if asked.to_warn_of:
-        warnings.warn(
-            refusals.initialized(asked.to_warn_of, len(fillable), opened),
-            errors.LazyinitWarning,
-            stacklevel=3,  # Behind the wrapper of ``agree.telling``.
-        )
+        errors.warn(refusals.initialized(asked.to_warn_of, len(fillable), opened))
     for path, leaf in adapted.items():
         entries[path] = _entry(leaf, found.matches[path], opened, path, "adapted")
     filled |= adapted

@@ -6,7 +6,10 @@ built-in error that fits, so that code which knows nothing of this package can c
 """
 
 import difflib
+import os
 import pickle
+import sys
+import warnings
 from collections.abc import Collection, Sequence
 
 _SHOWN = 10
@@ -99,6 +102,18 @@ class LazyinitWarning(UserWarning):
 
 class WriteError(LazyinitError, OSError):
     """A file that cannot be written, for lack of space or permission. The old file is kept."""
+
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
+
+def warn(message: str) -> None:
+    """Warns once, of the line outside of this package that led here."""
+    # Drop the other branch with Python 3.11, whose warning names a line of this package.
+    if sys.version_info >= (3, 12):
+        warnings.warn(message, LazyinitWarning, skip_file_prefixes=(_PACKAGE,))
+    else:
+        warnings.warn(message, LazyinitWarning, stacklevel=3)
 
 
 def nearest(wanted: str, known: Collection[str]) -> str:

@@ -1,12 +1,21 @@
 """Exceptions: what they derive from, and the two helpers of their messages."""
 
 import inspect
+import sys
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lazyinit as li
 from lazyinit import errors
+from lazyinit.compat import versions
+
+PACKAGE = Path(li.__file__).parent
 
 CLASSES = [x for _, x in inspect.getmembers(errors, inspect.isclass) if issubclass(x, Exception)]
 CLASSES.remove(errors.LazyinitWarning)
@@ -37,3 +46,29 @@ def test_ten_problems_are_shown_and_the_others_counted(problems):
     assert lines[:10] == problems[:10]
     more = len(problems) - 10
     assert lines[10:] == ([f"... and {more} more"] if more > 0 else [])
+
+
+STATE = {"a": np.zeros(2, np.float32), "b": np.zeros(3, np.float32)}
+STRUCTS = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in STATE.items()}
+HALF = {"a": np.ones(2, np.float32)}
+WARNING = {
+    "fill": lambda: li.fill(STRUCTS, HALF),
+    "update": lambda: li.update(STATE, HALF),
+    "from_pretrained": lambda: li.from_pretrained(
+        lambda key: jax.tree.map(jnp.asarray, STATE) | {"c": jax.random.normal(key)},
+        {"a": np.ones(2, np.float32)},
+        jax.random.key(0),
+    ),
+    "a version": versions.warn_outside,
+}
+
+
+@pytest.mark.parametrize("name", WARNING)
+def test_a_warning_names_the_line_that_led_to_it(name, monkeypatch):
+    monkeypatch.setattr(jax, "__version__", "0.9.2")
+    with pytest.warns(errors.LazyinitWarning) as warned:
+        WARNING[name]()
+    (file,) = {warning.filename for warning in warned}
+    # Python 3.11 cannot leave out a package, and may name one of its lines.
+    may_name = [__file__] if sys.version_info >= (3, 12) else [__file__, *PACKAGE.rglob("*.py")]
+    assert Path(file) in map(Path, may_name)

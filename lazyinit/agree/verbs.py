@@ -1,6 +1,5 @@
 """For each verb: which processes take part, and what they compare."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -93,12 +92,10 @@ def _is_wanted() -> bool:
     if compat.store() is not None:
         return jax.process_count() > 1
     if jax.process_count() > 1:
-        warnings.warn(
+        errors.warn(
             f"lazyinit finds no key-value store of jax.distributed, so that what the "
             f"{jax.process_count()} processes are about to do is not compared. Each must make the "
-            "same calls, with the same keys, models and checkpoints.",
-            errors.LazyinitWarning,
-            stacklevel=5,
+            "same calls, with the same keys, models and checkpoints."
         )
     return False
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import re
-import warnings
 
 import jax
 
@@ -30,11 +29,9 @@ def warn_outside() -> None:
     bounds = supported()
     if bounds is None or _numbers(bounds[0]) <= _numbers(jax.__version__) < _numbers(bounds[1]):
         return
-    warnings.warn(
+    errors.warn(
         f"lazyinit: wanted jax >= {bounds[0]}, < {bounds[1]}, got jax {jax.__version__}. A "
-        "self-check decides what is made in a fast way; the rest is made as eager init makes it.",
-        errors.LazyinitWarning,
-        stacklevel=3,
+        "self-check decides what is made in a fast way; the rest is made as eager init makes it."
     )
 
 

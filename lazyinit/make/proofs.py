@@ -4,7 +4,6 @@ A *kind* is one operation on one dtype in one way, such as ``draw erf_inv float3
 set of kinds. It is made in a fast way only if each of them is proven to give the bits of replay.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -56,12 +55,10 @@ class Proofs:
             why = f"the self-check found other bits than those of eager JAX in {', '.join(wrong)}"
         else:
             why = f"the self-check does not cover {', '.join(unproven)}"
-        warnings.warn(
+        errors.warn(
             f"lazyinit on {self.where}: {why}. Leaves that need it are made equation by equation, "
             "as eager init makes them: the same bits, more slowly. `lazyinit check` prints what is "
-            "proven.",
-            errors.LazyinitWarning,
-            stacklevel=2,
+            "proven."
         )
 
 

@@ -4,7 +4,6 @@ A placement is no arithmetic: the program has none in it, and beside each result
 JAX would have put it.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -183,12 +182,10 @@ class _Builder:
                 kept.update(equation.outputs)
                 stack += equation.inputs
         if by_order := sorted({self._by_order[v] for v in kept & self._by_order.keys()}):
-            warnings.warn(
+            errors.warn(
                 f"lazyinit: {', '.join(by_order)} of an array that is cut over a mesh: eager JAX "
                 "rounds there by how it is cut. What is made will have the bits that it has on one "
-                "device, on whatever devices it is made.",
-                errors.LazyinitWarning,
-                stacklevel=2,
+                "device, on whatever devices it is made."
             )
         equations = {id(e): self._anywhere(e) for v, e in self.producers.items() if v in kept}
         return Program(
