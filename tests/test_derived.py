@@ -152,7 +152,7 @@ STEPS = {
 }
 
 
-@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=15, phases=[Phase.explicit, Phase.generate])
 @given(
     steps=st.lists(st.lists(st.sampled_from(sorted(STEPS)), max_size=4), min_size=2, max_size=4),
     seed=st.integers(0, 3),

@@ -115,10 +115,11 @@ def test_a_checkpoint_is_planned_alone(capsys, folder):
 
 
 def test_the_smallest_mesh_is_proposed(capsys):
-    arguments = ["its_model:make", "--mesh", "data=1,model=2", "--fsdp", "data,model"]
-    arguments += ["--smallest-mesh", "--platform", "tpu", "--hbm"]
+    more = ["--smallest-mesh", "--platform", "tpu", "--hbm"]
+    arguments = ["its_model:make", "--mesh", "data=1,model=2", "--fsdp", "data,model", *more]
     code, found = planned(capsys, *arguments, "1.1MiB")
     assert (code, found["mesh"], found["fits"]) == (0, "data=4,model=2", True)
+    arguments = ["its_model:make", "--mesh", "data=1", "--fsdp", "data", *more]
     assert main(["plan", *arguments, "1KiB"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "no larger mesh of these axes is enough, either"
