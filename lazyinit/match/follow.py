@@ -5,6 +5,7 @@ is computed from the tensor that ``w`` is filled with, not from the ``w`` that a
 have made: the program of ``ema`` is cut where it meets the value that ``w`` was recorded as.
 """
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -44,6 +45,7 @@ class Leaders:
         """Takes the path of each, the leaf that it was (of any kind), and the one that it is."""
         self._by_leaf: dict[int, Follower] = {}
         self._by_value: dict[int, list[tuple[Value, Mapping[str, AnyKey], Follower]]] = {}
+        self._of_keys: dict[Any, dict[Value, Follower]] = {}
         for path, was, leaf in filled:
             if not isinstance(was, Thunk) or not isinstance(leaf, Thunk):
                 continue
@@ -66,14 +68,13 @@ class Leaders:
         made = slice_of(leaf)
         if made is None:
             return None
-        known = self._by_value.get(id(made.program), [])
-        leaders = {v: f for v, roots, f in known if _agree(roots, leaf.rng_path.roots)}
+        leaders = self._with_keys(made, leaf.rng_path.roots)
         if made.output in leaders:
             same = leaders[made.output]
             return replace(same, leaf=_placed(same.leaf, leaf))
         taken = leaf.inputs if isinstance(leaf, DerivedParam) else ()
         inputs = dict(zip(made.given, taken, strict=True))
-        stops = {*leaders, *inputs, made.key}
+        stops = ChainMap[Value, Any](leaders, inputs, {made.key: None})
         met = set(made.program.ancestors(made.output, stops))
         found = {v: leaders[v] for v in sorted(met & leaders.keys())}
         for value, part in inputs.items():
@@ -85,6 +86,14 @@ class Leaders:
         inputs |= {v: follower.leaf for v, follower in found.items()}
         of = dict.fromkeys(path for follower in found.values() for path in follower.of)
         return Follower(_derived(leaf, made, inputs, met), tuple(of))
+
+    def _with_keys(self, made: Slice, keys: Mapping[str, AnyKey]) -> dict[Value, Follower]:
+        """Returns the leaves, by value, that were filled in a recording with these root keys."""
+        which = id(made.program), frozenset(keys.items())
+        if which not in self._of_keys:
+            known = self._by_value.get(id(made.program), [])
+            self._of_keys[which] = {v: f for v, roots, f in known if _agree(roots, keys)}
+        return self._of_keys[which]
 
 
 def tied(

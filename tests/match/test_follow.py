@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from oracles import assert_same
+from oracles import assert_not_quadratic, assert_same
 
 import lazyinit as li
 from lazyinit.errors import FillError
@@ -240,3 +240,16 @@ def test_a_leaf_of_another_seed_follows_nothing():
     both = {"one": tree["params"], "two": li.reseed(tree, jax.random.key(3))["ema"]}
     _, report = li.fill(both, {"one/w": tensor(64, 128)}, on_missing="init")
     assert not report.derived
+
+
+def test_what_is_left_is_looked_at_in_linear_time():
+    def filling(size):
+        def make(key):
+            halves = {f"a{n}": jax.random.normal(jax.random.fold_in(key, n)) for n in range(size)}
+            return {**halves, **{f"b{n}": jax.random.normal(key, (n + 1,)) for n in range(size)}}
+
+        tree = li.lazy(make)(KEY)
+        held = {f"a{n}": np.float32(n) for n in range(size)}
+        return lambda: li.fill(tree, held, on_missing="init")
+
+    assert_not_quadratic(filling)
