@@ -71,14 +71,14 @@ class Measured:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
             self.peak_was_reset = True
-        self._before = _status("VmRSS" if self.peak_was_reset else "VmHWM")
+        self._before = status("VmRSS" if self.peak_was_reset else "VmHWM")
         self._read = _counted("/proc/self/io", "read_bytes")
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
-        self.peak_bytes = max(0, _status("VmHWM") - self._before)
+        self.peak_bytes = max(0, status("VmHWM") - self._before)
         self.read_bytes = _counted("/proc/self/io", "read_bytes") - self._read
 
     def settle(self) -> None:
@@ -106,10 +106,10 @@ def _resident() -> int:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc alone has it.
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """Returns a size (bytes) in ``/proc/self/status``."""
     return 1024 * _counted("/proc/self/status", name)
 

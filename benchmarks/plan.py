@@ -5,7 +5,6 @@ adamw and gradients on 256 devices; with ``--smallest-mesh`` it looks for the fe
 16 GiB.
 """
 
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import AbstractMesh
+from measure import status
 
 import lazyinit as li
 from lazyinit.abstract_meshes import MeshLike
@@ -94,7 +94,8 @@ def main(names: list[str], smallest: bool) -> None:
         planned = price("data=16,model=16")
         text = str(planned)
         done = time.process_time()
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        # Not ru_maxrss, which counts the process that started this one, too.
+        memory = status("VmHWM") / 2**30
         print(
             f"{name}: recorded in {recorded - start:.1f} s, planned in {done - recorded:.1f} s, "
             f"{memory:.2f} GiB of memory; {text.splitlines()[-1]}"

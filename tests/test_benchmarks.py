@@ -45,14 +45,12 @@ def test_a_decoder_is_planned_and_its_smallest_mesh_found(capsys):
 
 
 @pytest.mark.slow
-def test_405_billion_parameters_are_planned_in_seconds_and_a_gibibyte():
+def test_405_billion_parameters_are_planned_in_less_than_a_gibibyte():
     script = Path(plan.__file__)
     command = [sys.executable, script, "llama-3.1-405b"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=script.parent)
-    found = re.search(r"in (\S+) s, planned in (\S+) s, (\S+) GiB", done.stdout)
-    recorded, planned, memory = map(float, found.groups())
-    assert recorded + planned < 20
-    assert memory < 1
+    memory = re.search(r"planned in \S+ s, (\S+) GiB", done.stdout)
+    assert float(memory[1]) < 1
     assert done.stdout.endswith("11.8 GiB on each of devices 0 to 255\n")
 
 
