@@ -61,8 +61,9 @@ def cases(is_odd, folder, mesh):
         def __call__(self, x):
             return x @ self.param("w", self.init, (8, 8))
 
-    def own(init):
-        return li.lazy(Own(init)).init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8), "float32"))
+    def own(init, key=0):
+        x = jax.ShapeDtypeStruct((1, 8), "float32")
+        return li.lazy(Own(init)).init(jax.random.key(key), x)
 
     def by_hand(path, leaf):
         return NamedSharding(mesh, PartitionSpec(*([None] * (leaf.ndim - 1)), "y"))
@@ -89,6 +90,22 @@ def cases(is_odd, folder, mesh):
         "another initializer",
         lambda: li.materialize(
             own(pick(_shifted(np.int32(1)), _shifted(np.int32(2)))), sharding=spread
+        ),
+    )
+    yield (
+        "another computation of a leaf",
+        lambda: li.materialize(
+            li.lazy(lambda tree: jax.tree.map(lambda x: x * pick(2, 3), tree))(small),
+            sharding=spread,
+        ),
+    )
+    yield (
+        "another key of one of two leaves that another is computed of",
+        lambda: li.materialize(
+            li.lazy(lambda one, other: one @ other)(
+                *(own(nn.initializers.normal(), key)["params"]["w"] for key in (pick(0, 1), 2))
+            ),
+            sharding=by_hand,
         ),
     )
     yield (

@@ -65,10 +65,11 @@ def _compare_leaves(call: str, entries: Sequence[Entry], group: Group) -> None:
     mine = ["", _ABSENT] if place is None else [entries[place].path, told[place]]
     said = exchange(group, json.dumps(mine).encode(), call)
     found = {process: json.loads(text) for process, text in said.items()}
-    path = next(path for path, _ in found.values() if path)
+    path = next(path for path, about in found.values() if about != _ABSENT)
+    where = f"{path}: {call}" if path else call  # A tree may be one leaf.
     more = f" {len(differing) - 1} more leaves differ." if len(differing) > 1 else ""
     problem = _differing({process: about for process, (_, about) in found.items()})
-    raise errors.HostsError(f"{path}: {call}: {problem}.{more} {_WAY_OUT}")
+    raise errors.HostsError(f"{where}: {problem}.{more} {_WAY_OUT}")
 
 
 def _by_path(pairs: np.ndarray) -> dict[int, tuple[int, ...]]:

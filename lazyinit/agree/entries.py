@@ -143,18 +143,20 @@ def aspects(entry: Entry) -> dict[str, str]:
     }
     read, made = origins(leaf)
     found["source"] = " and ".join(["checkpoint"] * len(read) + ["key"] * len(made)) or "an array"
-    for lazy in made:
-        found["initializer"] = _initializer(lazy)
-        roots = sorted(lazy.rng_path.roots.items())
-        found["key"] = ", ".join(f"{name} {_key(root)}" for name, root in roots)
-        found["folded into the key"] = f"{lazy.rng_path} {lazy.rng_path.fold}"
-    for source in read:
-        found["tensors"] = repr(source)
-        lies = _tensors(source)
-        found["stored as"] = ", ".join(describe(t.shape, t.dtype) for t in lies)
-        found["file"] = ", ".join(dict.fromkeys(_file(getattr(t, "file", None)) for t in lies))
-        found["place in the file"] = str([(e.start, e.stop) for t in lies for e in t.extents])
-    return found
+    parts = parts_of(leaf) if isinstance(leaf, DerivedParam) else ()
+    computed = [part for part in parts if isinstance(part, DerivedParam)]
+    tensors = [tensor for source in read for tensor in _tensors(source)]
+    several = {
+        "computation": [_steps(part, part.made_by) for part in computed],
+        "initializer": [_steps(lazy, label(lazy.init_fn)) for lazy in made],
+        "key": [_keys(part) for part in (*made, *computed)],
+        "folded into the key": [f"{lazy.rng_path} {lazy.rng_path.fold}" for lazy in made],
+        "tensors": [repr(source) for source in read],
+        "stored as": [describe(tensor.shape, tensor.dtype) for tensor in tensors],
+        "file": dict.fromkeys(_file(getattr(tensor, "file", None)) for tensor in tensors),
+        "place in the file": [str([(e.start, e.stop) for e in t.extents]) for t in tensors],
+    }
+    return found | {about: ", ".join(texts) for about, texts in several.items() if texts}
 
 
 def _tensors(source: Any) -> list[Source]:
@@ -163,9 +165,13 @@ def _tensors(source: Any) -> list[Source]:
     return [source]
 
 
-def _initializer(lazy: LazyParam) -> str:
-    name, init = label(lazy.init_fn), lazy.init_fn
+def _steps(made: LazyParam | DerivedParam, name: str) -> str:
+    init = made.init_fn
     return f"{name} ({stable.steps_of(init)})" if isinstance(init, Slice) else name
+
+
+def _keys(made: LazyParam | DerivedParam) -> str:
+    return ", ".join(f"{name} {_key(root)}" for name, root in sorted(made.rng_path.roots.items()))
 
 
 def _program(program: Any) -> str:

@@ -30,6 +30,11 @@ DISAGREE = {
     "another sharding": ["w: materialize: ", "the same sharding", "'y'", "'x'"],
     "another selection": ["the same selected in", "yes in process{ 0}, no in process 1"],
     "another initializer": ["params/w: ", "the same initializer in every process, got _shifted ("],
+    "another computation of a leaf": [
+        "w: ",
+        "the same computation in every process, got multiply of params/w (",
+    ],
+    "another key of one of two leaves that another is computed of": ["the same key in every proce"],
     "a missing layer": ["the same source in", "checkpoint in process{ 0}, key in process 1"],
     "another size of a file": ["the same file in", "whole.safetensors of "],
     "another layout": ["params/w: ", "the same tensors in", "the mapping:v.T in process 1"],
