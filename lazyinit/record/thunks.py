@@ -253,7 +253,8 @@ def _with_thunks(
             thunks.append(made[value])
             continue
         if result not in known:
-            inputs = {v: made[v] for v in sorted(recorded.ancestors(value)) if v in made}
+            met = sorted(recorded.ancestors(value)) if made else ()
+            inputs = {v: made[v] for v in met if v in made}
             where = _less(own_keys, path)
             known[result] = (
                 _derived(recorded, result, inputs, keys, where)
