@@ -6,6 +6,7 @@ built-in error that fits, so that code which knows nothing of this package can c
 """
 
 import difflib
+import inspect
 import os
 import pickle
 import sys
@@ -109,11 +110,13 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 def warn(message: str) -> None:
     """Warns once, of the line outside of this package that led here."""
-    # Drop the other branch with Python 3.11, whose warning names a line of this package.
     if sys.version_info >= (3, 12):
         warnings.warn(message, LazyinitWarning, skip_file_prefixes=(_PACKAGE,))
-    else:
-        warnings.warn(message, LazyinitWarning, stacklevel=3)
+    else:  # Drop with Python 3.11.
+        frame, level = inspect.currentframe(), 1
+        while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(message, LazyinitWarning, stacklevel=level)
 
 
 def nearest(wanted: str, known: Collection[str]) -> str:
