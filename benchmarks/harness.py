@@ -87,6 +87,7 @@ class Score:
       label: who.
       seconds: of the timed part.
       times: its seconds over lazyinit's of the same repeat.
+      cpu_seconds: what its threads computed, together.
       peak_bytes: what resident memory grew by at most.
       peaks: that over lazyinit's.
       kept_bytes: what it is larger by with the result alone.
@@ -99,6 +100,7 @@ class Score:
     label: str
     seconds: Spread
     times: Spread
+    cpu_seconds: Spread
     peak_bytes: Spread
     peaks: Spread
     kept_bytes: Spread
@@ -203,6 +205,7 @@ def _score(
         label=label,
         seconds=Spread.of([run["seconds"] for run in runs]),
         times=ratios("seconds"),
+        cpu_seconds=Spread.of([run["cpu_seconds"] for run in runs]),
         peak_bytes=Spread.of([run["peak_bytes"] for run in runs]),
         peaks=ratios("peak_bytes"),
         kept_bytes=Spread.of([run["kept_bytes"] for run in runs]),

@@ -26,6 +26,7 @@ import initialize
 import load
 import on_mesh
 import record
+import transposed
 from harness import Case, ContenderError, Outcome, Spread, run_case
 from scaling import run_all
 
@@ -33,6 +34,7 @@ CASES: Sequence[Case] = (
     *record.CASES,
     *initialize.CASES,
     *hugging_face.CASES,
+    *transposed.CASES,
     *load.CASES,
     *complete.CASES,
     *on_mesh.CASES,
@@ -41,7 +43,8 @@ CASES: Sequence[Case] = (
 _NOTES = """
 Medians of {repeats} repeat(s) (smallest - largest). A ratio is taken within each repeat, against
 lazyinit: above 1 is slower, or larger, than lazyinit. Time is wall clock, cold: tracing and
-compilation count; process start, imports and the start of JAX's backend do not. Peak memory is
+compilation count; process start, imports and the start of JAX's backend do not. CPU is what all
+threads computed, the median. Peak memory is
 how far resident memory rose above what the process had before, mapped files included; its ratio
 is left out where lazyinit's is below 1 MiB. Kept is what remains of it with the result alone.
 "Same bits" compares with eager `model.init`, or with what was written to the file. Every result
@@ -114,13 +117,14 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         "Contender",
         "Time, s",
         ratio,
+        "CPU, s",
         "Peak memory, MiB",
         ratio,
         "Kept, MiB",
         "Read, MiB",
         "Same bits",
     )
-    yield "|---|---|--:|--:|--:|--:|--:|--:|:-:|"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|:-:|"
     for outcome in outcomes:
         own = outcome.scores[0]
         for score in outcome.scores:
@@ -129,6 +133,7 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
                 score.label,
                 _seconds(score.seconds),
                 "1" if score is own else _ratio(score.times),
+                f"{score.cpu_seconds.median:.2f}",
                 _mebibytes(score.peak_bytes) + ("" if score.peak_was_reset else ", at least"),
                 "1" if score is own else _ratio(score.peaks, own.peak_bytes.median >= 2**20),
                 _mebibytes(score.kept_bytes),
@@ -136,7 +141,7 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
                 {None: "", True: "yes", False: "no"}[score.same_bits],
             )
             for name, seconds in score.parts.items():
-                yield _row("", f"- its {name}", _seconds(seconds), *[""] * 6)
+                yield _row("", f"- its {name}", _seconds(seconds), *[""] * 7)
 
 
 def _row(*cells: str) -> str:

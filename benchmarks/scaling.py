@@ -14,8 +14,9 @@ from harness import Case, ContenderError, Spread, run_once
 from initialize import CASES as INITIALIZE
 from load import CASES as LOAD
 from record import CASES as RECORD
+from transposed import CASES as TRANSPOSED
 
-_TIED = "load"  # Cases of this module read a file, which is written for each point.
+_TIED = ("load", "transposed")  # Cases of these read a file, which is written for each point.
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ def scans(quick: bool) -> Sequence[Scan]:
     if quick:
         return few
     full, loaded = _case(INITIALIZE, "init-32"), _case(LOAD, "load")
+    turned = _case(TRANSPOSED, "load-transposed")
     base = Size(layers=32, width=384, vocab=13312, devices=8)
     return (
         *few,
@@ -105,6 +107,14 @@ def scans(quick: bool) -> Sequence[Scan]:
             "width",
             full,
             {n: Size(layers=4, width=n) for n in (128, 256, 512, 1024)},
+        ),
+        Scan(
+            "transposed-devices",
+            "Loading a Llama of Hugging Face into an NNX model, by devices",
+            "devices",
+            replace(turned, needs=()),
+            {n: replace(turned.quick or turned.size, devices=n) for n in devices},
+            {"lazyinit": "lazyinit"},
         ),
         Scan(
             "load-devices",
@@ -159,7 +169,7 @@ def _measure(scan: Scan, repeats: int, say: Callable[[str], None]) -> Found:
     seconds: dict[str, dict[int, list[float]]] = {name: {} for name in scan.who()}
     for place, size in scan.sizes.items():
         with tempfile.TemporaryDirectory(prefix="lazyinit-benchmark-") as folder:
-            if scan.case.module == _TIED:
+            if scan.case.module in _TIED:
                 run_once(scan.case, scan.case.reference, size, folder)
             for _ in range(repeats):
                 for name in scan.who():

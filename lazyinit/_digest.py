@@ -15,10 +15,11 @@ import numpy as np
 
 from lazyinit import agree, checksum, compat, errors
 from lazyinit import paths as tree_paths
-from lazyinit.checkpoint.arrays import on_host
-from lazyinit.checkpoint.held import Ranges, ranges
-from lazyinit.checkpoint.key_data import is_typed_key
-from lazyinit.params import Thunk, describe
+from lazyinit.params import Thunk
+from lazyinit.sources import describe
+from lazyinit.tensors.arrays import on_host
+from lazyinit.tensors.held import Ranges, ranges
+from lazyinit.tensors.key_data import is_typed_key
 
 _BLOCK = 2**22  # Elements that a thread sums up at a time, and copies from a device first.
 _VERSION = "lazyinit-digest-1"
@@ -100,7 +101,8 @@ def digest(tree: Any) -> Digest:
 
     Args:
       tree: any pytree of arrays (of JAX, on any devices, or of NumPy), PRNG keys and Python
-        numbers. Where arrays lie on devices of several processes, each of these must call this.
+        numbers. Where arrays lie on devices of several processes, or of others alone, all of these
+        must call this, with the same tree.
 
     Returns:
       The digest, of all and of each leaf. Paths, shapes and dtypes are part of it; the order of
@@ -109,7 +111,7 @@ def digest(tree: Any) -> Digest:
     Raises:
       NotMaterializedError: a leaf is not made yet, and has no values.
       DigestError: a leaf is no array.
-      HostsError: another process did not come.
+      HostsError: another process has another tree, or did not come.
 
     Example:
       >>> import jax, numpy as np, lazyinit as li
@@ -128,7 +130,7 @@ def digest(tree: Any) -> Digest:
             texts[path] = _text(type(leaf).__name__, repr(leaf).encode())
         else:
             arrays[path] = leaf
-    for (path, leaf), sums in zip(arrays.items(), _sums(list(arrays.values())), strict=True):
+    for (path, leaf), sums in zip(arrays.items(), _sums(arrays), strict=True):
         texts[path] = _text(describe(leaf.shape, leaf.dtype.name), sums.astype("<i8").tobytes())
     return Digest(texts)
 
@@ -174,24 +176,33 @@ def _problem(leaf: Any) -> str:
     return f"{type(leaf).__name__}. Leave it out of the tree."
 
 
-def _sums(leaves: Sequence[Any]) -> np.ndarray:
+def _sums(arrays: Mapping[str, Any]) -> np.ndarray:
     """Returns the sums of all elements of each array, in all processes: int64[leaves, COLUMNS]."""
+    leaves = arrays.values()
     words = [jax.random.key_data(leaf) if is_typed_key(leaf) else leaf for leaf in leaves]
+    spread = {
+        n: agree.processes_of([array.sharding])
+        for n, array in enumerate(words)
+        if isinstance(array, jax.Array) and not array.is_fully_addressable
+    }
+    # All at once: an array may lie in other processes alone, which do not know that it does.
+    group = tuple(sorted({jax.process_index()}.union(*spread.values())))
+    if spread:
+        agree.before_digesting(list(arrays.items()), group)
     totals = np.zeros((len(words), checksum.COLUMNS), np.int64)
     work = [(n, block) for n, array in enumerate(words) for block in _blocks(array)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         summed = threads.map(lambda each: _of_block(*each[1]), work)
         for (n, _), found in zip(work, summed, strict=True):
             totals[n] += found
-    spread: dict[agree.Group, list[int]] = {}
-    for n, array in enumerate(words):
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            spread.setdefault(agree.processes_of([array.sharding]), []).append(n)
-    for group, places in sorted(spread.items()):
-        mine = totals[places] % checksum.PRIME
-        for process, said in agree.exchange(group, mine.tobytes(), "digest").items():
-            if process != jax.process_index():
-                totals[places] += np.frombuffer(said, np.int64).reshape(mine.shape)
+    if spread:
+        totals %= checksum.PRIME
+        said = agree.exchange(group, totals.tobytes(), "digest, the sums")
+        others = {
+            p: np.frombuffer(text, np.int64).reshape(totals.shape) for p, text in said.items()
+        }
+        for n, processes in spread.items():
+            totals[n] = sum(others[process][n] for process in processes)
     return totals % checksum.PRIME
 
 

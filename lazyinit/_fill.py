@@ -15,8 +15,6 @@ import numpy as np
 
 from lazyinit import agree, errors, paths
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
-from lazyinit.checkpoint.key_data import KeyData, is_typed_key
-from lazyinit.checkpoint.views import same_kind
 from lazyinit.derived import DerivedParam, origins
 from lazyinit.match import refusals
 from lazyinit.match.asked import Asked, is_array_like, is_fillable, stored_leaf
@@ -40,6 +38,9 @@ from lazyinit.params import LazyParam, Thunk
 from lazyinit.patterns import slashed
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import Rules, as_rules
+from lazyinit.tensors.as_dtype import same_kind
+from lazyinit.tensors.key_data import KeyData, is_typed_key
+from lazyinit.tensors.quantized import kept_as
 from lazyinit.view.provenance import provenance
 
 
@@ -58,8 +59,9 @@ def fill(
     """Replaces each leaf that a checkpoint has by a ``StoredParam``; reads headers only.
 
     Names that equal a path match by themselves, whether joined by ``/`` or ``.``; rules say what
-    else does. A leaf keeps its own dtype: a tensor of another dtype of the same kind (float,
-    integer, complex, bool) is cast when it is read. Layout follows the rule, never the shape.
+    else does, and how the layout of such a tensor differs. A leaf keeps its own dtype: a tensor of
+    another dtype of the same kind (float, integer, complex, bool) is cast when it is read; see
+    ``on_cast``. Layout follows the rule, never the shape.
 
     Args:
       tree: any pytree (hence ``Any``). Thunks, arrays and ``jax.ShapeDtypeStruct`` are matched;
@@ -78,9 +80,11 @@ def fill(
       on_mismatch: ``"error"`` for a leaf whose tensor has another shape or kind; ``"init"`` leaves
         it as it was; or a callable ``(path, leaf, source)`` that returns one of these, or another
         leaf: ``lazyinit.overlap`` for one. A callable may raise ``FillError``, too.
-      on_cast: ``"report"`` for a leaf whose tensor has another dtype of the same kind;
-        ``"lossless"`` refuses one that would round or overflow; ``"error"`` refuses all; or a
-        callable ``(path, leaf, source)`` that returns one of these.
+      on_cast: ``"report"`` for a leaf whose tensor has another dtype of the same kind: its values
+        are rounded, and one that the dtype cannot hold is an error when it is read;
+        ``"overflow"`` lets such a value wrap or become infinite; ``"lossless"`` refuses a dtype
+        that would round or overflow; ``"error"`` refuses all; or a callable
+        ``(path, leaf, source)`` that returns one of these.
 
     Each policy may be a mapping from globs to such words and callables, over paths (for
     ``on_unexpected`` over names of tensors): ``{"params/head/**": "init"}``. The first glob that
@@ -151,14 +155,14 @@ def fill(
         if matched is not None and status == "loaded":
             filled[path] = stored_leaf(path, leaf, matched.source)
         entries[path] = _entry(filled.get(path, leaf), matched, opened, path, status)
+    asked = Asked(missing_policy, mismatch_policy, unexpected_policy, cast_policy)
+    filled |= asked.cast(everything, entries, found)
     loaded = [
         (place.path, leaf, filled[place.path]) for place, leaf in everything if place.path in filled
     ]
     same, conflicts = tied(loaded)
     filled |= same
-    asked = Asked(missing_policy, mismatch_policy, unexpected_policy, cast_policy)
     asked.problems += conflicts
-    asked.cast(everything, entries, found)
     adapted = asked.mismatched(everything, entries, found, opened)
     filled |= _follow(everything, {**filled, **adapted}, entries)
     absent = asked.missing(everything, entries, at)
@@ -175,7 +179,11 @@ def fill(
     placed = [filled.get(p.path, x) for (p, _), x in zip(everything, leaves, strict=True)]
     tree = paths.replace_leaves(tree, placed)
     return tree, Report(
-        opened.origin, (*entries.values(), *extra), found.unused_rules, provenance(tree)
+        opened.origin,
+        (*entries.values(), *extra),
+        found.unused_rules,
+        provenance(tree),
+        dequantized=opened.dequantized,
     )
 
 
@@ -256,6 +264,8 @@ def _entry(
 ) -> LeafReport:
     tensors = found.tensors if found else ()
     first = checkpoint[tensors[0]] if tensors else found.source if found else leaf
+    if tensors:
+        first = kept_as(first, leaf.dtype)
     return LeafReport.of(
         path,
         leaf,

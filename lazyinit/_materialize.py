@@ -1,7 +1,6 @@
 """The verb ``materialize``: thunks -> arrays, for any part of a tree, under any sharding."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,8 +11,11 @@ from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
 from lazyinit.make.run import make
 from lazyinit.make.selfcheck import proofs_on
+from lazyinit.make.shards import empty, is_elsewhere
+from lazyinit.make.spread import check_network, gathered, network, spreads_of
 from lazyinit.make.ways import Job
 from lazyinit.params import Thunk
+from lazyinit.progress import ProgressLike, check_progress, reporting
 
 
 @agree.telling
@@ -23,8 +25,9 @@ def materialize(
     sharding: shardings.ShardingLike = None,
     *,
     dtype: casts.DtypeLike = None,
-    progress: bool = False,
+    progress: ProgressLike = False,
     check: bool = False,
+    broadcast: bool = False,
 ) -> Any:
     """Makes or reads the selected leaves of a tree, each device its own shard alone.
 
@@ -46,25 +49,34 @@ def materialize(
       dtype: a dtype for the selected floating-point leaves, but for a BatchNorm's statistics;
         ``"file"``, the dtype in which a checkpoint has a leaf; or a mapping from globs and filters
         of NNX to these, for all that they select. Leaves are made or read in their own dtype and
-        cast in the same program, so that no second copy stays.
-      progress: whether to show a progress bar in the terminal.
+        cast in the same program, so that no second copy stays. A stored value that the dtype
+        cannot hold is an error.
+      progress: whether to show a bar, with bytes, rate and time left, in the terminal or the
+        notebook, if this runs in one; or a function that takes a ``Progress`` every now and then.
       check: whether every leaf that is made is compared with eager JAX's own steps, one at a
         time: as slow as eager ``init``, and sure.
+      broadcast: whether what several processes hold of a checkpoint is read by one of them, each
+        its own part, and brought to the others by the network between the devices: the same in
+        every process. ``False`` reads it in each. One process has nothing to bring.
 
     Returns:
       The tree with arrays in place of the selected thunks: the same containers, keys in the same
-      order. A thunk at several places is one array. Selected leaves that are arrays already are
+      order. A thunk at several places is one array; one that goes to other processes' devices alone
+      has no shards here. Selected leaves that are arrays already are
       moved to the sharding, if one is given.
 
     Raises:
       PathError: a pattern selects nothing.
-      WordError: ``dtype`` is none.
+      WordError: ``dtype`` is none, or ``progress`` or ``broadcast`` is nothing of that.
       ShardingError: a sharding does not fit a leaf.
       AbstractInputError: a leaf's value depends on an input that was given as a shape alone, or is
         itself a shape alone, a ``jax.ShapeDtypeStruct``.
       CheckpointError: a file that a leaf lies in is gone or has changed.
+      CastError: a file has a value that the dtype of its leaf cannot hold, and nobody asked for
+        what overflows (``on_cast`` of ``fill``). No array is made.
       BitsError: with ``check``, a leaf has other bits than eager JAX gives it.
-      HostsError: processes that make it together are about to make different things.
+      HostsError: processes that make it together are about to make different things; or, with
+        ``broadcast``, one of them failed to read, or its devices cannot reach the others.
 
     Example:
       >>> import jax, flax.linen as nn, lazyinit as li
@@ -73,21 +85,36 @@ def materialize(
       >>> li.materialize(tree, "params/bias")["params"]["bias"]
       Array([0., 0.], dtype=float32)
     """
+    check_progress(progress)
+    if not isinstance(broadcast, bool):
+        raise errors.WordError(f"broadcast: wanted True or False, got {broadcast!r:.80}.")
     leaves = tree_paths.leaves_with_paths(tree)
     selected = tree_paths.select(paths, tree)
     placements = shardings.resolve(sharding, tree, leaves, selected)
     targets = casts.resolve(dtype, tree, leaves, selected)
     _check_made(leaf for leaf, s in zip(leaves, selected, strict=True) if s)
-    agree.before_making(leaves, selected, placements, targets)
     jobs: dict[Any, Job] = {}
     for n, ((path, leaf), placement) in enumerate(zip(leaves, placements, strict=True)):
         if selected[n] and isinstance(leaf, Thunk | jax.Array | np.ndarray):
             same = (id(leaf), placement, targets[n])
             jobs.setdefault(same, Job(path, leaf, placement, targets[n])).places.append(n)
+    asked = list(jobs.values())
+    spreads = spreads_of(asked) if broadcast and not compat.is_in_trace() else []
+    also = f"broadcast by {network()}" if broadcast else "no broadcast"
+    agree.before_making(leaves, selected, placements, targets, also=also)
+    check_network(spreads)
+    as_spread = {id(job): read for job, read in spreads}
+    here = [job for job in asked if not is_elsewhere(job.sharding)]
+    read = [as_spread.get(id(job), job) for job in here]
     made = [leaf for _, leaf in leaves]
-    total = sum(job.leaf.nbytes for job in jobs.values())
-    with _progress_bar(total, progress) as advance:
-        for job, array in make(list(jobs.values()), proofs_on, advance=advance, check=check):
+    for job in (job for job in asked if is_elsewhere(job.sharding)):
+        for n in job.places:
+            made[n] = empty(job.leaf.shape, job.sharding, job.dtype)
+    with reporting(progress, sum(job.leaf.nbytes for job in read)) as tell:
+        arrays = make(read, proofs_on, tell=tell, check=check)
+        if spreads:
+            arrays = gathered(arrays, spreads, lambda: agree.meet(placements))
+        for job, array in arrays:
             if sharding is not None and compat.is_in_trace():
                 array = shardings.constrained(array, job.sharding)
             for n in job.places:
@@ -105,15 +132,3 @@ def _check_made(leaves: Iterable[tuple[str, Any]]) -> None:
     ]
     if problems:
         raise errors.AbstractInputError(errors.listing(problems))
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    if not wanted:
-        yield lambda _: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    with Progress(BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn()) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda advanced: bar.advance(task, advanced)

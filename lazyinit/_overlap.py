@@ -8,15 +8,10 @@ the rest.
 from typing import Any
 
 from lazyinit import errors
-from lazyinit.checkpoint.views import cut, same_kind
-from lazyinit.params import (
-    LazyParam,
-    OverlapParam,
-    Source,
-    StoredParam,
-    describe,
-    placement_of,
-)
+from lazyinit.params import LazyParam, OverlapParam, StoredParam, placement_of
+from lazyinit.sources import Source, describe
+from lazyinit.tensors.as_dtype import same_kind
+from lazyinit.tensors.views import cut
 
 
 def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:

@@ -15,14 +15,17 @@ from jax.sharding import Sharding
 from lazyinit import casts
 from lazyinit import paths as tree_paths
 from lazyinit import sharding as shardings
+from lazyinit.abstract_meshes import is_abstract
 from lazyinit.cost import reads
 from lazyinit.cost.planned import Action, LeafPlan, Plan
 from lazyinit.cost.tally import Beside, Tally, shard_nbytes
 from lazyinit.cost.training import Dtype, Trained
 from lazyinit.derived import DerivedParam, origins
 from lazyinit.make import limits
+from lazyinit.make.derive import Derivation
 from lazyinit.make.proofs import TRUSTED, Proofs
 from lazyinit.make.selfcheck import proofs_on
+from lazyinit.make.spread import spread_of
 from lazyinit.make.ways import Compiled, Drawn, Job, Read, Replayed, way_of
 from lazyinit.params import LazyParam, Thunk
 from lazyinit.program.slices import Slice
@@ -48,6 +51,7 @@ def plan(
     copy: Dtype | None = None,
     trainable: tree_paths.Paths = None,
     hosts: int = 1,
+    broadcast: bool = False,
 ) -> Plan:
     """Says what ``materialize`` with the same arguments will do, and allocates nothing.
 
@@ -67,6 +71,7 @@ def plan(
       trainable: which leaves are trained, as ``paths``; ``None`` for those in variables of type
         ``nnx.Param`` or in the collection ``params``, or for all; floating-point ones alone.
       hosts: on how many hosts the devices are that are not there, the same number on each.
+      broadcast: as for ``materialize``; what it changes is what each host reads.
 
     Returns:
       What is done with each leaf, the bytes that arrive on each device, and those that each host
@@ -105,9 +110,16 @@ def plan(
         shard = 0
         if action not in ("keep", "share"):
             shard = shard_nbytes(leaf, placement, target)
-            tally.add(placement, shard, _beside(Job(path, leaf, placement, target), shard))
+            job, devices = Job(path, leaf, placement, target), tally.devices(placement)
+            beside, reader, spread = _beside(job, shard), job, None
+            if broadcast:
+                spread = spread_of(job, devices if is_abstract(placement) else None)
+            if spread is not None:  # One at a time; what is gathered may be turned.
+                part = shard_nbytes(spread.leaf, spread.sharding, target)
+                beside, reader = replace(beside, each=part + shard), spread
+            tally.add(placement, shard, beside)
             for source in origins(leaf)[0]:
-                parts = reads.parts_by_host(placement, leaf.shape, tally.devices(placement))
+                parts = reads.parts_by_host(reader.sharding, reader.leaf.shape, devices)
                 for host, part in parts.items():
                     read.setdefault(host, Counter()).update(reads.of_files(source, part))
         done = {"action": action, "bytes_per_device": shard, "sharding": placement}
@@ -150,9 +162,16 @@ def _beside(job: Job, shard: int) -> Beside:
     if job.over:
         rest = _beside(replace(job, over=()), shard)
         if rest.shared:
-            return replace(rest, shared={**rest.shared, "pieces": threads * limits.PIECE})
-        return replace(rest, each=max(limits.PIECE, rest.each))
-    if isinstance(leaf, DerivedParam):  # Its inputs, whole, and what makes them, on one device.
+            return replace(rest, shared={**rest.shared, "pieces": threads * limits.READ_BYTES})
+        return replace(rest, each=max(limits.READ_BYTES, rest.each))
+    if isinstance(leaf, DerivedParam):
+        group = Derivation.of([job], _proofs)
+        if group.parted is not None:  # Each device has its parts of the inputs.
+            parts = [shard_nbytes(x.leaf, x.sharding, x.dtype) for x in group.inputs]
+            made = map(_beside, group.inputs, parts)
+            shared = {name: count for one in made for name, count in one.shared.items()}
+            return Beside(shared, each=sum(parts) + limits.TEMPORARIES * max([shard, *parts]))
+        # Its inputs, whole, and what makes them, on one device.
         inputs = [Job(part.path, part, None, part.dtype) for part in leaf.inputs]
         needed = [_beside(one, one.leaf.nbytes) for one in inputs]
         shared = {name: count for one in needed for name, count in one.shared.items()}
@@ -171,7 +190,7 @@ def _beside(job: Job, shard: int) -> Beside:
             is_cut = shard < leaf.nbytes
             return Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes)
         case Read():
-            return Beside(shared={"pieces": threads * limits.PIECE})
+            return Beside(shared={"pieces": threads * limits.READ_BYTES})
         case _:  # Transferred: what is beside it is the host's.
             return Beside()
 

@@ -3,15 +3,21 @@
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lazyinit import agree
+from lazyinit import agree, errors, paths
 from lazyinit._fill import fill
 from lazyinit._lazy import lazy
 from lazyinit._materialize import materialize
 from lazyinit.casts import DtypeLike
+from lazyinit.match.as_numbers import as_numbers
+from lazyinit.match.asked import is_fillable
+from lazyinit.match.places import Place, places
 from lazyinit.match.policies import OnCast, OnMismatch, OnMissing, OnUnexpected
+from lazyinit.match.ready import Meant, find_map, with_config
 from lazyinit.match.report import Report
+from lazyinit.progress import ProgressLike
 from lazyinit.rules.rule import Rules
 from lazyinit.sharding import ShardingLike
 
@@ -25,7 +31,7 @@ def from_pretrained(
     checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
     rngs: Any,
     *args: Any,
-    rules: Rules = (),
+    rules: Rules = None,
     at: str = "",
     sharding: ShardingLike = None,
     dtype: DtypeLike = None,
@@ -33,7 +39,8 @@ def from_pretrained(
     on_unexpected: OnUnexpected = "report",
     on_mismatch: OnMismatch = "error",
     on_cast: OnCast = "report",
-    progress: bool = False,
+    progress: ProgressLike = False,
+    broadcast: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Report]:
     """Makes a model's parameters: from a checkpoint what it has, from their keys the others.
@@ -50,7 +57,11 @@ def from_pretrained(
         ``nnx.Rngs(key)``).
       *args: the other arguments of ``module.init``, of the class or of the function; a
         ``jax.ShapeDtypeStruct`` will do for an array.
-      rules: as for ``fill``.
+      rules: as for ``fill``. ``None`` takes a ready map, if the ``config.json`` of a local folder
+        or a GGUF file names a family, and one map of ``lazyinit.maps`` for it explains every leaf
+        and every tensor; the report says which. Otherwise it is the same as none. Weights that the
+        ``config.json`` says are quantized are read as the numbers that they stand for, unless the
+        model has leaves for their scales; the report says so.
       at: as for ``fill``.
       sharding: as for ``materialize``.
       dtype: as for ``materialize``.
@@ -59,6 +70,7 @@ def from_pretrained(
       on_mismatch: as for ``fill``.
       on_cast: as for ``fill``.
       progress: as for ``materialize``.
+      broadcast: as for ``materialize``.
       **kwargs: as ``args``.
 
     Returns:
@@ -79,18 +91,40 @@ def from_pretrained(
       ((3, 2), ('params/bias',))
     """
     graphdef, tree = _record(model, rngs, args, kwargs)
-    tree, report = fill(
-        tree,
-        checkpoint,
-        rules,
-        at=at,
-        on_missing=on_missing,
-        on_unexpected=on_unexpected,
-        on_mismatch=on_mismatch,
-        on_cast=on_cast,
-    )
-    made = materialize(tree, sharding=sharding, dtype=dtype, progress=progress)
+    ready = Meant()
+    if rules is None:
+        leaves = _to_fill(tree)
+        opened, config = with_config(checkpoint)
+        checkpoint = as_numbers(leaves, opened, config, at=at)
+        ready = find_map(leaves, checkpoint, config, at=at)
+    try:
+        tree, report = fill(
+            tree,
+            checkpoint,
+            ready.rules if rules is None else rules,
+            at=at,
+            on_missing=on_missing,
+            on_unexpected=on_unexpected,
+            on_mismatch=on_mismatch,
+            on_cast=on_cast,
+        )
+    except errors.FillError as error:
+        if not ready.why:
+            raise
+        raise errors.FillError(f"{error} {ready.why}") from error
+    report = replace(report, ready_map=ready.name)
+    made = materialize(tree, sharding=sharding, dtype=dtype, progress=progress, broadcast=broadcast)
     return _merged(graphdef, made), report
+
+
+def _to_fill(tree: Any) -> list[Place]:
+    """Returns the places of the leaves that a checkpoint has to have tensors for."""
+    of_streams = paths.of_random_streams(tree)
+    return [
+        place
+        for (place, leaf), of_stream in zip(places(tree), of_streams, strict=True)
+        if is_fillable(leaf) and not of_stream
+    ]
 
 
 def _record(

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -11,30 +11,29 @@ import numpy as np
 
 from lazyinit import agree, compat, errors
 from lazyinit._materialize import materialize
-from lazyinit.checkpoint.arrays import DeviceArray
-from lazyinit.checkpoint.base import Tensor
+from lazyinit.checkpoint.beside import folder_like, metadata_of, side_files
+from lazyinit.checkpoint.config import config_of, quantization_of
+from lazyinit.checkpoint.dequantized import quantizes_weights, tells_scales
 from lazyinit.checkpoint.folder import local_path, planned, write_folder
-from lazyinit.checkpoint.key_data import KEY_DATA, KeyData, implementation, is_typed_key
-from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.checkpoint.views import AsDtype
 from lazyinit.derived import DerivedParam
+from lazyinit.formats.to_orbax import check_orbax, write_orbax
 from lazyinit.match.places import Place, places
 from lazyinit.match.unmatch import unmatch
-from lazyinit.params import (
-    Index,
-    LazyParam,
-    OverlapParam,
-    Shape,
-    Source,
-    StoredParam,
-    Thunk,
-)
+from lazyinit.params import LazyParam, OverlapParam, StoredParam, Thunk
 from lazyinit.patterns import slashed
+from lazyinit.progress import ProgressLike, check_progress, reporting, watched
 from lazyinit.rules.rule import Rules, as_rules
+from lazyinit.sources import Source
+from lazyinit.tensors.arrays import DeviceArray, OnDemand
+from lazyinit.tensors.as_dtype import AsDtype
+from lazyinit.tensors.key_data import KEY_DATA, KeyData, implementation, is_typed_key
+from lazyinit.tensors.memory import HeldTensor
+from lazyinit.tensors.pieces import Read, nbytes, pieces
 
+Format: TypeAlias = Literal["safetensors", "orbax"]
 Lazy: TypeAlias = Literal["refuse", "make"]
 
-_PT = MappingProxyType({"format": "pt"})
+_PT = {"format": "pt"}
 
 
 @agree.telling
@@ -45,8 +44,11 @@ def save(
     rules: Rules = (),
     at: str = "",
     max_shard_size: int | str = "5GB",
-    metadata: Mapping[str, str] = _PT,
+    metadata: Mapping[str, str] | None = None,
     lazy: Lazy = "refuse",
+    like: str | os.PathLike[str] | None = None,
+    format: Format = "safetensors",
+    progress: ProgressLike = False,
 ) -> None:
     """Writes the leaves of a tree as safetensors, as Hugging Face's libraries read them.
 
@@ -64,16 +66,31 @@ def save(
       at: as for ``fill``: only the subtree there is saved.
       max_shard_size: bytes of values in one file: a number, or text such as ``"5GB"`` (five
         billion) or ``"512MiB"``. A tensor that is larger has a file of its own.
-      metadata: what the files say beside the tensors, text by text. transformers wants a
-        ``"format"``, and ``"pt"`` stands for PyTorch's names and layouts.
+      metadata: what the files say beside the tensors, text by text, over what those of ``like``
+        say. transformers wants a ``"format"``, and ``"pt"`` stands for PyTorch's names and
+        layouts: without this argument the files say so, unless those of ``like`` say another.
       lazy: what to do with leaves that are not made yet: ``"refuse"``, or ``"make"`` them one by
         one, on the default device, and let each go once it is written.
+      like: a folder, such as the one that the tree was filled from, whose other files come along:
+        ``config.json``, tokenizer, model card, code, those in folders below, too; and the metadata
+        of its safetensors. Not weights of any format, unfinished or hidden files, and links to
+        folders. They are there before the new checkpoint is, and are removed if it does not come.
+      format: ``"orbax"`` has Orbax itself write the tree as it is, as its ``StandardCheckpointer``
+        does, for whoever restores with Orbax. Nothing may be at ``folder`` yet. Leaves that are
+        not made are made first, all together, where ``materialize`` would put them. What names
+        tensors or says more of files (``rules``, ``at``, ``metadata``, ``like``) is refused, and
+        ``max_shard_size`` does not count.
+      progress: as for ``materialize``; of several processes, the one that writes tells it.
 
     Raises:
       NotMaterializedError: leaves are not made yet, and ``lazy`` does not say to make them.
       SaveError: a leaf that is no array, a dtype that safetensors has not, a folder in which
-        another process is saving; all problems with leaves at once.
+        another process is saving; all problems with leaves at once. Or there is no folder
+        ``like``, or another file is where one of its files would go; or something is where Orbax
+        is to write, or Orbax cannot hold a leaf.
+      WordError: ``format`` is none, or ``progress`` is of the wrong kind.
       FillError: a rule cannot be read backwards.
+      CastError: a leaf from a checkpoint has a value that its dtype cannot hold.
       PathError: ``at`` names no subtree.
       WriteError: no space, no permission; the checkpoint that was there still is.
       HostsError: the processes are about to save different things.
@@ -88,7 +105,16 @@ def save(
     """
     if lazy not in get_args(Lazy):
         raise errors.SaveError(f"lazy: wanted one of 'refuse', 'make', got {lazy!r}.")
+    errors.check_word("format", format, get_args(Format))
+    check_progress(progress)
     path, rules = local_path(folder), as_rules(rules)
+    if format == "orbax":
+        given = {"rules": rules, "at": at, "metadata": metadata, "like": like}
+        named = [name for name, value in given.items() if value]
+        _save_orbax(tree, path, lazy, named, progress)
+        return
+    # The first process writes; the others need not reach the folder.
+    like = folder_like(like) if like is not None and jax.process_index() == 0 else None
     leaves = [(p, x) for p, x in places(tree) if _is_below(p, at)]
     if not leaves:
         everything = [p.path for p, _ in places(tree)]
@@ -100,24 +126,71 @@ def save(
         )
     _check(leaves, lazy)
     make = _maker()
+    told: dict[str, bool] = {}
     sources = [
-        _words(place, leaf) if is_typed_key(leaf) else (place, _source(place.path, leaf, make))
+        _words(place, leaf)
+        if is_typed_key(leaf)
+        else (place, _source(place.path, leaf, make, told))
         for place, leaf in leaves
     ]
-    plans = planned(
-        unmatch(sources, rules=rules, at=at), metadata=metadata, max_shard_size=max_shard_size
-    )
+    carried = {} if like is None else metadata_of(like)
+    said = {**carried, **metadata} if metadata is not None else {**_PT, **carried}
+    tensors = unmatch(sources, rules=rules, at=at)
+    plans = planned(tensors, metadata=said, max_shard_size=max_shard_size)
+    beside = [] if like is None else side_files(like, path)
+    _check_truth(like, tensors)
+    ordered = [source for plan in plans for _, source in plan.tensors]
+    names = {id(source): name for plan in plans for name, source in plan.tensors}
+
+    def write(read: Read) -> None:
+        with reporting(progress, sum(map(nbytes, ordered))) as tell:
+            write_folder(path, plans, watched(tell, names, read), beside=beside)
+
     if jax.process_count() == 1:
-        write_folder(path, plans)
+        write(pieces)
         return
     agree.before_saving(
         [(place.path, leaf) for place, leaf in leaves], [t for plan in plans for t in plan.tensors]
     )
     from lazyinit.checkpoint.together import write_together
 
-    spread = {p.path for p, x in sources if isinstance(x, DeviceArray) and x.is_spread}
-    ordered = [source for plan in plans for _, source in plan.tensors]
-    write_together(ordered, spread, lambda read: write_folder(path, plans, read))
+    on_devices = [(p.path, x.is_spread) for p, x in sources if isinstance(x, DeviceArray)]
+    spread = agree.as_first([path for path, is_spread in on_devices if is_spread], call="save")
+    told.update((path, path in spread) for path, _ in on_devices)
+    write_together(ordered, spread, write)
+
+
+def _check_truth(like: Path | None, tensors: Mapping[str, Source]) -> None:
+    """Raises a ``SaveError`` if a configuration would say of plain numbers that they are not."""
+    method = quantization_of(config_of(like)) if like is not None else {}
+    if quantizes_weights(method) and not tells_scales(tensors):
+        raise errors.SaveError(
+            f"like={like}: its config.json says that weights are quantized, by "
+            f"{method.get('quant_method')!r:.80}, and what is to be saved is plain numbers, which "
+            "readers would then take for quantized. Carry the files over from a copy of that "
+            "folder whose config.json has no quantization_config, or save without like=."
+        )
+
+
+def _save_orbax(
+    tree: Any, path: Path, lazy: Lazy, given: Sequence[str], progress: ProgressLike
+) -> None:
+    if given:
+        raise errors.SaveError(
+            f"{', '.join(given)}: wanted none with format='orbax', which writes the tree as it is. "
+            "Change the tree first, or write safetensors."
+        )
+    leaves = [(place.path, leaf) for place, leaf in places(tree)]
+    _check(list(places(tree)), lazy)
+    check_orbax(path, dict(leaves))
+    if jax.process_count() > 1:
+        agree.before_saving(leaves, [])
+    made = materialize(tree, lambda _, leaf: isinstance(leaf, Thunk))
+    total = sum(np.asarray(x).nbytes if np.isscalar(x) else x.nbytes for _, x in leaves)
+    with reporting(progress, total) as tell:
+        tell("write", str(path), 0)
+        write_orbax(path, made)
+        tell("write", str(path), total)
 
 
 def _is_below(place: Place, at: str) -> bool:
@@ -161,7 +234,12 @@ def _words(place: Place, leaf: Any) -> tuple[Place, Source]:
     return named, DeviceArray(place.path, jax.random.key_data(made))
 
 
-def _source(path: str, leaf: Any, make: Callable[[str, Thunk], DeviceArray]) -> Source:
+def _source(
+    path: str,
+    leaf: Any,
+    make: Callable[[str, Thunk], DeviceArray],
+    told: Mapping[str, bool],
+) -> Source:
     match leaf:
         case StoredParam():
             same = leaf.source.dtype == leaf.dtype
@@ -169,54 +247,11 @@ def _source(path: str, leaf: Any, make: Callable[[str, Thunk], DeviceArray]) -> 
         case Thunk():
             return OnDemand(path, leaf, make)
         case jax.Array():
-            return DeviceArray(path, leaf)
+            return DeviceArray(path, leaf, told)
         case _:
             held = HeldTensor(path, np.asarray(leaf))
             native = held.dtype.newbyteorder("=")
             return held if native == held.dtype else AsDtype(held, native)
-
-
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
-class OnDemand(Tensor):
-    """A ``Source``: a leaf that is made when it is read.
-
-    Attributes:
-      name: the path of the leaf.
-      leaf: a thunk of any kind.
-      make: makes it; one for all leaves that are read one after the other.
-    """
-
-    name: str
-    leaf: Thunk
-    make: Callable[[str, Thunk], DeviceArray]
-
-    @property
-    def shape(self) -> Shape:
-        """The leaf's shape."""
-        return self.leaf.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The leaf's dtype."""
-        return self.leaf.dtype
-
-    @property
-    def origin(self) -> str:
-        """A word for the tree."""
-        return "the tree"
-
-    def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``, of the leaf once made."""
-        return self.make(self.name, self.leaf).read(index)
-
-    def check(self) -> None:
-        """Does nothing: making it says what is wrong."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OnDemand) and other.leaf is self.leaf
-
-    def __hash__(self) -> int:
-        return id(self.leaf)
 
 
 def _maker() -> Callable[[str, Thunk], DeviceArray]:

@@ -7,7 +7,7 @@ one is there, so that no second model is ever in memory.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,13 +18,15 @@ from lazyinit._abstract import abstract
 from lazyinit._fill import fill
 from lazyinit._materialize import materialize
 from lazyinit.checkpoint import open_checkpoint
-from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.derived import origins
+from lazyinit.make.read import check_values
 from lazyinit.match.policies import OnCast, OnMismatch, OnMissing, OnUnexpected
 from lazyinit.match.report import Report
 from lazyinit.params import Thunk
+from lazyinit.progress import Progress, ProgressLike, Tell, check_progress, reporting
 from lazyinit.record.function import nnx_modules
 from lazyinit.rules.rule import Rules
+from lazyinit.tensors.memory import HeldTensor
 
 TOGETHER = 2**28  # Bytes of leaves that are read at a time: what old and new both take meanwhile.
 
@@ -41,6 +43,7 @@ def update(
     on_mismatch: OnMismatch = "error",
     on_cast: OnCast = "report",
     donate: bool = True,
+    progress: ProgressLike = False,
 ) -> tuple[Any, Report]:
     """Reads new values into the arrays of a model or a tree, each where the old one lies.
 
@@ -56,17 +59,19 @@ def update(
       on_missing: as for ``fill``. ``"warn"`` and ``"init"`` leave the leaf as it is.
       on_unexpected: as for ``fill``.
       on_mismatch: as for ``fill``. ``"init"`` leaves the leaf as it is.
-      on_cast: as for ``fill``.
+      on_cast: as for ``fill``. Leaves whose dtype has a smaller range than that of their tensor
+        are read twice, first to see whether all values have a place in it.
       donate: whether each old array is deleted as soon as its new one is there, as
         ``jax.jit(donate_argnums=...)`` does: whoever still holds it cannot use it any more. An
         array of the checkpoint itself, or one that also stays elsewhere in the tree, is not.
+      progress: as for ``materialize``. An error of its own is an ``UpdateError``, too.
 
     Returns:
       The model, or the tree with the new arrays in the same containers; and the report of ``fill``.
 
     Raises:
-      LazyinitError: as ``fill`` does, or since other processes are about to read something else.
-        Nothing has changed then.
+      LazyinitError: as ``fill`` does; a ``CastError``, for a value that its leaf cannot hold; or
+        since other processes are about to read something else. Nothing has changed then.
       UpdateError: reading failed half-way. Its ``tree`` has, of each leaf, the new array or the
         old one, and so does a model. Call it again, or put the tree in its place.
 
@@ -77,6 +82,7 @@ def update(
       >>> state["kernel"], report.missing
       (Array([1., 1.], dtype=float32), ('bias',))
     """
+    check_progress(progress)
     modules = nnx_modules()
     graphdef, tree = (None, model) if modules is None else modules.split(model)
     opened = open_checkpoint(checkpoint)
@@ -99,6 +105,7 @@ def update(
     ]
     for source in (source for _, _, leaf in asked for source in origins(leaf)[0]):
         source.check()
+    check_values((path, leaf) for _, path, leaf in asked)
     agree.before_making(
         [(path, leaf) for _, path, leaf in asked],
         [True] * len(asked),
@@ -112,14 +119,18 @@ def update(
     def as_it_is() -> Any:
         return tree_paths.replace_leaves(tree, now)
 
+    total = sum(leaf.nbytes for *_, leaf in asked)
     try:
-        for group in _groups(asked):
-            made = materialize({path: leaf for _, path, leaf in group})
-            for n, path, _ in group:
-                old, now[n] = now[n], made[path]
-                held[id(old)] -= 1
-                if donate and isinstance(old, jax.Array) and not held[id(old)]:
-                    old.delete()
+        with reporting(progress, total) as tell:
+            for group in _groups(asked):
+                made = materialize(
+                    {path: leaf for _, path, leaf in group}, progress=_passed_on(tell)
+                )
+                for n, path, _ in group:
+                    old, now[n] = now[n], made[path]
+                    held[id(old)] -= 1
+                    if donate and isinstance(old, jax.Array) and not held[id(old)]:
+                        old.delete()
     except Exception as error:
         done = sum(now[n] is not old for n, old in enumerate(leaves))
         raise errors.UpdateError(
@@ -131,6 +142,18 @@ def update(
         if graphdef is not None and modules is not None:
             modules.put(model, as_it_is())
     return (model if graphdef is not None else as_it_is()), report
+
+
+def _passed_on(tell: Tell) -> Callable[[Progress], None]:
+    """Returns what tells of one part of the work as a part of the whole."""
+    before = 0
+
+    def add(now: Progress) -> None:
+        nonlocal before
+        tell(now.action, now.path, now.done_bytes - before)
+        before = now.done_bytes
+
+    return add
 
 
 def _groups(leaves: Sequence[tuple[int, str, Thunk]]) -> Iterator[list[tuple[int, str, Thunk]]]:

@@ -19,14 +19,12 @@ from lazyinit.params import (
     NO_KEY,
     LazyParam,
     OverlapParam,
-    Shape,
-    Source,
     StoredParam,
     Thunk,
-    describe,
     label,
     pickling_problem,
 )
+from lazyinit.sources import Shape, Source, describe
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -78,7 +76,7 @@ class DerivedParam(Thunk):
 
     @property
     def made_by(self) -> str:
-        """What computes it, and of which leaves, for people: ``div of w``."""
+        """What computes it, and of which leaves, as ``div of w`` says it."""
         names = [leaf.path or describe(leaf.shape, leaf.dtype) for leaf in self.inputs]
         shown = names if len(names) < 4 else [names[0], "...", names[-1]]
         return f"{label(self.init_fn)} of {', '.join(shown)}"

@@ -60,6 +60,10 @@ class FillError(LazyinitError, ValueError):
     """Tensors of a checkpoint and leaves of a tree that do not fit together."""
 
 
+class CastError(LazyinitError, OverflowError):
+    """A value of a checkpoint that the dtype which is wanted cannot hold: no array was made."""
+
+
 class SaveError(LazyinitError, ValueError):
     """A tree, or tensors, that cannot be written as asked. Nothing has been written."""
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import (
     AbstractMesh,
@@ -72,6 +73,22 @@ def on_devices(sharding: Sharding | None, path: str) -> Sharding | None:
         return sharding
     mesh = concrete(sharding.mesh, path)
     return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+
+
+def on_one_device(constant: Any) -> Any:
+    """Returns a constant that every device of a mesh has whole, on one device; any other as it is.
+
+    What is computed of it then stays on that device.
+    """
+    if (
+        not isinstance(constant, jax.Array)
+        or compat.is_tracer(constant)
+        or jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
+        or len(constant.sharding.device_set) == 1
+        or not constant.is_fully_replicated
+    ):
+        return constant
+    return jax.device_put(np.asarray(constant.addressable_data(0)))
 
 
 def parts_of(mesh: Any, axes: Any) -> int:

@@ -11,7 +11,9 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol, Self, TypeAlias
+from functools import singledispatch
+from html import escape
+from typing import Any, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,74 +22,9 @@ from jax.sharding import Sharding
 
 from lazyinit import errors, meshes
 from lazyinit.keys import RngPath, TracedKey
-
-Shape: TypeAlias = tuple[int, ...]
-Index: TypeAlias = tuple[slice, ...]
+from lazyinit.sources import Shape, Source, describe
 
 NO_KEY = RngPath({})
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """A run of bytes in a file, where the values of one tensor lie plainly.
-
-    Attributes:
-      file: its path or address.
-      start: the position of the first byte in the file.
-      stop: the position after the last byte.
-    """
-
-    file: str
-    start: int
-    stop: int
-
-
-class Source(Protocol):
-    """An array that can be read in part: a tensor in a file, or a layout change of others.
-
-    A law for every implementation: ``read(index)`` equals ``read(everything)[index]``.
-    """
-
-    @property
-    def shape(self) -> Shape:
-        """The shape after any layout change."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype as stored; ``ml_dtypes`` for bfloat16 and its like."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names, in the checkpoint, of the tensors that it reads."""
-        ...
-
-    @property
-    def origin(self) -> str:
-        """The file, or a word for where the tensors lie, for people to read."""
-        ...
-
-    @property
-    def extents(self) -> tuple[Extent, ...]:
-        """Where in files the tensors lie; empty if not as plain bytes (chunks, memory)."""
-        ...
-
-    def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index`` (one slice with step 1 per dimension).
-
-        The result may be a view of a memory map: it costs no memory until it is copied.
-        """
-        ...
-
-    def check(self) -> None:
-        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
-        ...
-
-
-def describe(shape: Shape, dtype: np.dtype | str) -> str:
-    """Returns ``float32[768,2]`` for a shape and a dtype."""
-    return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def cast_dtype(own: Any, wanted: Any) -> Any:
@@ -98,6 +35,18 @@ def cast_dtype(own: Any, wanted: Any) -> Any:
       wanted: a dtype, or ``None``.
     """
     return jnp.dtype(wanted) if wanted is not None and jnp.issubdtype(own, jnp.floating) else own
+
+
+@singledispatch
+def leaf_as_html(leaf: Any) -> str:
+    """Returns how a notebook shows a leaf that is the last value of a cell. ``view`` says how."""
+    return f"<code>{escape(repr(leaf))}</code>"
+
+
+@singledispatch
+def leaf_in_treescope(leaf: Any, path: str | None, subtree_renderer: Any) -> Any:
+    """Returns how treescope shows a leaf in a tree, in types of its own. ``view`` says how."""
+    return NotImplemented
 
 
 class Thunk:
@@ -138,6 +87,12 @@ class Thunk:
 
     def __deepcopy__(self, memo: object) -> Self:
         return self  # Nothing in it ever changes.
+
+    def _repr_html_(self) -> str:
+        return leaf_as_html(self)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        return leaf_in_treescope(self, path, subtree_renderer)
 
     def __getattr__(self, name: str) -> NoReturn:
         # Python calls this only for names that a thunk lacks. If arrays have the name, somebody

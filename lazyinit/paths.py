@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import jax
 
 from lazyinit import errors
-from lazyinit.patterns import glob
+from lazyinit.patterns import escape, glob
 
 Predicate: TypeAlias = Callable[[str, Any], bool]  # Any: a leaf may be any Python object.
 Filter: TypeAlias = Any  # Of Flax NNX: ``nnx.Param``, ``nnx.Not(nnx.RngState)``, ``...``.
@@ -184,7 +184,7 @@ def nothing_matches(pattern: str, known: Sequence[str]) -> str:
     subtrees = {
         "/".join(path.split("/")[:n]) for path in known for n in range(1, path.count("/") + 2)
     }
-    return (
-        f"{pattern}: this pattern matches none of the tree's {len(known)} leaves"
-        f"{errors.nearest(pattern, sorted(subtrees))}"
-    )
+    matches = f"{pattern}: this pattern matches none of the tree's {len(known)} leaves"
+    if pattern in subtrees:  # With characters in it that mean something in patterns.
+        return f"{matches}; the path {pattern!r} is written {escape(pattern)!r}"
+    return f"{matches}{errors.nearest(pattern, sorted(subtrees))}"

@@ -9,6 +9,10 @@ for any number of keys. Beyond that the two uses differ in what people need:
 - ``pattern`` reads what rules take. It fits a whole name, ``{n}`` stands for a number, and ``.``
   means the same as ``/``. Here ``?`` and ``[`` are plain characters, as tensors may have them in
   their names. What the wildcards captured in one name is written out with another pattern.
+
+In both, a backslash takes the meaning from the character after it, if that has one in either:
+``escape`` writes any name so. A ``/`` at the end of a pattern means nothing, and so does one at its
+beginning; with a backslash it belongs to the name.
 """
 
 import functools
@@ -55,8 +59,9 @@ class Pattern:
     """A compiled pattern; ``glob`` and ``pattern`` make it.
 
     Attributes:
-      parts: its text, cut at its wildcards and numbers: plain text is at even places. Each key,
-        the last one too, is followed by ``/``; that of a ``**`` belongs to the wildcard.
+      parts: its text, cut at its wildcards and numbers: plain text, without backslashes, is at
+        even places. Each key, the last one too, is followed by ``/``; that of a ``**`` belongs to
+        the wildcard.
       regex: the regular expression for names whose keys are each followed by ``/``, so that a
         ``**`` that stands for no key leaves no stray ``/`` behind.
       last: the last key of all names that fit, or ``""`` if they may differ in it.
@@ -69,7 +74,7 @@ class Pattern:
     @property
     def wildcards(self) -> tuple[str, ...]:
         """Its wildcards, in order."""
-        return tuple(part.rstrip("/") for part in self.parts[1::2] if part[0] != "{")
+        return tuple(part.removesuffix("/") for part in self.parts[1::2] if part[0] != "{")
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -101,7 +106,13 @@ class Pattern:
                 written += part
             else:
                 written += numbers.get(part[1:-1], part) if part[0] == "{" else next(texts)
-        return written.rstrip("/")
+        return written.removesuffix("/")
+
+    def sample(self) -> str:
+        """Returns a name that fits, and that fits only patterns which take in all that fits."""
+        texts = {"*": _SAMPLE, "**/": f"{_SAMPLE}/{_SAMPLE}/"}
+        wild = (texts.get(part, "") for part in self.parts[1::2] if part[0] != "{")
+        return self.write(Captures(tuple(wild), tuple((n, _SAMPLE_NUMBER) for n in self.numbers)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -123,17 +134,33 @@ def glob(text: str) -> Pattern:
     except re.error as error:
         raise errors.PathError(
             f"{text}: wanted a glob, got a class that is none: {error.msg}. Write a range from its "
-            "first character to its last, as in '[a-z]', or '[[]' for a bracket."
+            "first character to its last, as in '[a-z]', or a bracket of a name as r'\\['."
         ) from error
 
 
-def literal(path: str) -> str:
-    """Returns a glob that selects this path alone, whatever characters it has.
+def escape(name: str) -> str:
+    r"""Returns a pattern for one path or name of a tensor, whatever characters it has.
 
-    >>> glob(literal("a[0]/*")).selects("a[0]/*")
-    True
+    It serves everywhere: in ``paths``, sharding rules and policies, where it selects what lies
+    below that path, too, and on both sides of a ``Rule``, a ``Rename`` and in ``Ignore``.
+
+    Args:
+      name: a path of the tree, or what a checkpoint calls a tensor.
+
+    Returns:
+      The name with a backslash before each character that means something in patterns, and before
+      a ``/`` or ``.`` at its beginning and at its end.
+
+    Example:
+      >>> escape("blocks[0].*")
+      'blocks\\[0].\\*'
+      >>> print(escape("/w{n}/"))
+      \/w\{n}\/
     """
-    return re.sub(r"[\[*?]", r"[\g<0>]", path)
+    text = re.sub(r"[\\\[*?{]", r"\\\g<0>", name)
+    if text[-1:] in ("/", "."):
+        text = f"{text[:-1]}\\{text[-1]}"
+    return f"\\{text}" if text[:1] in ("/", ".") else text
 
 
 @functools.lru_cache(maxsize=4096)
@@ -148,14 +175,26 @@ def pattern(text: str) -> Pattern:
 
 
 # The first alternative is a whole key. A number is named as Python names a group.
-_IN_GLOBS = re.compile(r"((?<![^/])\*\*/|\*|\?|\[[^\]/]+\])")
-_IN_RULES = re.compile(r"((?<![^/])\*\*/|\*|\{[A-Za-z_]\w*\})")
-_REGEX = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+_ESCAPED = r"\\[\\*?\[\]{}./]"
+_IN_GLOBS = re.compile(rf"({_ESCAPED}|(?<![^/])\*\*/|\*|\?|\[[^\]/]+\])")
+_IN_RULES = re.compile(rf"({_ESCAPED}|(?<![^/])\*\*/|\*|\{{[A-Za-z_]\w*\}})")
+_REGEX = {"**/": "((?:[^/]*/)*)", "*": "([^/]*)", "?": "([^/])"}
+# What lies between slashes at the ends that have no backslash before them.
+_BARE = re.compile(r"/*((?:\\.|[^\\]|\\(?=\Z))*?)/*", re.DOTALL)
+_ENDS_WITH_BACKSLASH = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
+_SAMPLE, _SAMPLE_NUMBER = "\ue000", "918273645"  # No name has such a character.
 
 
 def _compiled(text: str, wild: re.Pattern[str]) -> Pattern:
-    text = text.strip("/")
-    parts = tuple(wild.split(text + "/"))
+    bare = _BARE.fullmatch(text)
+    assert bare is not None, text  # It takes any text.
+    parts = [""]
+    ends_so = _ENDS_WITH_BACKSLASH.search(bare[1])  # Which would else be one before the "/".
+    for place, part in enumerate(wild.split(bare[1] + ("\\/" if ends_so else "/"))):
+        if place % 2 and part[0] != "\\":
+            parts += [part, ""]
+        else:
+            parts[-1] += part[1:] if place % 2 else part
     regex, numbers = "", set[str]()
     for place, part in enumerate(parts):
         if not place % 2:
@@ -166,8 +205,9 @@ def _compiled(text: str, wild: re.Pattern[str]) -> Pattern:
             numbers.add(number)
         else:
             regex += _REGEX.get(part) or _one_of(part)
-    last = text.rpartition("/")[2]
-    return Pattern(parts, re.compile(regex), "" if wild.search(last + "/") else last)
+    _, slash, last = parts[-1].removesuffix("/").rpartition("/")
+    is_whole = bool(slash) or len(parts) == 1 or parts[-2] == "**/"
+    return Pattern(tuple(parts), re.compile(regex), last if is_whole else "")
 
 
 _NUMBER = "0|[1-9][0-9]{0,8}"
@@ -199,7 +239,8 @@ def check_alike(
     if not some or not all(every) or len({pattern(each).wildcards for each in every}) > 1:
         raise errors.FillError(
             f"{rule}: wanted two patterns with the same wildcards in the same order, got {shown}. "
-            "Write it as Rule('**/kernel', '**.weight')."
+            "Write it as Rule('**/kernel', '**.weight'), and a '*' or '{' of a name itself with a "
+            "backslash before it: lazyinit.escape writes any name so."
         )
     one, other = ({frozenset(pattern(p).numbers) for p in side} for side in (some, others or some))
     if len(one) > 1 or len(other) > 1 or len(one.pop() ^ other.pop()) > apart:

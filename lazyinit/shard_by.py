@@ -197,8 +197,8 @@ def shard_by_metadata(
         each variable's own metadata, or else the one that is set.
       logical_rules: which mesh axis (or axes, or ``None``) each logical name goes to, as Flax takes
         them; without it, a variable's own rules and those of ``nn.logical_axis_rules`` hold. A name
-        without a rule is that of a mesh axis; of ``nn.with_logical_partitioning``, none, as in
-        ``nn.logical_to_mesh``.
+        without a rule is taken for a mesh axis. In what ``nn.with_logical_partitioning`` made, it
+        stands for no axis, as in ``nn.logical_to_mesh``.
 
     Returns:
       A value for ``sharding``. Leaves without metadata are replicated. Using it raises
@@ -217,8 +217,8 @@ def is_box(node: Any) -> bool:
 class ShardOnMesh:
     """A ``TreeSharding``: what a mesh, passed as ``sharding``, means.
 
-    Each leaf goes as its recording under a mesh placed it, or else as its metadata says, on this
-    mesh; what neither says anything of is replicated.
+    A leaf goes on this mesh as its recording under a mesh placed it, or else as its metadata says.
+    A leaf of which neither says anything is replicated.
 
     Attributes:
       mesh: the devices, or a mesh without any.

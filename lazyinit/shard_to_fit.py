@@ -1,9 +1,9 @@
 """The builder ``shard_auto``: axes chosen from shapes and metadata, no more of them than needed.
 
-In comes a mesh, and how many bytes a device may hold. For a tree, out come rules, which people can
-print, keep and edit. What a model's own metadata says is kept. Beyond that each large leaf is cut
-along its largest dimensions: first over the axes that are named after tensor parallelism, then over
-others, then over those of data parallelism, until it all fits.
+A mesh comes in, with the bytes that each of its devices may hold, and a tree. Rules go out, which
+people can print, keep and edit. What a model's own metadata says is kept. Beyond that each large
+leaf is cut along its largest dimensions: first over the axes that are named after tensor
+parallelism, then over others, then over those of data parallelism, until the whole tree fits.
 """
 
 import math
@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from lazyinit import errors, meshes, paths, sizes
 from lazyinit.abstract_meshes import MeshLike, mesh_of
 from lazyinit.params import placement_of
-from lazyinit.patterns import glob, literal
+from lazyinit.patterns import escape, glob
 from lazyinit.shard_by import ShardByMetadata, ShardByRules, is_box
 
 _Axes: TypeAlias = tuple[str, ...]
@@ -90,6 +90,11 @@ class ShardAuto:
         return tuple(name for name in names if name in self.mesh.shape)
 
     def _spec(self, leaf: Any, said: _Spec, axes: Sequence[str]) -> _Spec:
+        """Returns what cuts a leaf: what is said of it, then each of the axes that divides it.
+
+        An axis cuts the dimension that is largest after the cuts before it, one that is still whole
+        if there is one.
+        """
         spec = list(said[: len(leaf.shape)]) + [()] * (len(leaf.shape) - len(said))
         if math.prod(leaf.shape) < self.min_size:
             return tuple(spec)
@@ -181,16 +186,17 @@ def _as_rules(specs: Mapping[str, _Spec]) -> tuple[tuple[str, PartitionSpec], ..
         found = (chosen for pattern, chosen in rules if glob(pattern).selects(path))
         chosen = next(found, PartitionSpec())
         if chosen != _public(spec):
-            exact.append((literal(path), _public(spec)))
+            exact.append((escape(path), _public(spec)))
     return (*exact, *rules)
 
 
 def _without_numbers(path: str) -> str:
     """Returns a glob for a path and all that differ from it in the numbers that end its keys."""
-    return "/".join(re.sub(r"(?<![0-9])[0-9]+$", "*", key) for key in literal(path).split("/"))
+    return "/".join(re.sub(r"(?<![0-9])[0-9]+$", "*", key) for key in escape(path).split("/"))
 
 
 def _public(spec: _Spec) -> PartitionSpec:
+    """Returns a spec as JAX has it, without the dimensions at its end that nothing cuts."""
     parts = [axes if len(axes) > 1 else next(iter(axes), None) for axes in spec]
     while parts and parts[-1] is None:
         parts.pop()

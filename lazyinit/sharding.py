@@ -100,6 +100,11 @@ def _default(path: str, leaf: Any, needs_devices: bool) -> Sharding | None:
 def _from_prefix(
     prefix: Any, leaves: Sequence[tuple[str, Any]], selected: Sequence[bool]
 ) -> list[Sharding | None]:
+    """Returns the entry of a prefix pytree for each leaf: its own, or that nearest above it.
+
+    Raises:
+      ShardingError: a selected leaf has no entry, or an entry stands above no leaf.
+    """
     entries = dict(
         paths.leaves_with_paths(
             prefix, lambda x: x is None or isinstance(x, Sharding | PartitionSpec)
@@ -125,6 +130,7 @@ def _from_prefix(
 
 
 def _problem(path: str, leaf: Any, sharding: Any, needs_devices: bool) -> str:
+    """Returns why a leaf cannot go there, and the way out; ``""`` if it can."""
     if not isinstance(sharding, Sharding):
         way_out = (
             "Put the mesh beside it: NamedSharding(mesh, spec)."
@@ -170,7 +176,7 @@ def describe(sharding: Sharding | None) -> str:
 
 
 def devices_in_order(sharding: Sharding) -> Sequence[Any]:
-    """Returns the devices in the order that one program must agree on for all that it makes."""
+    """Returns the devices in order; arrays that one program makes have them in the same order."""
     if abstract_meshes.is_abstract(sharding):
         return abstract_meshes.devices_of(sharding)
     if isinstance(sharding, NamedSharding):
@@ -202,7 +208,7 @@ def constrained(array: Any, sharding: Sharding | None) -> Any:
     if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_explicit:
         if not jax.sharding.get_abstract_mesh().empty:
             return jax.sharding.reshard(array, sharding)
-        # Under no mesh, no type of an array has axes: as if these were left to the compiler.
+        # Where no mesh is set, types of arrays name no axes: these are then left to the compiler.
         axis_types = (AxisType.Auto,) * len(sharding.mesh.axis_names)
         mesh = sharding.mesh.update(axis_types=axis_types)
         sharding = NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)

@@ -2,19 +2,27 @@
 
 import contextlib
 import json
+import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import equinox
 import flax.serialization
 import flax.traverse_util
+import gguf
+import h5py
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+import quantized_folders
 import safetensors.numpy
 import torch
+import torch.distributed.checkpoint
+
+import lazyinit as li
 
 
 @dataclass(frozen=True)
@@ -26,15 +34,29 @@ class Format:
       write: ``(folder, tensors)``, tensors by ``/``-joined name; returns what is to be opened.
       kind: ``"mapped"``, ``"copied"`` (from a map), ``"streamed"``, ``"chunked"`` or ``"held"``.
       has_empty: whether it can hold arrays without elements.
+      lacks: the dtypes that it has not, and the tensors that it cannot name.
+      is_one: whether it holds one array, by the name of its file.
+      open: ``(path, tensors)``, where opening needs more than the path.
     """
 
     name: str
     write: Callable
     kind: str = "mapped"
     has_empty: bool = True
+    lacks: tuple[str, ...] = ()
+    is_one: bool = False
+    open: Callable = lambda path, tensors: li.open_checkpoint(path)
 
     def __repr__(self):
         return self.name
+
+    def tensors(self):
+        """Returns what is written, by name."""
+        made = tensors(has_empty=self.has_empty)
+        if self.is_one:
+            return {"kernel": made["dense/kernel"]}
+        lacks = self.lacks
+        return {n: x for n, x in made.items() if n not in lacks and x.dtype.name not in lacks}
 
 
 def to_torch(array):
@@ -167,19 +189,120 @@ def orbax_sharded(folder, array):
     return folder / "saved"
 
 
+def write_gguf(folder, tensors):
+    writer = gguf.GGUFWriter(folder / "t.gguf", "none")
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "t.gguf"
+
+
+def write_hdf5(**how):
+    def write(folder, tensors):
+        with h5py.File(folder / "t.h5", "w") as file:
+            for name, array in tensors.items():
+                file.create_dataset(name, data=array, **(how if array.ndim else {}))
+        return folder / "t.h5"
+
+    return write
+
+
+def write_distributed(folder, tensors):
+    state = {name: to_torch(array) for name, array in tensors.items()}
+    with quiet():
+        torch.distributed.checkpoint.save(state, checkpoint_id=folder / "saved")
+    return folder / "saved"
+
+
+def write_npy(folder, tensors):
+    ((name, array),) = tensors.items()
+    np.save(folder / f"{name}.npy", array)
+    return folder / f"{name}.npy"
+
+
+def write_equinox(folder, tensors):
+    equinox.tree_serialise_leaves(folder / "t.eqx", tensors)
+    return folder / "t.eqx"
+
+
+def write_torchscript(folder, tensors):
+    root = torch.nn.Module()
+    for name, array in tensors.items():
+        *above, last = name.split("/")
+        module = root
+        for each in above:
+            if not hasattr(module, each):
+                module.add_module(each, torch.nn.Module())
+            module = getattr(module, each)
+        module.register_buffer(last, to_torch(array))
+    with quiet():
+        torch.jit.save(torch.jit.script(root), folder / "t.pt")
+    return folder / "t.pt"
+
+
+def without_index(folder, tensors):
+    for n, part in enumerate(halves(tensors)):
+        save_safetensors(part, folder / f"model-{n + 1:05}-of-00002.safetensors")
+    return folder
+
+
+def write_pickle(folder, tensors):
+    with (folder / "t.pkl").open("wb") as file:
+        pickle.dump(tensors, file)
+    return folder / "t.pkl"
+
+
+def write_quantized(case):
+    return lambda folder, tensors: quantized_folders.written(folder / "saved", case)
+
+
+def open_dequantized(path, tensors):
+    return li.open_checkpoint(path, dequantize=True)
+
+
+def write_quantized_gguf(folder, words):
+    writer = gguf.GGUFWriter(folder / "t.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_token_list([f"word {n}" for n in range(words)])
+    for kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0):
+        values = np.random.default_rng(0).normal(size=(4, 64)).astype("float32")
+        held = gguf.quants.quantize(values, kind)
+        writer.add_tensor(f"blk.0.{kind.name}.weight", held, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "t.gguf"
+
+
 FORMATS = [
     Format("safetensors", single(save_safetensors, "t.safetensors")),
     Format("safetensors-index", sharded(save_safetensors, "model", ".safetensors")),
+    Format("safetensors-shards", without_index),
     Format("msgpack", single(save_msgpack, "checkpoint_1")),
     Format("msgpack-pieces", chunked_msgpack, "copied"),
     Format("msgpack-index", sharded(save_msgpack, "flax_model", ".msgpack")),
     Format("npz", npz(np.savez)),
     Format("npz-fortran", fortran_npz),
     Format("npz-compressed", npz(np.savez_compressed), "streamed"),
+    Format("npy", write_npy, is_one=True),
+    Format("equinox", write_equinox, open=lambda path, t: li.open_checkpoint(path, like=t)),
     Format("torch", single(save_torch, "t.pt")),
     Format("torch-index", sharded(save_torch, "pytorch_model", ".bin")),
+    Format("torch-legacy", single(save_torch, "t.bin", _use_new_zipfile_serialization=False)),
+    Format("torch-script", write_torchscript, lacks=("größe/ж.é", "double")),
+    Format("torch-distributed", write_distributed),
+    Format("gguf", write_gguf, has_empty=False, lacks=("bool", "uint8", "bfloat16")),
+    Format("hdf5", write_hdf5(), has_empty=False, lacks=("bfloat16",)),
     Format(
-        "torch-legacy", single(save_torch, "t.bin", _use_new_zipfile_serialization=False), "held"
+        "hdf5-chunks",
+        write_hdf5(chunks=True, compression="gzip"),
+        "streamed",  # Whole chunks, compressed.
+        has_empty=False,
+        lacks=("bfloat16", "int32"),  # The scalar is one, and is not chunked.
     ),
     Format("orbax-zarr", orbax_handler(use_ocdbt=False), "chunked", False),
     Format("orbax-zarr3", orbax_handler(use_ocdbt=False, use_zarr3=True), "chunked", False),
@@ -188,6 +311,15 @@ FORMATS = [
     Format("orbax-standard", orbax_standard, "chunked", False),
     Format("orbax-step", orbax_step, "chunked", False),
     Format("orbax-v1", orbax_v1, "chunked", False),
+]
+# What obeys other laws: values that the header holds, and numbers that stand for others.
+OTHERS = [
+    Format("pickle", write_pickle, "held"),
+    Format("gguf-quantized", lambda folder, tensors: write_quantized_gguf(folder, 2)),
+    *(
+        Format(f"quantized-{case}", write_quantized(case), open=open_dequantized)
+        for case in ("ct_int4_group_zero", "fp8", "mxfp4", "bnb_nf4_nested_float16", "gptq_int4")
+    ),
 ]
 
 

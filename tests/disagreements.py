@@ -73,6 +73,8 @@ def cases(is_odd, folder, mesh):
 
     weight = {"v": np.arange(64, dtype="float32").reshape(8, 8)}
     small = own(nn.initializers.zeros)
+    everywhere = NamedSharding(mesh, PartitionSpec("x"))
+    held = jax.make_array_from_callback((8, 8), everywhere, weight["v"].__getitem__)
 
     yield "another key", lambda: li.materialize(tree_of(pick(0, 1)), sharding=spread)
     yield "another depth", lambda: li.materialize(tree_of(layers=pick(2, 3)), sharding=spread)
@@ -133,6 +135,12 @@ def cases(is_odd, folder, mesh):
         ),
     )
     yield (
+        "another way to read",
+        lambda: li.materialize(
+            filled("whole.safetensors"), sharding=spread, broadcast=pick(False, True)
+        ),
+    )
+    yield (
         "no such file",
         lambda: li.materialize(
             filled(pick("whole.safetensors", "absent.safetensors")), sharding=spread
@@ -164,6 +172,14 @@ def cases(is_odd, folder, mesh):
     yield (
         "another tree to save",
         lambda: li.save(pick(weight, weight | {"w": np.ones(3)}), Path(folder, "saved")),
+    )
+    yield (
+        "another tree to digest",
+        lambda: li.digest(pick({"w": held}, {"w": held, "v": held})),
+    )
+    yield (
+        "a digest where others make",
+        lambda: li.digest({"w": held}) if is_odd else li.materialize(small, sharding=spread),
     )
     yield "all the same", lambda: li.materialize(tree_of(), sharding=spread)
 

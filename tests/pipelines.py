@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 import lazyinit as li
 from lazyinit import errors
-from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.match.places import places
 from lazyinit.match.unmatch import unmatch
 from lazyinit.rules.change import Frame, Grid, Layout
 from lazyinit.rules.joins import Concat, Split, Stack, Unstack
 from lazyinit.rules.layout import Cast, Transpose
-from lazyinit.rules.reshape import Rearrange
+from lazyinit.rules.lengths import Pad, Repeat, Trim
+from lazyinit.rules.reshape import Rearrange, Reshape
 from lazyinit.rules.rule import as_rules
+from lazyinit.tensors.memory import HeldTensor
 
 zeros = jax.nn.initializers.zeros
 
@@ -100,6 +101,39 @@ def rearranges(draw, shape):
 
 
 @st.composite
+def reshapes(draw, shape):
+    """Splits axes into factors, or merges all, under -1 for a size that is told."""
+    size = math.prod(shape)
+    factor = draw(st.sampled_from([f for f in range(1, size + 1) if size % f == 0] or [1]))
+    after = draw(st.sampled_from([(size,), (factor, size // factor), (1, *shape), shape[::-1]]))
+    said = (*after[:-1], -1) if size and draw(st.booleans()) else after
+    return Reshape(said, back=shape), lambda x: x.reshape(after)
+
+
+@st.composite
+def lengths(draw, shape):
+    """Repeats places along an axis, fills it up, or fills it up and drops some of that again."""
+    axis = draw(st.integers(0, len(shape) - 1))
+    kind = draw(st.sampled_from(["repeat", "pad", "slice"]))
+    if kind == "repeat":
+        times = draw(st.integers(1, 3))
+        return [Repeat(axis, times)], lambda x: np.repeat(x, times, axis)
+    least, most = sorted(shape[axis] + draw(st.integers(0, 3)) for _ in range(2))
+    if draw(st.booleans()):
+        axis -= len(shape)
+    longest = most if kind == "slice" else least
+    changes = [Pad(axis, size=longest, back=shape[axis])]
+    changes += [Trim(axis, size=least, back=longest)] * (kind == "slice")
+
+    def oracle(x):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, least - x.shape[axis])
+        return np.pad(x, widths)
+
+    return changes, oracle
+
+
+@st.composite
 def layouts(draw, max_changes=4):
     """Returns a layout, numpy arrays for its tensors, and those for its leaves, as numpy has them."""
     numbered = draw(st.booleans())
@@ -109,7 +143,7 @@ def layouts(draw, max_changes=4):
     )
     columns = draw(st.integers(1, 3)) if numbered else 1
     rows = draw(st.integers(2, 3)) if several else 1
-    counter = iter(range(10**6))
+    counter = iter(range(1, 10**6))
 
     def fresh(shape):
         return np.array([next(counter) for _ in range(math.prod(shape))], np.int32).reshape(shape)
@@ -119,7 +153,7 @@ def layouts(draw, max_changes=4):
     grid, changes = tensors, []
     for _ in range(draw(st.integers(0, max_changes))):
         change, grid, numbered = draw(_steps(grid, numbered))
-        changes.append(change)
+        changes += change if isinstance(change, list) else [change]
     if numbered:
         change, grid, numbered = draw(_stacks(grid, numbered))
         changes.append(change)
@@ -151,7 +185,8 @@ def _steps(draw, grid, numbered):
     if len({len(shape) for shape in shapes}) == 1:
         kinds.append("transpose")
     if len(shapes) == 1:
-        kinds.append("rearrange")
+        kinds += ["rearrange", "reshape"]
+        kinds += ["lengths"] * bool(next(iter(shapes)))
         if len(grid) > 1 and next(iter(shapes)):
             kinds += ["concat"] * 3
         if len(grid) > 1 and not numbered:
@@ -170,7 +205,9 @@ def _steps(draw, grid, numbered):
             numbered,
         )
     else:
-        change, oracle = draw(transposes(shape) if kind == "transpose" else rearranges(shape))
+        ways = {"transpose": transposes, "rearrange": rearranges}
+        ways |= {"reshape": reshapes, "lengths": lengths}
+        change, oracle = draw(ways[kind](shape))
     return change, [[oracle(x) for x in row] for row in grid], numbered
 
 

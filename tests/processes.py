@@ -9,14 +9,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+from forked import run_together
+
 START = """
 import json, sys
 import jax, numpy as np
-rank, port, to, devices, processes, *args = sys.argv[1:]
+rank, address, to, devices, processes, heartbeat, *args = sys.argv[1:]
 rank = int(rank)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", int(devices))
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=int(processes), process_id=rank)
+jax.distributed.initialize(
+    address,
+    num_processes=int(processes),
+    process_id=rank,
+    heartbeat_timeout_seconds=int(heartbeat),
+)
 def say(result):
     with open(to, "w") as file:  # Gloo writes to stdout.
         json.dump(result, file)
@@ -28,7 +35,7 @@ def two_processes(program, *args, devices=4):
     return in_processes(2, program, *args, devices=devices)
 
 
-def in_processes(count, program, *args, devices=4):
+def in_processes(count, program, *args, devices=4, network=None):
     """Runs a program in processes that know each other; returns what each handed to ``say``.
 
     Args:
@@ -37,36 +44,61 @@ def in_processes(count, program, *args, devices=4):
         may import what lies beside the tests.
       *args: strings, which become ``args``.
       devices: CPU devices of each process.
+      network: a ``Network`` in which each process has a host of its own; ``None`` for loopback.
     """
+    if network is None:
+        with arguments(count, *args, devices=devices) as (each, reports):
+            run_together(START + program, each)
+            return [json.loads(report.read_text()) for report in reports]
+    with started(count, program, *args, devices=devices, network=network) as (processes, reports):
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+        said = "".join(error[-2000:] for error in errors)
+        assert not any(process.returncode for process in processes), said
+        return [json.loads(report.read_text()) for report in reports]
+
+
+@contextlib.contextmanager
+def arguments(count, *args, devices, heartbeat=100, network=None):
+    """Gives what each process finds in ``sys.argv``, and the files that ``say`` writes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ended:
+        port = free.getsockname()[1]
+    address = f"{network.address if network else '127.0.0.1'}:{port}"
+    shared = [*map(str, (devices, count, heartbeat)), *args]
+    with tempfile.TemporaryDirectory() as folder:
         reports = [Path(folder, str(rank)) for rank in range(count)]
-        started = [
+        yield (
+            [[str(rank), address, report, *shared] for rank, report in enumerate(reports)],
+            reports,
+        )
+
+
+@contextlib.contextmanager
+def started(count, program, *args, devices=4, heartbeat=100, network=None):
+    """Starts such processes anew, to be killed; gives them, and the files that ``say`` writes.
+
+    Args:
+      count: how many processes.
+      program: as above.
+      *args: as above.
+      devices: as above.
+      heartbeat: seconds after which JAX takes a process that is not heard of for dead.
+      network: as above.
+    """
+    within = network.within if network else [[]] * count
+    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
+    shared = arguments(count, *args, devices=devices, heartbeat=heartbeat, network=network)
+    with shared as (each, reports), contextlib.ExitStack() as ended:
+        processes = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    START + program,
-                    str(rank),
-                    port,
-                    report,
-                    str(devices),
-                    str(count),
-                    *args,
-                ],
+                [*before, sys.executable, "-c", START + program, *own],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": path},
                 text=True,
             )
-            for rank, report in enumerate(reports)
+            for before, own in zip(within, each, strict=True)
         ]
-        for process in started:
+        for process in processes:
             ended.callback(process.kill)
-        errors = [p.communicate(timeout=240)[1] for p in started]
-        said = "".join(error[-2000:] for error in errors)
-        assert not any(p.returncode for p in started), said
-        return [json.loads(report.read_text()) for report in reports]
+        yield processes, reports

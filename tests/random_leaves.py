@@ -1,7 +1,7 @@
 """Random initializers, shapes, dtypes and shardings; random functions whose leaves share arithmetic.
 
-Eager JAX is the oracle. ``python tests/random_leaves.py --leaves 10000 --functions 1000`` runs as
-many as one likes; ``tests/make/test_random_leaves.py`` a sample of them.
+Eager JAX is the oracle. ``python tests/random_leaves.py --leaves 10000 --moved 1000 --functions
+1000`` runs as many as one likes; ``tests/make/test_random_leaves.py`` a sample of them.
 """
 
 import argparse
@@ -182,6 +182,71 @@ def check_leaf(seed):
     assert_same(jnp.asarray(made), jnp.asarray(init(key)), f"seed {seed}: {name}")
 
 
+# Leaves whose elements are moved after they are drawn.
+
+DRAWN = ["normal", "uniform", "truncated normal", "moved", "range", "constant", "rows"]
+
+
+def random_move(rng, shape):
+    """Returns what moves the elements of an array of this shape, and what people call it."""
+    kind = str(rng.choice(["transpose", "swapaxes", "split", "merge", "slice", "T"]))
+    axis = int(rng.integers(len(shape)))
+    match kind:
+        case "transpose":
+            axes = tuple(map(int, rng.permutation(len(shape))))
+            return lambda x: x.transpose(axes), f"transpose{axes}"
+        case "swapaxes":
+            return lambda x: jnp.swapaxes(x, axis, -1), f"swapaxes({axis}, -1)"
+        case "split":
+            inner = int(rng.choice([n for n in range(1, shape[axis] + 1) if shape[axis] % n == 0]))
+            to = (*shape[:axis], shape[axis] // inner, inner, *shape[axis + 1 :])
+            return lambda x: x.reshape(to), f"reshape{to}"
+        case "merge":
+            to = (*shape[:axis], math.prod(shape[axis : axis + 2]), *shape[axis + 2 :])
+            return lambda x: x.reshape(to), f"reshape{to}"
+        case "slice":
+            start = int(rng.integers(shape[axis]))
+            stop = int(rng.integers(start, shape[axis])) + 1
+            index = (*[slice(None)] * axis, slice(start, stop))
+            return lambda x: x[index], f"[{start}:{stop}] along {axis}"
+    return lambda x: x.T, "T"
+
+
+def check_moved(seed):
+    rng = np.random.default_rng(seed)
+    name, dtype = str(rng.choice(DRAWN)), str(rng.choice(["float32", "bfloat16"]))
+    shape = [int(n) for n in rng.choice([2, 3, 4, 6, 8, 16, 24], rng.integers(1, 3))]
+    shape.insert(int(rng.integers(len(shape) + 1)), int(rng.choice([64, 65, 96, 128, 192])))
+    if rng.random() < 0.7:
+        shape.sort()  # So that the last axis is long.
+    if name == "rows":
+        shape = [min(shape[0], 9), *shape[1:]]
+    moves, said, left = [], [], jax.ShapeDtypeStruct(tuple(shape), dtype)
+    for _ in range(int(rng.integers(1, 4))):
+        move, title = random_move(rng, left.shape)
+        left = jax.eval_shape(move, left)
+        moves, said = [*moves, move], [*said, title]
+
+    def init(key):
+        x = INITIALIZERS[name](key, tuple(shape), dtype)
+        for move in moves:
+            x = move(x)
+        return x
+
+    axis_type = rng.choice([None, AxisType.Auto, AxisType.Explicit])
+    sharding = random_sharding(rng, left.shape)
+    if sharding is not None and axis_type is AxisType.Explicit:
+        explicit = jax.make_mesh(sharding.mesh.axis_sizes, sharding.mesh.axis_names)
+        sharding = NamedSharding(explicit, sharding.spec)
+    key = jax.random.key(seed)
+    with contextlib.nullcontext() if axis_type is None else jax.set_mesh(mesh_around(axis_type)):
+        thunk = li.lazy(init)(key)
+    made = li.materialize(thunk, sharding=sharding)
+    assert sharding is None or made.sharding == sharding
+    where = f"seed {seed}: {name} {dtype}{shape} {' '.join(said)}, recorded within {axis_type}"
+    assert_same(made, init(key), f"{where}, to {sharding}")
+
+
 @functools.cache
 def mesh_around(axis_type):
     return jax.make_mesh((8,), ("z",), axis_types=(axis_type,))
@@ -288,11 +353,13 @@ def check_function(seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--leaves", type=int, default=0)
+    parser.add_argument("--moved", type=int, default=0)
     parser.add_argument("--functions", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     chosen = parser.parse_args()
     bad = 0
-    for check, count in ((check_leaf, chosen.leaves), (check_function, chosen.functions)):
+    counts = chosen.leaves, chosen.moved, chosen.functions
+    for check, count in zip((check_leaf, check_moved, check_function), counts, strict=True):
         for seed in range(chosen.first, chosen.first + count):
             try:
                 check(seed)

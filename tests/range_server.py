@@ -16,12 +16,13 @@ class RangeServer:
     claims the range and sends far more, ``"fewer"`` claims it and sends one byte less, ``"other"``
     sends another range than was asked for, ``"unsaid"`` does not say which range it sends. A
     number is the status of an answer without a body to speak of. ``refusals`` are statuses for
-    the next requests without a range; ``modified`` is when files were last written.
+    the next requests without a range; ``modified`` is when files were last
+    written, ``kind`` what they are called (``text/html``).
     """
 
     def __init__(self):
         self.files, self.faults, self.always = {}, [], ""
-        self.refusals, self.modified = [], ""
+        self.refusals, self.modified, self.kind = [], "", ""
         self.has_tags, self.has_sizes = True, True
         self.sent, self.ranges, self.requests = 0, [], []
         self.lock = threading.Lock()
@@ -103,6 +104,8 @@ def serving():
                 self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
             if state.has_tags:
                 self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+            if state.kind:
+                self.send_header("Content-Type", state.kind)
             if state.modified:
                 self.send_header("Last-Modified", state.modified)
             self.end_headers()

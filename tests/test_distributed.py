@@ -15,7 +15,8 @@ sharding = li.shard_fsdp(mesh, ("x", "y"), min_size=1)
 ids = jax.ShapeDtypeStruct((1, 4), "int32")
 tree = li.lazy(Decoder(layers=2)).init(jax.random.key(0), ids)
 tree, report = li.fill(tree, args[0])
-made = li.materialize(tree, sharding=sharding)
+steps = []
+made = li.materialize(tree, sharding=sharding, progress=steps.append)
 held = {}
 for keys, array in jax.tree_util.tree_leaves_with_path(made):
     name = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -23,7 +24,8 @@ for keys, array in jax.tree_util.tree_leaves_with_path(made):
         (str(shard.index), np.asarray(shard.data).tobytes().hex())
         for shard in array.addressable_shards
     ]
-say({"loaded": report.loaded, "held": held})
+last = [steps[-1].done_bytes, steps[-1].total_bytes]
+say({"loaded": report.loaded, "held": held, "progress": last})
 """
 
 
@@ -39,6 +41,9 @@ def test_each_process_makes_and_reads_its_own_shards_of_the_same_arrays(tmp_path
     path = tmp_path / "one.safetensors"
     save_file({stored: values}, path)
     reports = two_processes(PROGRAM, str(path))
+    # Each process tells of the whole tree, of which it makes its own part.
+    total = sum(x.nbytes for x in leaves.values())
+    assert [report["progress"] for report in reports] == [[total, total]] * 2
     for name, want in (leaves | {stored: values}).items():
         seen = np.zeros(want.shape, bool)
         for report in reports:

@@ -21,7 +21,9 @@ CLASSES.remove(errors.LazyinitWarning)
 def test_every_error_is_of_the_package_and_of_a_built_in(error):
     assert issubclass(error, errors.LazyinitError)
     if error is not errors.LazyinitError:
-        assert issubclass(error, ValueError | TypeError | LookupError | OSError | RuntimeError)
+        assert issubclass(
+            error, ValueError | TypeError | LookupError | OSError | RuntimeError | ArithmeticError
+        )
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda e: e.__name__)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from oracles import assert_not_quadratic
+from pipelines import nested
 
 import lazyinit as li
 from lazyinit import errors
@@ -29,17 +30,6 @@ def lazy(*shape, dtype="float32"):
 
 def ones(*shape, dtype="float32"):
     return np.ones(shape, dtype)
-
-
-def nested(flat):
-    tree = {}
-    for path, leaf in flat.items():
-        *keys, last = path.split("/")
-        node = tree
-        for key in keys:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
 
 
 def raises(message):
@@ -265,6 +255,34 @@ def test_an_identical_name_wins_over_a_rule():
     _, report = fill({"fc": {"kernel": lazy(2, 3)}}, tensors, TORCH)
     assert report.sources["fc/kernel"].tensor == "fc.kernel"
     assert report.unexpected == ("fc.weight",)
+
+
+@pytest.mark.parametrize("name", ["params/fc/kernel", "params.fc.kernel"])
+def test_a_rule_for_the_tensor_of_that_very_name_says_its_layout(name):
+    square = np.arange(4, dtype="float32").reshape(2, 2)
+    tree = nested({"params/fc/kernel": lazy(2, 2), "params/fc/bias": lazy(2)})
+    tensors = {name: square, name.replace("kernel", "bias"): ones(2)}
+    rules = [Rule("**/kernel", "**/kernel", li.Transpose("o i -> i o"))]
+    filled, report = fill(tree, tensors, rules)
+    held = filled["params"]["fc"]["kernel"].source.read((slice(None), slice(None)))
+    np.testing.assert_array_equal(held, square.T)
+    assert set(report.loaded) == {"params/fc/kernel", "params/fc/bias"}
+    assert not report.unused_rules
+
+
+def test_a_typed_key_of_a_mapping_fills_a_key_and_one_of_another_kind_is_an_error():
+    lazy_key = LazyParam((), jax.random.key(0).dtype, lambda key: key)
+    tree = {"a": lazy(2), "key": lazy_key}
+    filled, report = fill(tree, {"a": ones(2), "key": jax.random.key(5)})
+    assert report.loaded == ("a", "key")
+    made = li.materialize(filled, "key")["key"]
+    assert jax.random.key_data(made).tolist() == [0, 5]
+    with pytest.raises(errors.FillError) as raised:
+        fill(tree, {"a": ones(2), "key": jax.random.key(5, impl="rbg")})
+    assert str(raised.value) == (
+        "key: the model wants keys of threefry2x32, tensor 'key' holds keys of rbg. Make the model "
+        "with such keys, or leave the tensor out."
+    )
 
 
 def test_the_first_key_counts_as_nothing_only_in_a_tree_that_has_params():

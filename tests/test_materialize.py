@@ -314,6 +314,13 @@ def test_leaves_that_share_equations_may_be_on_other_devices(others):
     assert_same(made["batch_stats"], want["batch_stats"])
 
 
+def test_one_thunk_at_two_places_has_the_dtype_of_each():
+    thunk = li.lazy(lambda key: jax.random.normal(key, (4, 72)))(KEY)
+    made = li.materialize({"a": thunk, "b": thunk}, dtype={"a": "bfloat16", "b": "float16"})
+    eager = jax.random.normal(KEY, (4, 72))
+    assert_same(made, {"a": eager.astype("bfloat16"), "b": eager.astype("float16")})
+
+
 def test_one_thunk_at_two_places_is_one_array_for_each_sharding():
     leaf = TREE["params"]["first"]
     tree = {"a": leaf, "b": leaf, "c": leaf, "d": leaf}
@@ -491,9 +498,8 @@ def test_a_thunk_of_numpy_values_is_made():
 # What goes wrong leaves nothing behind.
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "error"),
-    [
+def test_a_wrong_argument_allocates_nothing():
+    wrong = [
         ({"paths": ["params/dense", "params/denes"]}, PathError),
         ({"sharding": NamedSharding(MESH, P(None, None, "a"))}, ShardingError),
         ({"sharding": P("a")}, ShardingError),
@@ -501,13 +507,12 @@ def test_a_thunk_of_numpy_values_is_made():
         ({"sharding": lambda path, leaf: NamedSharding(MESH, P("a")) if leaf.ndim == 0 else None},
          ShardingError),
         ({"sharding": lambda path, leaf: "b"}, ShardingError),
-    ],
-)  # fmt: skip
-def test_a_wrong_argument_allocates_nothing(kwargs, error):
+    ]  # fmt: skip
     gc.collect()
     before = live()
-    with pytest.raises(error):
-        li.materialize(TREE, **kwargs)
+    for kwargs, error in wrong:
+        with pytest.raises(error):
+            li.materialize(TREE, **kwargs)
     gc.collect()
     assert not large_arrays_since(before, 0)
 

@@ -13,8 +13,8 @@ from oracles import assert_same_array, kernel_sharding
 from safetensors.numpy import save_file
 
 import lazyinit as li
-from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.checkpoint.views import cut
+from lazyinit.tensors.memory import HeldTensor
+from lazyinit.tensors.views import cut
 
 KEY = jax.random.key(5)
 X = jax.ShapeDtypeStruct((1, 2), "int32")

@@ -7,6 +7,7 @@ import pickle
 
 import flax
 import flax.linen as nn
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import models
@@ -20,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 import lazyinit as li
 from lazyinit.errors import NoArrayAttributeError, NotMaterializedError
 from lazyinit.keys import Key
-from lazyinit.params import describe, label
+from lazyinit.params import label
+from lazyinit.sources import describe
 
 KEY = jax.random.key(0)
 X = jnp.ones((2, 8))
@@ -143,6 +145,32 @@ def test_a_leaf_handed_to_jax_is_a_type_error_that_says_lazyparam(use, leaf):
 def test_apply_with_leaves_names_the_path(tree):
     with pytest.raises(NotMaterializedError, match=r"params/layers_0/kernel: wanted an array"):
         models.MLP().apply(tree, X)
+
+
+WRITERS = {
+    "flax.serialization": flax.serialization.to_bytes,
+    "flax.serialization.to_state_dict": flax.serialization.to_state_dict,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("kind", ["lazy", "stored", "derived", "overlap"])
+def test_a_serializer_that_gets_a_leaf_fails_with_its_path(name, kind):
+    lazy = li.lazy(nn.Dense(3)).init(KEY, X)["params"]
+    held = {"kernel": np.ones((8, 3), "f")}
+    stored, _ = li.fill(lazy, held, on_missing="init")
+    part = {"kernel": np.ones((4, 3), "f")}
+    overlap, _ = li.fill(lazy, part, on_missing="init", on_mismatch=li.overlap)
+    derived = li.lazy(lambda tree: {"kernel": tree["kernel"] * 2})(stored)
+    tree = {"lazy": lazy, "stored": stored, "derived": derived, "overlap": overlap}[kind]
+    with pytest.raises(NotMaterializedError, match="kernel: wanted an array"):
+        WRITERS[name]({"kernel": tree["kernel"]})
+
+
+def test_a_state_is_restored_over_leaves():
+    lazy, eager = li.lazy(nn.Dense(3)).init(KEY, X), nn.Dense(3).init(KEY, X)
+    restored = flax.serialization.from_bytes(lazy, flax.serialization.to_bytes(eager))
+    jax.tree.map(np.testing.assert_array_equal, restored, eager)
 
 
 def test_a_leaf_without_a_path_is_refused_too():

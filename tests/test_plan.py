@@ -126,7 +126,8 @@ def test_the_peak_counts_what_is_needed_beside_the_leaves():
     assert drawn == 2**20 + drawing  # However many leaves there are.
     leaf = li.LazyParam((8,), "float32", jax.nn.initializers.zeros)
     stored, _ = li.fill({"w": leaf}, {"w": np.zeros(8, np.float32)})
-    assert li.plan(stored).peak_bytes_per_device[device] == 32 + os.cpu_count() * limits.PIECE
+    threads = os.cpu_count()
+    assert li.plan(stored).peak_bytes_per_device[device] == 32 + threads * limits.READ_BYTES
 
 
 def test_a_word_that_is_no_action_is_refused_with_the_nearest():

@@ -17,7 +17,7 @@ from oracles import assert_same, kernel_sharding, large_arrays_since, live
 from safetensors.numpy import load_file, save_file
 
 import lazyinit as li
-from lazyinit.checkpoint.arrays import DeviceArray
+from lazyinit.tensors.arrays import DeviceArray
 
 KEY = jax.random.key(2)
 IDS = np.ones((1, 4), np.int32)

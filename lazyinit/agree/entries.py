@@ -1,8 +1,8 @@
-"""Leaves -> what two processes must have in common of them.
+"""What two processes must have in common, leaf by leaf.
 
-``digest_of`` is short and quick, and two processes that agree have the same. ``aspects`` is for
-people, and slow: what is the same there is the same, even where the digests differ (two processes
-may record the same equations in another order).
+``digest_of`` is quick, and processes whose digests are equal agree. ``aspects`` is slow, and says
+in words what is about to be done with a leaf. It has the last word, since digests may also differ
+where processes agree: two of them may record the same equations in another order.
 """
 
 import functools
@@ -12,16 +12,19 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from lazyinit.checkpoint.base import Derived
-from lazyinit.checkpoint.views import BoxView
 from lazyinit.derived import DerivedParam, origins, parts_of
 from lazyinit.keys import Key
-from lazyinit.params import LazyParam, Source, describe, label
+from lazyinit.params import LazyParam, StoredParam, label
 from lazyinit.program import stable
 from lazyinit.program.slices import Slice
+from lazyinit.sources import Source, describe
+from lazyinit.tensors.base import Derived
+from lazyinit.tensors.mapped import MappedTensor
+from lazyinit.tensors.views import BoxView
 
 
 class Entry(NamedTuple):
@@ -42,8 +45,11 @@ class Entry(NamedTuple):
     dtype: Any
 
 
+_NONE: Any = object()  # Is no leaf's dtype, sharding, program or key.
+
+
 class _Numbers:
-    """Texts by number from 1, in the order of first use; each object is told once."""
+    """Numbers texts from 1, in the order of first use, and remembers the number of each object."""
 
     def __init__(self) -> None:
         self.known: dict[int, int] = {}  # By identity.
@@ -59,44 +65,60 @@ class _Numbers:
         return found
 
 
-def digest_of(entries: Iterable[Entry]) -> str:
-    """Returns 32 hex digits for all that is about to be done.
+def digest_of(entries: Iterable[Entry]) -> tuple[str, str]:
+    """Returns 32 hex digits for all that is about to be done, in two ways.
+
+    Two processes are about to do the same if either is. What goes to devices of one process alone
+    may be meant for that process, whoever says so (a stage of a pipeline), as the first takes it;
+    or each process means its own devices, as the second does.
 
     Raises:
       CheckpointError: a file that a selected leaf is read from is gone or has changed.
     """
     numbers = _Numbers()
-    known = numbers.known.get
     told = hashlib.blake2b(digest_size=16)
     rows: list[Any] = []
+    # Most leaves are like the one before them in these. To see that takes a tenth of the time of
+    # looking them up in a table.
+    stored = placed = cast = program = root = _NONE
+    common: tuple[Any, ...] = ()
+    made: tuple[Any, ...] = ()
     for path, leaf, is_selected, sharding, dtype in entries:
         if not is_selected or not hasattr(leaf, "shape"):
             rows.append((path, is_selected))
             continue
-        own = leaf.dtype
-        rows.append(
-            (
-                path,
-                leaf.shape,
-                # What follows ``or`` is right alone, but a call; and most leaves are alike.
-                known(id(own)) or numbers.of(own, str),
-                known(id(sharding)) or numbers.of(sharding, _placement),
-                dtype if dtype is None else known(id(dtype)) or numbers.of(dtype, str),
-            )
-        )
+        if leaf.dtype is not stored or sharding != placed or dtype is not cast:
+            stored, placed, cast = leaf.dtype, sharding, dtype
+            as_dtype = None if cast is None else numbers.of(cast, str)
+            common = (numbers.of(stored, str), numbers.of(placed, _placement), as_dtype)
         if isinstance(leaf, LazyParam):  # Most are; for them ``origins`` is a detour.
-            rows.append(_made_row(leaf, numbers))
+            init, rng = leaf.init_fn, leaf.rng_path
+            if isinstance(init, Slice) and len(rng.roots) == 1:
+                ((stream, key),) = rng.roots.items()
+                if init.program is not program or key is not root:
+                    program, root = init.program, key
+                    made = (numbers.of(program, _program), numbers.of(root, _key))
+                steps = (stream, rng.fold, init.output, init.key, init.given)
+                rows.append((path, leaf.shape, common, made, steps))
+            else:
+                rows.append((path, leaf.shape, common, *_made_row(leaf, numbers)))
+        elif isinstance(leaf, StoredParam):
+            rows.append((path, leaf.shape, common, _source_row(leaf.source, numbers)))
         else:
-            read, made = origins(leaf)
+            read, lazy = origins(leaf)
             parts = parts_of(leaf) if isinstance(leaf, DerivedParam) else ()
+            rows.append((path, leaf.shape, common))
             rows += [_made_row(x, numbers) for x in parts if isinstance(x, DerivedParam)]
-            rows += [_made_row(lazy, numbers) for lazy in made]
+            rows += [_made_row(x, numbers) for x in lazy]
             rows += [_source_row(source, numbers) for source in read]
-        if len(rows) > 256:  # To keep 40,000 tuples is to have Python's collector walk over them.
+        if len(rows) > 256:  # Python's collector would walk over 40,000 tuples that are kept.
             told.update(_bytes(rows))
             rows.clear()
-    told.update(_bytes([*rows, *numbers.texts]))
-    return told.hexdigest()
+    told.update(_bytes(rows))
+    own = told.copy()
+    told.update(_bytes([*numbers.texts]))
+    own.update(_bytes([_as_own(text) for text in numbers.texts]))
+    return told.hexdigest(), own.hexdigest()
 
 
 def _bytes(rows: list[Any]) -> bytes:
@@ -105,6 +127,7 @@ def _bytes(rows: list[Any]) -> bytes:
 
 
 def _made_row(lazy: LazyParam | DerivedParam, numbers: _Numbers) -> tuple[Any, ...]:
+    """Returns what a leaf is made of: its keys, and its place in the program or its initializer."""
     rng, init = lazy.rng_path, lazy.init_fn
     known = numbers.known.get
     roots = [(s, known(id(root)) or numbers.of(root, _key)) for s, root in rng.roots.items()]
@@ -115,30 +138,41 @@ def _made_row(lazy: LazyParam | DerivedParam, numbers: _Numbers) -> tuple[Any, .
 
 
 def _source_row(source: Any, numbers: _Numbers) -> tuple[Any, ...]:
-    if isinstance(source, BoxView):  # Most are one, and to tell it in words takes long.
+    """Returns what a leaf is read from: the tensors, their places, and how they are changed."""
+    if isinstance(source, BoxView):  # Most are one, whose text would take long to write.
         return (source.box, source.axes, _source_row(source.source, numbers))
     if isinstance(source, Derived):
         return (repr(source), *[_source_row(part, numbers) for part in source.reads])
+    dtype = numbers.of(source.dtype, str)
+    file = numbers.of(getattr(source, "file", None), _checked_file)
+    if isinstance(source, MappedTensor):  # Its extent follows from these, and takes long to make.
+        return (source.name, source.shape, dtype, file, source.offset, source.steps)
     return (
         source.names,
         source.shape,
-        numbers.of(source.dtype, str),
-        numbers.of(getattr(source, "file", None), _checked_file),
+        dtype,
+        file,
         tuple([(extent.start, extent.stop) for extent in source.extents]),
     )
 
 
-def aspects(entry: Entry) -> dict[str, str]:
-    """Returns what there is to say of a leaf, by what it is about."""
+def aspects(entry: Entry, *, as_own: bool = False) -> dict[str, str]:
+    """Returns what is about to be done with a leaf, in words, by what the words are about.
+
+    Args:
+      entry: the leaf.
+      as_own: whether devices of this process are told as each process's own.
+    """
     leaf = entry.leaf
     if not hasattr(leaf, "shape"):
         return {"leaf": type(leaf).__name__}
     if not entry.is_selected:
         return {"selected": "no"}
+    placement = _placement(entry.sharding)
     found = {
         "selected": "yes",
         "leaf": describe(leaf.shape, leaf.dtype),
-        "sharding": _placement(entry.sharding),
+        "sharding": _as_own(placement) if as_own else placement,
         "dtype": str(leaf.dtype if entry.dtype is None else entry.dtype),
     }
     read, made = origins(leaf)
@@ -200,13 +234,24 @@ def _file(file: Any) -> str:
     return f"{name} of {getattr(file, 'size', '?')} bytes"
 
 
+_OWN = "devices of this process"
+
+
 def _placement(sharding: Sharding | None) -> str:
-    if sharding is None or sharding.is_fully_addressable:
-        return "devices of this process"  # Which ones differs from process to process.
+    if sharding is None:
+        return _OWN
+    processes = {device.process_index for device in sharding.device_set}
+    if len(processes) == 1:  # Which of its devices may differ from process to process.
+        return f"devices of process {processes.pop()}"
     if not isinstance(sharding, NamedSharding):
         devices = sorted(device.id for device in sharding.device_set)
         return f"{type(sharding).__name__} on devices {devices}"
     return f"{sharding.spec} on {_mesh(sharding.mesh)} in {sharding.memory_kind}"
+
+
+def _as_own(placement: str) -> str:
+    """Returns the words for a placement if what lies in this process is each process's own."""
+    return _OWN if placement == f"devices of process {jax.process_index()}" else placement
 
 
 @functools.lru_cache(maxsize=16)

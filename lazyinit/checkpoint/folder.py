@@ -1,21 +1,19 @@
 """Named sources -> a Hugging Face folder, or one file: all is planned before a file is written."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
-
-import numpy as np
+from typing import BinaryIO
 
 from lazyinit import errors
-from lazyinit.checkpoint import ties
-from lazyinit.checkpoint.commit import replacing_checkpoint, replacing_file
-from lazyinit.checkpoint.pieces import as_bytes, pieces
-from lazyinit.checkpoint.safetensors import FilePlan, index_json, plan_files, problems
-from lazyinit.params import Source
+from lazyinit.checkpoint.beside import SideFile
+from lazyinit.formats import ties
+from lazyinit.formats.commit import replacing_checkpoint, replacing_file
+from lazyinit.formats.to_safetensors import FilePlan, index_json, plan_files, problems
 from lazyinit.sizes import bytes_of
-
-Read: TypeAlias = Callable[[Source], Iterable[np.ndarray]]
+from lazyinit.sources import Source
+from lazyinit.tensors.pieces import Read, as_bytes, pieces
 
 
 def local_path(target: str | os.PathLike[str]) -> Path:
@@ -54,22 +52,33 @@ def planned(
     return plan_files(kept, {**metadata, **ties.note(tied)}, limit)
 
 
-def write_folder(folder: Path, plans: Sequence[FilePlan], read: Read = pieces) -> None:
+def write_folder(
+    folder: Path,
+    plans: Sequence[FilePlan],
+    read: Read = pieces,
+    *,
+    beside: Sequence[SideFile] = (),
+) -> None:
     """Writes planned files into a folder, in place of the checkpoint that is there.
 
     Args:
       folder: is made if it is not there.
       plans: from ``planned``.
       read: yields the values of a source, in order.
+      beside: files that come along.
 
     Raises:
       WriteError: they cannot be written; the checkpoint that was there still is.
-      CheckpointError: a file that a tensor lies in is gone or has changed.
+      CheckpointError: a file that a tensor lies in is gone or has changed, or one that comes along
+        is gone.
     """
     for plan in plans:
         for _, source in plan.tensors:
             source.check()
-    with replacing_checkpoint(folder, len(plans)) as staged:
+    with replacing_checkpoint(folder, len(plans), [file.name for file in beside]) as staged:
+        for file in beside:
+            with staged.create(file.name) as stream:
+                _copy(file, stream)
         for name, plan in zip(staged.names, plans, strict=True):
             with staged.create(name) as stream:
                 write_file(stream, plan, read)
@@ -78,7 +87,19 @@ def write_folder(folder: Path, plans: Sequence[FilePlan], read: Read = pieces) -
                 stream.write(index_json(list(zip(staged.names, plans, strict=True))))
 
 
-def write_single(path: Path, plan: FilePlan) -> None:
+def _copy(file: SideFile, stream: BinaryIO) -> None:
+    try:
+        source = file.path.open("rb")
+    except OSError as error:
+        raise errors.CheckpointError(
+            f"{file.path}: wanted the file, to carry it over, which cannot be read any more: "
+            f"{error.strerror}."
+        ) from error
+    with source:
+        shutil.copyfileobj(source, stream)
+
+
+def write_single(path: Path, plan: FilePlan, read: Read = pieces) -> None:
     """Writes one planned file, in place of the one that is there.
 
     Raises:
@@ -88,7 +109,7 @@ def write_single(path: Path, plan: FilePlan) -> None:
     for _, source in plan.tensors:
         source.check()
     with replacing_file(path) as stream:
-        write_file(stream, plan)
+        write_file(stream, plan, read)
 
 
 def write_file(stream: BinaryIO, plan: FilePlan, read: Read = pieces) -> None:

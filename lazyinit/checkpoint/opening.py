@@ -1,49 +1,50 @@
 """Opens a checkpoint of any format. The content of a file tells its format, never its name."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lazyinit import errors
-from lazyinit.checkpoint.base import Checkpoint
-from lazyinit.checkpoint.headers import HEADER_LIMIT
+from lazyinit.checkpoint import folders
+from lazyinit.formats.foreign import foreign, format_of, is_json, not_weights
+from lazyinit.tensors.base import Checkpoint
+from lazyinit.tensors.headers import HEADER_LIMIT
 
-# What the first bytes of a file say it is, for formats that are known but not read.
-_OTHERS = {
-    b"\x93NUMPY": "a NumPy .npy file, which holds one array and no name",
-    b"\x89HDF": "an HDF5 file",
-    b"GGUF": "a GGUF file",
-}
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-_WAY_OUT = "Convert it to safetensors, or pass its tensors as a mapping from name to array."
-# The order in which transformers looks for them.
-_OWN_NAMES = tuple(
-    name + index
-    for name in ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
-    for index in ("", ".index.json")
-)
-_SUFFIXES = (".safetensors", ".index.json", ".msgpack", ".npz", ".bin", ".pt", ".pth")
+_SUFFIXES = (".safetensors", ".msgpack", ".npz", ".npy", ".bin", ".pt", ".pth", ".gguf", ".h5")
 
 
 def open_checkpoint(
     checkpoint: str | os.PathLike[str] | Mapping[Any, Any],
+    *,
+    like: Any = None,  # A pytree.
+    names: Literal["file", "transformers"] = "file",
+    dequantize: bool = False,
 ) -> Checkpoint:  # Any: keys may be what dict keys may be, values nested mappings or arrays.
     """Opens a checkpoint: validates its headers and reads no value.
 
     Args:
-      checkpoint: a file of safetensors, of Flax's msgpack, of NumPy's ``.npz`` or of PyTorch; a
-        Hugging Face folder, or its index; an Orbax folder; the address of safetensors
-        (``https://``, ``s3://``, ``gs://``, ``hf://``); or a mapping of arrays, nested, or flat
-        with names joined by ``/`` or ``.``.
+      checkpoint: a file of safetensors, of Flax's msgpack, of NumPy, PyTorch, GGUF or HDF5; a
+        Hugging Face folder, or its index; an Orbax folder; the address of safetensors or
+        GGUF (``https://``, ``s3://``, ``gs://``, ``hf://``); or a mapping of arrays, nested, or
+        flat with names joined by ``/`` or ``.``.
+      like: for a file of Equinox, which holds no names: the tree that was saved, or one of thunks
+        or shapes, which says what its arrays are called.
+      names: ``"file"`` for those that the file has; ``"transformers"`` for a GGUF file of Llama,
+        Qwen 2, Qwen 3 or Qwen 3 MoE with the names and layouts that ``transformers`` would give
+        its tensors, which the rules of ``lazyinit.maps`` know.
+      dequantize: of a Hugging Face folder on this machine whose ``config.json`` has a
+        ``quantization_config``, give weights as the numbers that they stand for, under the names
+        that they have where nothing is quantized. ``from_pretrained`` without rules does so by
+        itself.
 
     Returns:
       The tensors by name, to be read later, in part.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is broken, unsafe or of a format that is
-        not read; the message starts with the file.
+        not read, or quantized in a way that is not dequantized; the message starts with the file.
 
     Example:
       >>> import numpy as np
@@ -51,10 +52,19 @@ def open_checkpoint(
       >>> checkpoint["dense/kernel"].shape
       (2, 3)
     """
+    errors.check_word("names", names, ("file", "transformers"))
+    if names == "transformers":
+        from lazyinit.formats import gguf_names
+
+        return gguf_names.as_transformers(open_checkpoint(checkpoint, like=like))
+    if dequantize:
+        return _open_dequantized(checkpoint, like)
+    if like is not None:
+        return _open_like(checkpoint, like)
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     if isinstance(checkpoint, Mapping):
-        from lazyinit.checkpoint import memory
+        from lazyinit.tensors import memory
 
         return memory.open_tree(checkpoint)
     if not isinstance(checkpoint, str | os.PathLike):
@@ -63,12 +73,19 @@ def open_checkpoint(
             f"got {type(checkpoint).__name__}. Pass open_checkpoint's result or one of those."
         )
     if "://" in os.fspath(checkpoint):
-        from lazyinit.checkpoint import remote
+        from lazyinit.formats import remote
 
         return remote.open_url(os.fspath(checkpoint))
     path = Path(checkpoint)
-    try:
+    with _told(path):
         return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says of what the system refuses which checkpoint it was."""
+    try:
+        yield
     # ValueError: what the system says of a path with a null byte in it.
     except (OSError, ValueError) as error:
         if isinstance(error, errors.CheckpointError):
@@ -78,16 +95,54 @@ def open_checkpoint(
         ) from error
 
 
+def _open_dequantized(checkpoint: Any, like: Any) -> Checkpoint:  # Any: see open_checkpoint.
+    from lazyinit.checkpoint.config import config_of, quantization_of
+    from lazyinit.checkpoint.dequantized import dequantized
+
+    opened = open_checkpoint(checkpoint, like=like)
+    said = quantization_of(config_of(checkpoint))
+    if not said:
+        raise errors.CheckpointError(
+            f"{opened.origin}: dequantize=True wanted a folder on this machine whose config.json "
+            "has a quantization_config, got none. Open it without, and say by rules with "
+            "lazyinit.Dequantize what scales are for."
+        )
+    return dequantized(opened, said)
+
+
+def _open_like(checkpoint: Any, like: Any) -> Checkpoint:  # Any: see open_checkpoint.
+    is_path = isinstance(checkpoint, str | os.PathLike) and "://" not in os.fspath(checkpoint)
+    path = Path(checkpoint) if is_path else None
+    with _told(path or Path()):
+        is_file = path is not None and path.is_file()
+        if path is None or (is_file and format_of(_head(path)) != "npy"):
+            raise errors.CheckpointError(
+                f"{path or 'checkpoint'}: wanted a file of Equinox on this machine, got another "
+                "checkpoint, whose tensors have names. Open it without like=."
+            )
+        from lazyinit.formats import equinox
+
+        return equinox.open_file(path, like)
+
+
 def _open_folder(folder: Path) -> Checkpoint:
-    for name in _OWN_NAMES:
+    for name in folders.OWN_NAMES:
         if (folder / name).is_file():
             return _open_file(folder / name)
-    from lazyinit.checkpoint import orbax
+    there = sorted(entry.name for entry in folder.iterdir())
+    if newest := folders.find_newest(folder, there):
+        return _open_folder(newest) if newest.is_dir() else _open_file(newest)
+    from lazyinit.formats import orbax, torch_distributed
 
+    if torch_distributed.is_folder(folder):
+        return torch_distributed.open_folder(folder)
     if orbax.is_folder(folder):
         return orbax.open_folder(folder)
-    there = sorted(entry.name for entry in folder.iterdir())
-    read = [name for name in there if name.endswith(_SUFFIXES)]
+    if variant := folders.find_variant(folder, there):
+        return _open_file(variant)
+    if (shards := folders.open_shards(folder, there, _open_file)) is not None:
+        return shards
+    read = [name for name in there if name.endswith((*_SUFFIXES, ".index.json"))]
     if read:
         found = f"{read[0]!r} is there. Pass that file itself."
     elif there:
@@ -95,7 +150,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     else:
         found = "it is empty."
     raise errors.CheckpointError(
-        f"{folder}: wanted {', '.join(_OWN_NAMES)} or what Orbax writes in this folder; {found}"
+        f"{folder}: wanted {', '.join(folders.OWN_NAMES[:6])} or what Orbax writes in this folder; "
+        f"{found}"
     )
 
 
@@ -105,37 +161,58 @@ def _open_file(path: Path) -> Checkpoint:
         raise errors.CheckpointError(
             f"{path}: there is no such file or folder{errors.nearest(path.name, siblings)}"
         )
-    if path.name.endswith(".index.json"):
+    head = _head(path)
+    if path.name.endswith(".index.json") or _is_index(path, head):
         return _open_index(path)
-    with path.open("rb") as file:
-        head = file.read(9)
-    for magic, kind in _OTHERS.items():
-        if head.startswith(magic):
-            raise errors.CheckpointError(
-                f"{path}: wanted a safetensors, msgpack, .npz or PyTorch file, got {kind}; that "
-                f"format is not read yet. {_WAY_OUT}"
-            )
-    if head.startswith(_ZIP):
-        return _open_zip(path)
-    from lazyinit.checkpoint import flax_msgpack, msgpack_walk, safetensors
+    if kind := foreign(head):
+        raise not_weights(str(path), kind)
+    match format_of(head):
+        case "zip":
+            return _open_zip(path)
+        case "hdf5":
+            from lazyinit.formats import hdf5
 
-    # The first eight bytes of safetensors are a length, of which the format allows but 27 bits.
-    may_be_msgpack = bool(head) and msgpack_walk.is_first_byte(head[0]) and any(head[4:8])
-    if head[8:] == b"{" and not may_be_msgpack:
-        return safetensors.open_file(path)
-    if head.startswith(_PICKLES):
-        from lazyinit.checkpoint import pytorch
+            return hdf5.open_file(path)
+        case "gguf":
+            from lazyinit.formats import gguf
 
-        return pytorch.open_pickle(path)
-    if head and msgpack_walk.is_first_byte(head[0]):
-        return flax_msgpack.open_file(path)
+            return gguf.open_file(path)
+        case "npy":
+            from lazyinit.formats import npz
+
+            return npz.open_array(path)
+        case "pickle":
+            from lazyinit.formats import pytorch
+
+            return pytorch.open_pickle(path)
+        case "msgpack":
+            from lazyinit.formats import flax_msgpack
+
+            return flax_msgpack.open_file(path)
+    from lazyinit.formats import safetensors
+
     return safetensors.open_file(path)
 
 
+_HEAD = 512  # Bytes of a file that are looked at.
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
+
+
+def _is_index(path: Path, head: bytes) -> bool:
+    """Tells whether a file is an index, such as that of a variant, whatever its name."""
+    if not is_json(head) or path.stat().st_size > HEADER_LIMIT:
+        return False
+    return b'"weight_map"' in path.read_bytes()
+
+
 def _open_zip(path: Path) -> Checkpoint:
-    from lazyinit.checkpoint import npz, pytorch
-    from lazyinit.checkpoint.mapped import File
-    from lazyinit.checkpoint.zipped import read_directory
+    from lazyinit.formats import npz, pytorch
+    from lazyinit.formats.zipped import read_directory
+    from lazyinit.tensors.mapped import File
 
     members = read_directory(File.at(path))
     is_torch = pytorch.is_archive(members)
@@ -143,7 +220,7 @@ def _open_zip(path: Path) -> Checkpoint:
 
 
 def _open_index(path: Path) -> Checkpoint:
-    from lazyinit.checkpoint import sharded
+    from lazyinit.formats import sharded
 
     def open_shard(name: str) -> Checkpoint:
         shard = path.parent / name
@@ -153,7 +230,7 @@ def _open_index(path: Path) -> Checkpoint:
 
     with path.open("rb") as stream:
         text = stream.read(HEADER_LIMIT + 1)
-    is_own = path.name in _OWN_NAMES
+    is_own = path.name in folders.OWN_NAMES
     return sharded.open_index(
         str(path),
         text,

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable, Sequence, Set
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from lazyinit import errors
-from lazyinit.checkpoint.folder import Read
-from lazyinit.checkpoint.pieces import pieces
-from lazyinit.params import Source
+from lazyinit.sources import Source
+from lazyinit.tensors.arrays import added_up
+from lazyinit.tensors.pieces import Read, pieces
 
 
 def write_together(
@@ -25,18 +24,22 @@ def write_together(
     Raises:
       WriteError: the first process could not write. There it is its own error.
     """
+    # While all of them are here: CPU devices wait for 30 seconds for one that is late to their
+    # first collective, and as long as it takes in later ones.
+    added_up(np.zeros(1, np.uint8))
+    is_first = jax.process_index() == 0
     streams = {id(source): iter(pieces(source)) for source in sources}
     problems: list[Exception] = []
-    if jax.process_index() == 0:
+    if is_first:
         _collect(problems, lambda: write(lambda source: streams[id(source)]))
     # What is left of them: nothing in the first process, unless it failed. The others would wait.
     for source in sources:
         if not spread.isdisjoint(source.names):
             _collect(problems, lambda source=source: _exhaust(streams[id(source)]))
-    is_written = multihost_utils.broadcast_one_to_all(np.int32(not problems))
+    is_written = added_up(np.array([is_first and not problems]))
     if problems:
         raise problems[0]
-    if not is_written:
+    if not is_written.any():
         raise errors.WriteError(
             "save: the first process could not write the checkpoint; what was there before still "
             "is. Its own error says why."

@@ -1,6 +1,15 @@
-"""The only package that touches names of JAX and Flax that are not public.
+"""The only room that touches names of JAX and Flax that are not public.
 
-Each shim says which version can drop it; ``tests/compat/test_compat.py`` tests every one.
+What JAX keeps to itself comes in; functions and values of our own go out, and nothing above this
+floor knows which version is installed. ``primitives`` is a table of what is known of each
+primitive, ``rearranged`` the equations that only move elements. ``eager`` traces in the steps of
+eager JAX, and ``again`` saves it from running the same initializer twice. ``placements`` says where
+the results of an equation go, ``unplaced`` takes that out of it, and ``on_parts`` (over
+``device_parts`` and ``moved_parts``) runs one on the part that a device holds. ``pickling`` writes
+equations as bytes, ``hosts`` reaches the other processes, and ``versions`` says which JAX this
+package is made for.
+
+Each shim says which version can drop it, and ``tests/compat/test_compat.py`` tests every one.
 """
 
 from collections.abc import Sequence
@@ -17,12 +26,22 @@ from jax._src.state.types import AbstractRef
 from jax.interpreters import partial_eval
 
 from lazyinit.compat.again import call as call
+from lazyinit.compat.device_parts import Axes as Axes
+from lazyinit.compat.device_parts import Cut as Cut
+from lazyinit.compat.device_parts import DevicePlace as DevicePlace
+from lazyinit.compat.device_parts import HeldPart as HeldPart
+from lazyinit.compat.device_parts import WholeError as WholeError
+from lazyinit.compat.device_parts import spread as spread
 from lazyinit.compat.eager import EagerSteps as EagerSteps
 from lazyinit.compat.eager import TracedValue as TracedValue
 from lazyinit.compat.eager import eager_steps as eager_steps
 from lazyinit.compat.hosts import Store as Store
 from lazyinit.compat.hosts import store as store
+from lazyinit.compat.on_parts import floats_computed as floats_computed
+from lazyinit.compat.on_parts import run_on_part as run_on_part
+from lazyinit.compat.pickling import PICKLED_ARRAY as PICKLED_ARRAY
 from lazyinit.compat.pickling import dumps as dumps
+from lazyinit.compat.pickling import pickling_problem as pickling_problem
 from lazyinit.compat.placements import Placement as Placement
 from lazyinit.compat.placements import Placements as Placements
 from lazyinit.compat.placements import is_cut as is_cut
@@ -33,6 +52,7 @@ from lazyinit.compat.primitives import Fact as Fact
 from lazyinit.compat.primitives import Scan as Scan
 from lazyinit.compat.primitives import bit_width as bit_width
 from lazyinit.compat.primitives import bodies as bodies
+from lazyinit.compat.primitives import decomposes as decomposes
 from lazyinit.compat.primitives import facts as facts
 from lazyinit.compat.primitives import index_taken as index_taken
 from lazyinit.compat.primitives import is_fold as is_fold
@@ -43,7 +63,7 @@ from lazyinit.compat.primitives import may_loop as may_loop
 from lazyinit.compat.primitives import scan_of as scan_of
 from lazyinit.compat.primitives import title as title
 from lazyinit.compat.primitives import transparent_body as transparent_body
-from lazyinit.compat.rearranged import Cut as Cut
+from lazyinit.compat.rearranged import Box as Box
 from lazyinit.compat.rearranged import InLine as InLine
 from lazyinit.compat.rearranged import Permuted as Permuted
 from lazyinit.compat.rearranged import Recast as Recast
@@ -127,8 +147,9 @@ def setting(name: str) -> Any:
 def for_one_thread() -> dict[str, str | bool | int]:
     """Returns the compiler options of a CPU program that several threads run side by side.
 
-    Barriers hold; XLA cuts no work up for threads of its own (three runs took the time of four);
-    vectors are as wide as the machine has them (elements are computed alike in any lane).
+    Barriers hold. XLA cuts no work up for threads of its own, with which three runs took the
+    time of four. Vectors are as wide as the machine has them, since elements are computed alike in
+    any lane.
     """
     passes = "cse_barrier_expander,cpu-parallel-task-assigner"
     return {"xla_disable_hlo_passes": passes, "xla_cpu_prefer_vector_width": 512}
@@ -159,9 +180,9 @@ def flax_fold(names: Sequence[str | int]) -> int:
 
 
 def flax_make_rng(scope: Any, name: str) -> Any | None:
-    """Does what ``Scope.make_rng`` of Flax does for a stream of its own with a typed key.
+    """Does what ``Scope.make_rng`` of Flax does, for a stream that has its own typed key.
 
-    It binds the one primitive that this comes to. Drop when a ``LazyRng`` folds its suffix in
+    That comes to one primitive, which is bound here. Drop when a ``LazyRng`` folds its suffix in
     without going through ``jax.numpy``.
 
     Returns:
@@ -180,7 +201,7 @@ def flax_make_rng(scope: Any, name: str) -> Any | None:
 
 
 def flax_check(module: Any) -> None:
-    """Does what Flax does first with a Linen module: says if its ``__post_init__`` is incomplete.
+    """Checks a Linen module as Flax does before ``init``: was its ``__post_init__`` complete?
 
     Drop when ``nn.init`` does so, too. Where Flax has no such check, nothing is checked.
     """

@@ -1,10 +1,10 @@
 """Calls of JAX's own initializers, done again without their Python code.
 
-A deep model calls the same initializer with the same shape once per layer, and most of the time
-goes into Python code above the primitives. What an initializer of ``jax.nn.initializers`` does
-depends on its closure, its arguments and JAX's settings alone, so that an equal call under the
-same trace can bind the same primitives to another key. Functions that anybody else wrote are
-called each time: they may count, or look at the world.
+A deep model calls the same initializer with the same shape once for each layer, and most of the
+time goes into Python code above the primitives. What an initializer of ``jax.nn.initializers`` does
+depends on its closure, its arguments and JAX's settings alone. So the first call is kept as a tape
+of primitives, and an equal call under the same trace binds the same primitives to another key.
+Functions that anybody else wrote are called each time: they may count, or read a file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +21,20 @@ _PLAIN = (int, float, complex, str, bool, type(None), type)
 
 @dataclass(frozen=True, slots=True)
 class _Tape:
-    """What one call did: primitives, and which values each took (the key is value 0)."""
+    """What one call did, in numbered values: the key is 0, and results count on from there.
+
+    Attributes:
+      calls: each primitive, its parameters, and its inputs. An input is the number of a value and
+        ``None``, or ``-1`` and a constant.
+      result: the number of what the initializer returned.
+    """
 
     calls: Sequence[tuple[Any, Mapping[str, Any], Sequence[tuple[int, Any]]]]
     result: int
 
 
 def call(init_fn: Callable[..., Any], key: Any, *args: Any, **kwargs: Any) -> Any:
-    """Returns what ``init_fn(key, *args, **kwargs)`` does, sooner where it did so before."""
+    """Returns ``init_fn(key, *args, **kwargs)``; an equal call before this one saves its Python."""
     trace = core.trace_ctx.trace
     token = _token(init_fn, args, kwargs) if isinstance(trace, EagerSteps) else None
     if token is None:
@@ -44,7 +50,7 @@ def call(init_fn: Callable[..., Any], key: Any, *args: Any, **kwargs: Any) -> An
 
 
 def _token(init_fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Returns a hashable value that equal calls share, ``None`` if there is none."""
+    """Returns a hashable value that equal calls share; ``None`` if a call is not to be kept."""
     if getattr(init_fn, "__globals__", None) is not vars(initializers):
         return None
     cells = [cell.cell_contents for cell in init_fn.__closure__ or ()]
@@ -53,7 +59,7 @@ def _token(init_fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _plain(x: Any) -> Any:
-    """Returns a hashable stand-in for values that never change, ``None`` for any other."""
+    """Returns a hashable stand-in for a value that cannot change, ``None`` for any other."""
     if isinstance(x, list | tuple):
         parts = tuple(map(_plain, x))
         return None if None in parts else (type(x), parts)
@@ -64,8 +70,15 @@ def _plain(x: Any) -> Any:
 
 
 def _tape(key: Any, heard: Sequence[tuple[Any, Any]], made: Any) -> _Tape | None:
+    """Returns a call as a tape; ``None`` if it used anything but its key and constants.
+
+    Args:
+      key: that the call was given.
+      heard: each primitive that it bound, with the results.
+      made: what it returned.
+    """
     number = {id(key): 0}
-    shared = set()  # Scalars made of constants alone are the same each time.
+    shared = set()  # Scalars made of constants alone, which are the same in each call.
     calls = []
     for done, results in heard:
         if any(not isinstance(x, core.Tracer) or (x is made and x.size <= 1) for x in results):
@@ -83,6 +96,7 @@ def _tape(key: Any, heard: Sequence[tuple[Any, Any]], made: Any) -> _Tape | None
 
 
 def _again(trace: EagerSteps, tape: _Tape, key: Any) -> Any:
+    """Returns what the call of a tape returns for another key."""
     values = [key]
     for primitive, params, taken in tape.calls:
         args = [constant if n < 0 else values[n] for n, constant in taken]

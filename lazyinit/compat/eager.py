@@ -16,6 +16,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
@@ -27,6 +28,7 @@ from lazyinit.compat.primitives import not_inlined
 Array: TypeAlias = Any  # Whatever JAX computes with: arrays, numpy, Python scalars, tracers.
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Origins:
     """What a value is computed from, by name: inputs with a value, and inputs without.
 
@@ -35,10 +37,8 @@ class Origins:
       unknown: inputs of which only the shape is known.
     """
 
-    __slots__ = ("known", "unknown")
-
-    def __init__(self, known: frozenset[str], unknown: frozenset[str]) -> None:
-        self.known, self.unknown = known, unknown
+    known: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
 
     @staticmethod
     def union(several: Iterable["Origins"]) -> "Origins":
@@ -53,9 +53,9 @@ class Origins:
         return Origins(known, frozenset[str]().union(*(o.unknown for o in distinct)))
 
 
-_SCALARS = Origins(frozenset(), frozenset())  # Constants of one element, and nothing else.
-_CONSTANTS = Origins(frozenset(), frozenset())
-_ELSEWHERE = Origins(frozenset(), frozenset(["a trace around this one"]))
+_SCALARS = Origins()  # Constants of one element, and nothing else.
+_CONSTANTS = Origins()
+_ELSEWHERE = Origins(unknown=frozenset(["a trace around this one"]))
 
 
 class TracedValue(core.Tracer):
@@ -77,48 +77,53 @@ class TracedValue(core.Tracer):
         # mode, the signed integers that are made of scalar constants (``x ** jnp.int32(2)``) and
         # the constants themselves; more only if it could not go on without.
         if self._trace.answers_all:
-            return None if self.origins.unknown else self._look()
+            return None if self.origins.unknown else self.computed()
         if self.origins is not _SCALARS or self.size > 1:
             return None
         is_cheap = self.dtype.kind == "i" or not _calls(self)
-        return self._look() if is_cheap else None
+        return self.computed() if is_cheap else None
 
     def is_current(self) -> bool:
         """Tells whether it belongs to the trace that is current, not to one around it."""
         return self._trace is core.trace_ctx.trace
 
-    def _look(self) -> Any:
+    def is_constant(self) -> bool:
+        """Tells whether it depends on no key and on nothing without a value."""
+        return not self.origins.known and not self.origins.unknown
+
+    def computed(self) -> Any:
+        """Returns the array that it stands for, computed now."""
         return self._trace.value_of(self)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         if self.origins.unknown:
             return super().__array__(*args, **kwargs)
-        return np.asarray(self._look(), *args, **kwargs)
+        return np.asarray(self.computed(), *args, **kwargs)
 
     def __bool__(self) -> bool:
-        return super().__bool__() if self.origins.unknown else bool(self._look())
+        return super().__bool__() if self.origins.unknown else bool(self.computed())
 
     def __int__(self) -> int:
-        return super().__int__() if self.origins.unknown else int(self._look())
+        return super().__int__() if self.origins.unknown else int(self.computed())
 
     def __float__(self) -> float:
-        return super().__float__() if self.origins.unknown else float(self._look())
+        return super().__float__() if self.origins.unknown else float(self.computed())
 
     def __complex__(self) -> complex:
-        return super().__complex__() if self.origins.unknown else complex(self._look())
+        return super().__complex__() if self.origins.unknown else complex(self.computed())
 
     def __index__(self) -> int:
-        return super().__index__() if self.origins.unknown else self._look().__index__()
+        return super().__index__() if self.origins.unknown else self.computed().__index__()
 
     def tolist(self) -> Any:
         """Returns the value as nested lists of Python numbers."""
-        return super().tolist() if self.origins.unknown else self._look().tolist()
+        return super().tolist() if self.origins.unknown else self.computed().tolist()
 
     def item(self, *args: Any) -> Any:
         """Returns one element as a Python number."""
         if self.origins.unknown:
             return core.concrete_or_error(None, self, "The item() method was called.")
-        return self._look().item(*args)
+        return self.computed().item(*args)
 
     def _origin_msg(self) -> str:
         inputs = ", ".join(sorted(self.origins.unknown))
@@ -126,13 +131,13 @@ class TracedValue(core.Tracer):
         return f" It is computed from {inputs}{f', in {where}' if where else ''}."
 
 
+@dataclass(slots=True, eq=False)
 class _Call:
     """One call of a primitive: how its results are made."""
 
-    __slots__ = ("args", "params", "primitive")
-
-    def __init__(self, primitive: Any, args: Sequence[Array], params: Mapping[str, Any]) -> None:
-        self.primitive, self.args, self.params = primitive, args, params
+    primitive: Any
+    args: Sequence[Array]
+    params: Mapping[str, Any]
 
     def run(self, args: Sequence[Array]) -> Sequence[Array]:
         """Runs it eagerly, whatever trace is current."""
@@ -177,11 +182,11 @@ class EagerSteps(core.Trace):
         """Wraps an input whose value is known, unless that is itself traced."""
         if isinstance(array, core.Tracer):
             return TracedValue(self, tracer, None, _ELSEWHERE)
-        return TracedValue(self, tracer, array, Origins(frozenset([name]), frozenset()))
+        return TracedValue(self, tracer, array, Origins(known=frozenset([name])))
 
     def unknown(self, name: str, tracer: Any) -> Any:
         """Wraps an input of which only the shape is known."""
-        return TracedValue(self, tracer, None, Origins(frozenset(), frozenset([name])))
+        return TracedValue(self, tracer, None, Origins(unknown=frozenset([name])))
 
     def unwrap(self, x: Any) -> Any:
         """Returns what is traced around this trace, for a value of this one; else ``x``."""
@@ -278,9 +283,10 @@ class EagerSteps(core.Trace):
     def stage_value(self, val: Any) -> Any:
         """Makes an array a traced value."""
         staged = self._around.stage_value(self.unwrap(val))
-        if self._is_mine(val) or not isinstance(staged, core.Tracer):
-            return val if self._is_mine(val) else staged
-        return TracedValue(self, staged, val, self._origins(val))
+        if self._is_mine(val):
+            return val
+        is_traced = isinstance(staged, core.Tracer)
+        return TracedValue(self, staged, val, self._origins(val)) if is_traced else staged
 
     def cur_qdd(self, x: Any) -> Any:
         """Returns what JAX tracks of a mutable value."""
@@ -294,7 +300,7 @@ class EagerSteps(core.Trace):
         def process(*args: Any, **params: Any) -> Any:
             with core.set_current_trace(self._around):
                 out = found(*jax.tree.map(self.unwrap, args), **params)
-            origins = Origins(frozenset(), frozenset([name.removeprefix("process_")]))
+            origins = Origins(unknown=frozenset([name.removeprefix("process_")]))
             return jax.tree.map(
                 lambda x: TracedValue(self, x, None, origins) if isinstance(x, core.Tracer) else x,
                 out,

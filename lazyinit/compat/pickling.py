@@ -19,6 +19,9 @@ from jax._src.random import prng
 
 Reduced = tuple[Callable[..., Any], tuple[Any, ...]]
 
+# What pickles of a `jax.Array` name. Such files stay, whatever JAX does; it is never looked up.
+PICKLED_ARRAY = ("jax._src.array", "_reconstruct_array")
+
 
 def dumps(value: Any) -> bytes:
     """Returns a value (any, with equations in it) as bytes.
@@ -29,6 +32,15 @@ def dumps(value: Any) -> bytes:
     stream = io.BytesIO()
     _Pickler(stream, pickle.HIGHEST_PROTOCOL).dump(value)
     return stream.getvalue()
+
+
+def pickling_problem(value: Any) -> str:
+    """Returns why a value (an equation, a constant) cannot be written as bytes, or ``""``."""
+    try:
+        dumps(value)
+    except Exception as error:  # Whatever pickle raises.
+        return str(error) or type(error).__name__
+    return ""
 
 
 class _Pickler(pickle.Pickler):

@@ -36,19 +36,19 @@ def moves(equation: jex.JaxprEqn) -> bool:
 
 
 class Placements:
-    """Where the results of equations go. Each body is looked through once."""
+    """Tells where the results of equations go, and keeps what it found out about bodies."""
 
     def __init__(self) -> None:
-        """Starts with none known."""
-        # With what has the id, so that it stays.
+        """Starts with no body known."""
+        # By identity. Each body is kept as well, so that its identity is not used again.
         self._silent: dict[int, tuple[Any, bool]] = {}
 
     def of(self, equation: jex.JaxprEqn, given: Sequence[Placement]) -> Sequence[Placement]:
         """Returns where the results of an equation go.
 
-        Where an equation says nothing of it, its results go where the first input of their shape
-        is, if it works element by element: so XLA passes a placement on. Else they go where they go
-        in eager mode, anywhere: ``None``.
+        An equation that works element by element, and says nothing of it, has its results where
+        the first input of their shape is: XLA passes a placement on in this way. Any other that
+        says nothing has them on the default device, as eager JAX does: ``None``.
 
         Args:
           equation: as it was traced.
@@ -61,6 +61,7 @@ class Placements:
         return found
 
     def _said(self, equation: jex.JaxprEqn, given: Sequence[Placement]) -> Sequence[Placement]:
+        """Returns what the parameters of an equation say, or what follows from its inputs."""
         params = equation.params
         match equation.primitive.name:
             case "sharding_constraint":
@@ -85,6 +86,7 @@ class Placements:
         return [_first_like(shape, shapes, given) for shape in wanted]
 
     def _of_body(self, jaxpr: Any, given: Sequence[Placement]) -> Sequence[Placement]:
+        """Returns where the results of a body go, equation by equation."""
         if all(place is None for place in given) and self._is_silent(jaxpr):
             return [None] * len(jaxpr.outvars)
         env: dict[Any, Placement] = dict(zip(jaxpr.invars, given, strict=True))

@@ -41,11 +41,16 @@ class Fact(enum.Flag):
     """It repeats its input along new dimensions."""
     RANDOM_BITS = enum.auto()
     """It draws random bits from a key."""
+    ONE_ROUNDING = enum.auto()
+    """Each element is exact, or rounded once as IEEE 754 says: its bits depend on nothing else."""
+    DECOMPOSITION = enum.auto()
+    """LAPACK computes it on a CPU, on all cores."""
 
 
 _ELEMENT = Fact.ORDER_FREE | Fact.BY_ELEMENT
+_ROUNDED = _ELEMENT | Fact.ONE_ROUNDING
 _VECTOR = _ELEMENT | Fact.IN_VECTORS
-_SIMPLE = _VECTOR | Fact.JOINS_LOOP
+_SIMPLE = _VECTOR | Fact.JOINS_LOOP | Fact.ONE_ROUNDING
 _SHAPE = Fact.ORDER_FREE | Fact.SAME_ORDER
 
 # Each primitive stands in one row, after all that is known of it.
@@ -62,19 +67,27 @@ _TABLE: Sequence[tuple[Fact, str]] = (
         """,
     ),
     (Fact.ORDER_FREE | Fact.RANDOM_BITS, "random_bits"),
+    (Fact.DECOMPOSITION, "cholesky eigh geqrf householder_product lu qr svd"),
     (_SHAPE, "reshape squeeze"),
     (_SHAPE | Fact.BROADCAST, "broadcast_in_dim"),
     (
         _ELEMENT,
         """
-        abs and atan2 cbrt ceil clamp convert_element_type copy copy_p cos cosh eq erf erfc floor
-        ge gt is_finite le lt ne nextafter not population_count reduce_precision rem round select_n
-        shift_left shift_right_arithmetic sign sin sinh sqrt stop_gradient tan xor
+        atan2 cbrt cos cosh erf erfc sin sinh tan
+        """,
+    ),
+    (
+        _ROUNDED,
+        """
+        abs and ceil clamp convert_element_type copy copy_p eq floor ge gt is_finite le lt ne
+        nextafter not population_count reduce_precision rem round select_n shift_left
+        shift_right_arithmetic sign sqrt stop_gradient xor
         """,
     ),
     (_ELEMENT | Fact.TWO_FORMS, "exp exp2 expm1 log log1p logistic pow tanh"),
-    (_ELEMENT | Fact.PRODUCT, "div integer_pow square"),
-    (_VECTOR, "bitcast_convert_type erf_inv or shift_right_logical"),
+    (_ROUNDED | Fact.PRODUCT, "div integer_pow square"),
+    (_VECTOR, "erf_inv"),
+    (_VECTOR | Fact.ONE_ROUNDING, "bitcast_convert_type or shift_right_logical"),
     (_SIMPLE, "max min"),
     (_SIMPLE | Fact.SUM, "add sub"),
     (_SIMPLE | Fact.NEGATION, "neg"),
@@ -92,6 +105,13 @@ def is_order_free(equation: jex.JaxprEqn) -> bool:
     """Tells whether an equation has no sum, product or the like whose rounding depends on order."""
     return Fact.ORDER_FREE in facts(equation) and all(
         is_order_free(inner) for body in bodies(equation) for inner in body.eqns
+    )
+
+
+def decomposes(equation: jex.JaxprEqn) -> bool:
+    """Tells whether an equation decomposes a matrix, in whatever bodies."""
+    return Fact.DECOMPOSITION in facts(equation) or any(
+        decomposes(inner) for body in bodies(equation) for inner in body.eqns
     )
 
 
@@ -148,7 +168,10 @@ _TRANSPARENT = {
 
 
 def transparent_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] | None:
-    """Returns the body and constants of an equation that eager JAX runs step by step, if it is."""
+    """Returns the body and constants of an equation whose body eager JAX runs step by step.
+
+    ``None`` for any other equation.
+    """
     name = _TRANSPARENT.get(equation.primitive.name)
     return None if name is None else open_body(equation.params[name])
 
@@ -169,12 +192,14 @@ class Scan:
       num_consts: how many inputs are the same in each step.
       num_carry: how many inputs and outputs go from step to step.
       length: how many steps.
+      is_reversed: whether the last step comes first.
     """
 
     body: Any
     num_consts: int
     num_carry: int
     length: int
+    is_reversed: bool
 
 
 def scan_of(equation: jex.JaxprEqn) -> Scan | None:
@@ -187,13 +212,13 @@ def scan_of(equation: jex.JaxprEqn) -> Scan | None:
     else:  # A tree of the inputs, in three parts.
         consts, carry, _ = params["ft_in"].update(range(len(equation.invars))).unpack()
         counts = len(list(consts)), len(list(carry))
-    return Scan(params["jaxpr"], *counts, params["length"])
+    return Scan(params["jaxpr"], *counts, params["length"], params["reverse"])
 
 
 def not_inlined(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the parameters of a primitive such that ``make_jaxpr`` keeps a ``jit`` as one.
+    """Returns parameters with which ``make_jaxpr`` keeps a ``jit`` as one equation.
 
-    Whether it says so by a bool (until jax 0.10) or by ``jax.Inline``.
+    Until jax 0.10 a bool says whether it is inlined, since then a ``jax.Inline``.
     """
     inline = params.get("inline")
     if inline is None or inline is False:
@@ -217,6 +242,6 @@ def may_loop(equation: jex.JaxprEqn) -> bool:
 
 
 def open_body(body: Any) -> tuple[jex.Jaxpr, Sequence[Any]]:
-    """Returns a jaxpr that may be closed over constants, and these."""
-    # Since jax 0.12 a jaxpr is one that may be closed, and is told as such by its type.
+    """Returns a jaxpr, and the constants that it is closed over, if it is."""
+    # Since jax 0.12 one type serves for both, with constants that may be none.
     return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())

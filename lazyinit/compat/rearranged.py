@@ -30,7 +30,7 @@ class Shaped:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Box:
     """A box of the first input: for each axis, the first place and the one after the last."""
 
     box: tuple[tuple[int, int], ...]
@@ -49,7 +49,7 @@ class Recast:
     """The first input in the dtype of the result."""
 
 
-Layout: TypeAlias = Same | Permuted | Shaped | Cut | InLine | Recast
+Layout: TypeAlias = Same | Permuted | Shaped | Box | InLine | Recast
 
 
 def layout_of(equation: jex.JaxprEqn) -> Layout | None:
@@ -73,7 +73,7 @@ def layout_of(equation: jex.JaxprEqn) -> Layout | None:
             strides = params["strides"]
             if strides is None or set(strides) <= {1}:
                 bounds = zip(params["start_indices"], params["limit_indices"], strict=True)
-                return Cut(tuple(bounds))
+                return Box(tuple(bounds))
         case "concatenate":
             return InLine(params["dimension"])
         case "stack":  # A primitive since jax 0.11.

@@ -31,12 +31,12 @@ class OnMeshError(Exception):
 
 
 class Unplaced:
-    """Equations as they would have been traced under no mesh. Each body is traced anew once."""
+    """Makes equations as they would have been traced under no mesh; keeps the bodies it made."""
 
     def __init__(self) -> None:
-        """Starts with none known."""
+        """Starts with no context and no body known."""
+        # By identity, with what has that identity, so that it is not used again.
         self._contexts: dict[int, tuple[Any, Any]] = {}
-        # With what has the id, so that it stays.
         self._bodies: dict[int, tuple[Any, Any]] = {}
 
     def equation(self, equation: jex.JaxprEqn) -> jex.JaxprEqn:
@@ -91,7 +91,10 @@ class Unplaced:
                 return value if all(x is plain for x in value) else (plain,) * len(value)
             case tuple() if any(isinstance(x, jex.Jaxpr | ClosedJaxpr) for x in value):
                 new = tuple(self._parameter(name, x) for x in value)
-                return value if all(a is b for a, b in zip(new, value, strict=True)) else new
+                if all(a is b for a, b in zip(new, value, strict=True)):
+                    return value
+                # The bodies of a linear solve are a named tuple.
+                return type(value)(*new) if hasattr(value, "_fields") else new
             case _:
                 return value
 

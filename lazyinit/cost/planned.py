@@ -13,6 +13,7 @@ from lazyinit.abstract_meshes import MeshDevice
 from lazyinit.cost.tally import Device
 from lazyinit.view import table
 from lazyinit.view.facts import Facts, file_name
+from lazyinit.view.shown import Shown
 
 Action: TypeAlias = Literal[
     "initialize",
@@ -91,7 +92,7 @@ class Headroom:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan:
+class Plan(Shown):
     """What ``materialize`` will do; prints as a table.
 
     A device is one of JAX's; of a mesh without devices it is a ``MeshDevice``, its place there.
@@ -132,7 +133,7 @@ class Plan:
         return sum(leaf.nbytes for leaf in self._all() if leaf.action in actions)
 
     def fits(self, memory: int | str) -> Headroom:
-        """Says whether the peak of every device fits into its memory, and by how much (not).
+        """Tells whether the peak of every device fits into its memory, and how much is to spare.
 
         Args:
           memory: of each device: bytes, or text such as ``"16GiB"`` or ``"80GB"``.
@@ -149,7 +150,7 @@ class Plan:
         lacking = sum(count > limit for count in peaks.values())
         return Headroom(limit, limit - peaks[fullest], fullest, lacking)
 
-    def __str__(self) -> str:
+    def _table(self) -> table.Table:
         rows = table.fold(
             (
                 leaf.path,
@@ -166,14 +167,16 @@ class Plan:
         title = f"{len(self.leaves)} leaves: {_counted(self.leaves)}"
         if self.training:
             title += f"; for training: {_counted(self.training)}"
-        text = table.render(title, columns, cells, right=("leaves", "bytes per device"))
         notes = [*self._reads(), *self._repeated(), *self._peaks()]
-        return "\n".join([text, *notes, *_by_device(self.bytes_per_device), *self._unused()])
+        notes += [*_by_device(self.bytes_per_device), *self._unused()]
+        right = ("leaves", "bytes per device")
+        return table.Table(title, columns, cells, right=right, notes=notes)
 
     def _all(self) -> Sequence[LeafPlan]:
         return (*self.leaves, *self.training)
 
     def _reads(self) -> list[str]:
+        """Returns what each host reads; hosts that read the same share a line."""
         alike: dict[str, list[int]] = {}
         for host, files in self.reads.items():
             names = [file_name(file) for file in files]
@@ -184,6 +187,7 @@ class Plan:
         return [f"to read, by {_named('host', hosts)}: {what}" for what, hosts in alike.items()]
 
     def _repeated(self) -> list[str]:
+        """Returns a line about the bytes that several devices hold alike, or none."""
         repeated = [leaf for leaf in self._all() if leaf.repeated_nbytes]
         if not repeated:
             return []
@@ -205,9 +209,6 @@ class Plan:
     def _unused(self) -> list[str]:
         return [f"sharding rule {pattern!r} matches no leaf" for pattern in self.unused_rules]
 
-    def __repr__(self) -> str:
-        return str(self)
-
 
 def _counted(leaves: Sequence[LeafPlan]) -> str:
     counts, nbytes = Counter[str](), Counter[str]()
@@ -218,10 +219,19 @@ def _counted(leaves: Sequence[LeafPlan]) -> str:
 
 
 def _by_device(counts: Mapping[Device, int]) -> list[str]:
+    return [f"{table.format_bytes(count)} on {name}" for name, count in by_device(counts)]
+
+
+def by_device(counts: Mapping[Device, int]) -> list[tuple[str, int]]:
+    """Returns names of devices, and bytes; devices that have the same number share a line.
+
+    >>> by_device({MeshDevice(0): 8, MeshDevice(1): 8, MeshDevice(2): 4})
+    [('each of devices 0 to 1', 8), ('device 2', 4)]
+    """
     alike: dict[int, list[Device]] = {}
     for device, count in counts.items():
         alike.setdefault(count, []).append(device)
-    return [f"{table.format_bytes(n)} on {_listed(devices)}" for n, devices in alike.items()]
+    return [(_listed(devices), count) for count, devices in alike.items()]
 
 
 def _listed(devices: Sequence[Device]) -> str:

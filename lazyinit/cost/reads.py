@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from lazyinit.params import Source
+from lazyinit.sources import Source
 
 
 def of_files(source: Source, part: float = 1.0) -> Mapping[str, int]:

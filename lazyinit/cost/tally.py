@@ -32,7 +32,15 @@ class Beside:
 
 @dataclass(slots=True)
 class _Group:
-    """Devices that get shards of the same leaves, and the bytes that each of them gets."""
+    """Devices that get shards of the same leaves.
+
+    Attributes:
+      devices: in their order; the first is the one on which whole leaves are made.
+      arriving: bytes that each of them gets, and keeps.
+      each: for each leaf, what it needs on every device while it is made.
+      on_first: for each leaf, what it needs on the first device then.
+      shared: the buffers that all leaves of a sort use in turn.
+    """
 
     devices: Sequence[Device]
     arriving: int = 0
@@ -84,8 +92,9 @@ class Tally:
         """Returns the most bytes that are on each device at a time.
 
         Args:
-          in_flight: how many of the leaves that need something of their own are made at a time.
-          at_most: bytes that these need together, but for one that is made alone.
+          in_flight: how many leaves are made at a time.
+          at_most: bytes that they need together, beside the shared buffers; a leaf that needs more
+            is made alone.
         """
         needs: dict[Device, tuple[dict[str, int], list[int]]] = {}
         for group in self._groups.values():
@@ -103,7 +112,7 @@ class Tally:
         return peaks
 
     def _group(self, placement: Sharding | None) -> _Group:
-        # A mesh is quickly compared with itself, its devices are not.
+        # Meshes are quickly compared, sets of devices are not.
         named = isinstance(placement, NamedSharding)
         key = placement.mesh if named else placement and frozenset(placement.device_set)
         if key not in self._groups:

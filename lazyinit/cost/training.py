@@ -93,7 +93,8 @@ class Trained:
         """Yields what is held beside them, as ``plan`` takes these arguments.
 
         Raises:
-          PlanError: an optimizer or a dtype that is none.
+          PlanError: the optimizer has no ``init``, or none that takes these leaves; or a dtype is
+            none.
         """
         if optimizer is not None:
             yield from self._state(optimizer)

@@ -1,17 +1,20 @@
 """Leaves become arrays here: each is replayed, drawn, compiled or read.
 
-In come jobs, one for each array. Out come arrays, and nowhere else is device memory made. The one
+Jobs come in, one for each array. Arrays go out, and nowhere else is device memory made. The one
 idea is that *replay* is right by construction: it runs the equations of a leaf one by one, as eager
-``init`` does. The faster ways rest on what XLA happens to do. On CPU a leaf is *drawn*, if each
-of its elements follows from a key and an index. On other devices it is *compiled*, if no rounding
-depends on an order. Both are taken only where ``proofs`` has a proof for every operation, from
-the tests or from the self-check. A stored leaf is *read*, in pieces.
+``init`` does. The faster ways rest on what XLA happens to do. On CPU a leaf is *drawn*, if each of
+its elements follows from a key and an index. On other devices it is *compiled*, if no rounding
+depends on an order. Both are taken only where ``proofs`` has a proof for every operation, from the
+tests or from the self-check. A stored leaf is *read*, in pieces.
 
 Memory beside the arrays is bounded: a thread that draws holds one sheet, a thread that reads holds
 one piece, and of all other leaves a few are in flight at a time (``limits``).
 
-Read ``ways`` first: it decides how each leaf is made. Then ``run``, which follows the decision:
-it *prepares* each leaf, *starts* it and *finishes* it. Each way has a file of its own: ``draw``,
-``executable`` (compiled), ``replay``, ``read`` and ``transfer``. What is drawn takes a form first
-(``steps``, ``elementwise``, ``stacked``). ``shards`` has the memory. Last comes ``selfcheck``.
+Read ``ways`` first: it decides how each leaf is made. Then ``run``, which follows the decision: it
+*prepares* each leaf, *starts* it and *finishes* it. ``makers`` has what the ways of one call share.
+Each way has a file of its own: ``draw``, ``executable`` (compiled), ``replay``, ``read`` and
+``transfer``; ``derive`` makes what is computed from other leaves, and ``overlay`` writes a stored
+corner over what is made. What is drawn takes a form first (``steps``, ``elementwise``,
+``stacked``), and its bits from ``threefry``. ``shards`` has the memory. Last comes ``selfcheck``,
+which makes the ``canaries`` in two ways.
 """

@@ -1,20 +1,25 @@
 """Derived leaves: grouped by what they are computed from, with a job for each of these inputs.
 
 Leaves that are computed from the same inputs are computed together, so that each input is made or
-read once for all of them. The inputs are whole on one device; the results are cut, as a replay is.
+read once for all of them. Where the work can be run by parts (``by_parts``), each device has its
+part of the inputs and computes its part of the results. Else the inputs are whole on one device,
+and the results are cut, as a replay is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import jax
 
 from lazyinit import compat
 from lazyinit import sharding as shardings
-from lazyinit.make.ways import Job, Replayed
+from lazyinit.make.by_parts import ByParts
+from lazyinit.make.ways import AskProofs, Job, Replayed
 from lazyinit.program.equations import Value
 from lazyinit.program.slices import SmallValues, gather
+
+_Part: TypeAlias = Callable[[Replayed, Sequence[Value]], ByParts | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +30,52 @@ class Derivation:
       way: what to compute; it is replayed.
       values: the values of its program that the inputs are.
       inputs: a job for each of these, which makes it.
+      parted: how it is computed by parts, where that is proven to have the bits of the whole;
+        ``None`` if it is computed whole.
     """
 
     way: Replayed
     values: Sequence[Value]
     inputs: Sequence[Job]
+    parted: ByParts | None = None
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], proofs: AskProofs) -> "Derivation":
+        """Returns the jobs of leaves that are computed from the same inputs.
+
+        Args:
+          jobs: these.
+          proofs: tells what is proven.
+        """
+        made = cls._of(jobs, ByParts.of)
+        platform = shardings.platform_of(jobs[0].sharding)
+        if made.parted is None or proofs(platform).allow(made.parted.kinds):
+            return made
+        return made.whole()
+
+    @classmethod
+    def _of(cls, jobs: Sequence[Job], part: _Part) -> "Derivation":
+        way = Replayed(jobs, gather([job.leaf.init_fn for job in jobs]))
+        leaf = jobs[0].leaf
+        needed = set(way.work.inputs)
+        made = zip(leaf.init_fn.given, leaf.inputs, strict=True)
+        parts = {value: part for value, part in made if value in needed}
+        parted = part(way, list(parts))
+        avals = leaf.init_fn.program.avals
+        inputs = [
+            Job(part.path, part, parted and parted.placement(v), avals[v].dtype, places=[0])
+            for v, part in parts.items()
+        ]
+        return cls(way, list(parts), inputs, parted)
+
+    def whole(self) -> "Derivation":
+        """Returns the same, computed whole on one device, and then cut."""
+        return Derivation._of(self.way.jobs, lambda way, given: None)
+
+    def on_one_device(self) -> "Derivation":
+        """Returns the same, computed whole on one device, where it stays."""
+        jobs = [replace(job, sharding=None) for job in self.way.jobs]
+        return Derivation._of(jobs, lambda way, given: None)
 
     def small_values(self, made: Mapping[int, Any]) -> SmallValues:
         """Returns the keys and scalars of the way, and the inputs, by the id of their jobs."""
@@ -58,7 +104,7 @@ class Derivation:
         return first or shardings.default_device()
 
 
-def derivations_of(jobs: Iterable[Job]) -> list[Derivation]:
+def derivations_of(jobs: Iterable[Job], proofs: AskProofs) -> list[Derivation]:
     """Groups jobs of derived leaves by their inputs, in order."""
     members: dict[Any, list[Job]] = {}
     for job in jobs:
@@ -67,16 +113,4 @@ def derivations_of(jobs: Iterable[Job]) -> list[Derivation]:
         inputs = tuple(zip(made.given, map(id, job.leaf.inputs), strict=True))
         alike = (id(made.program), inputs, job.leaf.rng_path, made.key, devices)
         members.setdefault(alike, []).append(job)
-    return [_derivation(jobs) for jobs in members.values()]
-
-
-def _derivation(jobs: Sequence[Job]) -> Derivation:
-    way = Replayed(jobs, gather([job.leaf.init_fn for job in jobs]))
-    leaf = jobs[0].leaf
-    needed = set(way.work.inputs)
-    inputs = {
-        value: Job(part.path, part, None, leaf.init_fn.program.avals[value].dtype, places=[0])
-        for value, part in zip(leaf.init_fn.given, leaf.inputs, strict=True)
-        if value in needed
-    }
-    return Derivation(way, list(inputs), list(inputs.values()))
+    return [Derivation.of(jobs, proofs) for jobs in members.values()]

@@ -12,6 +12,7 @@ on CPU devices are made. For other devices the transfer would cost more than dra
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,9 +25,9 @@ from lazyinit.make import executable
 from lazyinit.make.elementwise import Elementwise
 from lazyinit.make.executable import Argument, encode
 from lazyinit.make.limits import COLUMNS, ROWS
+from lazyinit.make.moved import Indices, Order
 from lazyinit.make.shards import Blocks, Bounds, Shards
 from lazyinit.make.ways import Drawn
-from lazyinit.params import Shape
 from lazyinit.program.fingerprint import fingerprint
 from lazyinit.program.slices import SmallValues
 
@@ -48,7 +49,7 @@ class Strip:
     """Elements of a shard that one key makes, or some rows of them.
 
     Attributes:
-      to: where all of the elements go, of one dimension.
+      to: where all of the elements go, with its axes as they are drawn.
       keys: the parts of what differs from row to row of a sheet, the keys.
       indices: the places of all of the elements in the leaf.
       first: the first row to draw.
@@ -57,7 +58,7 @@ class Strip:
 
     to: np.ndarray
     keys: Sequence[Part]
-    indices: "Indices"
+    indices: Indices
     first: int
     last: int
 
@@ -106,6 +107,8 @@ class Drawer:
             if own:  # What is made of it is of no use to other leaves: it may be another one there.
                 small = SmallValues(way.work.program, {}, {v: p.key() for v, p in own.items()})
             arguments, parts = encode(way.work, {}, small)
+            if form.keys is not None:
+                arguments, parts = _with_keys(form.keys, arguments, parts)
         return self._prepare(way, form.row, arguments, form.rows(parts))
 
     def _prepare(
@@ -136,7 +139,7 @@ class Drawer:
         def draw() -> Shards:
             shared = [p for p, k in zip(rows[0], is_key, strict=True) if not k]
             keys = [[p for p, k in zip(row, is_key, strict=True) if k] for row in rows]
-            strips = _strips(job.leaf.shape, shards.allocate(), keys)
+            strips = _strips(way.order, shards.allocate(), keys)
             shards.tasks = self._draw(program, (compiled, fingerprint(shared)), strips)
             return shards
 
@@ -175,23 +178,31 @@ class Drawer:
         self._drawing.submit(self._open.pop(same).run)
 
 
+def _with_keys(
+    keys: Callable[..., Any], arguments: Sequence[Argument], parts: Sequence[Part]
+) -> tuple[Sequence[Argument], Sequence[Part]]:
+    """Returns the array of keys that is computed from some inputs, handed in in their place."""
+    made = keys(*(a.decode(*p) for a, p in zip(arguments, parts, strict=True)))
+    argument = Argument("key", str(jax.random.key_impl(made)))
+    return [argument], [(np.asarray(jax.random.key_data(made)),)]
+
+
 def _fill(shards: Shards, value: np.ndarray) -> Shards:
     shards.fill(value)
     return shards
 
 
 def _strips(
-    shape: Shape, buffers: Mapping[Bounds, np.ndarray], rows: Sequence[Sequence[Part]]
+    order: Order, buffers: Mapping[Bounds, np.ndarray], rows: Sequence[Sequence[Part]]
 ) -> Iterator[Strip]:
+    size = order.size // len(rows)
     for at, buffer in buffers.items():
-        if len(rows) == 1:
-            indices = Indices(shape, at)
-            yield Strip(buffer.reshape(-1), rows[0], indices, 0, indices.rows)
-            continue
-        indices = Indices(shape[1:], at[1:])
-        # A row of no dimensions would be a copy.
-        flat = buffer.reshape(len(buffer), math.prod(buffer.shape[1:]))
-        for row, to in zip(range(*at[0]), flat, strict=True):
+        view, strides, start = order.of_shard(at, buffer)
+        outer = sum(stride >= size for stride in strides)
+        for place in np.ndindex(view.shape[:outer]):
+            row, first = divmod(start + sum(map(operator.mul, place, strides)), size)
+            to = view[(*place, ...)]
+            indices = Indices(to.shape, strides[outer:], first, size)
             yield Strip(to, rows[row], indices, 0, indices.rows)
 
 
@@ -225,8 +236,27 @@ def _draw_sheet(program: Program, strips: Sequence[Strip]) -> None:
     elements = np.asarray(program(keys, bases, offsets))
     for strip, start, end in zip(strips, starts, starts[1:], strict=False):
         width = strip.indices.width
-        to = strip.to[strip.first * width : strip.last * width]
-        to[...] = elements[start:end, :width].reshape(-1)[: to.size]
+        first = strip.first * width
+        drawn = elements[start:end, :width].reshape(-1)
+        _write(strip.to, first, drawn[: strip.to.size - first])
+
+
+def _write(to: np.ndarray, first: int, elements: np.ndarray) -> None:
+    """Writes elements to an array, from one of its places on, which are counted flat."""
+    if to.flags.c_contiguous:
+        to.reshape(-1)[first : first + elements.size] = elements
+        return
+    width = math.prod(to.shape[1:])
+    while elements.size:
+        row, begin = divmod(first, width)
+        if begin or elements.size < width:
+            count = min(width - begin, elements.size)
+            _write(to[row], begin, elements[:count])
+        else:
+            rows = elements.size // width
+            count = rows * width
+            to[row : row + rows] = elements[:count].reshape(rows, *to.shape[1:])
+        first, elements = first + count, elements[count:]
 
 
 @functools.cache
@@ -236,61 +266,3 @@ def _counting() -> np.ndarray:
     counting[...] = np.arange(COLUMNS, dtype=np.uint32)
     counting.flags.writeable = False
     return counting
-
-
-class Indices:
-    """The flat indices, in the whole leaf, of a shard's elements in their order.
-
-    Attributes:
-      width: how many elements to draw in each row of a sheet.
-      rows: how many rows that takes.
-    """
-
-    def __init__(self, shape: Shape, at: Bounds) -> None:
-        """Takes the shape of the leaf, and the bounds of the shard."""
-        strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
-        # The shard is made of runs that lie in one piece: those of its last axis that is cut.
-        cut = [d for d, (start, stop) in enumerate(at) if stop - start < shape[d]]
-        last = cut[-1] if cut else 0
-        self._run = math.prod(stop - start for start, stop in at[last:])
-        self._outer = tuple(stop - start for start, stop in at[:last])
-        self._strides = strides[:last]
-        self._start = sum(start * stride for (start, _), stride in zip(at, strides, strict=True))
-        self._size = math.prod(self._outer) * self._run
-        # The indices in a row are told from its first by 32 bits.
-        self.width = COLUMNS if math.prod(shape) <= 2**32 else max(1, min(COLUMNS, self._run))
-        self.rows = -(-self._size // self.width)
-
-    def of_rows(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns the indices of some rows: of their first elements, and of the others less that.
-
-        Returns:
-          uint32[last-first,2], two words for each; and uint32[last-first,COLUMNS], of which
-          ``width`` count, or ``None`` where all rows count up by one.
-        """
-        begin, end = first * self.width, min(last * self.width, self._size)
-        if len(self._outer) == 0 or self._run % self.width == 0:
-            places = np.arange(begin, end, self.width)
-            runs = places // self._run
-            return _words(self._starts(runs) + places - runs * self._run), None
-        runs = np.arange(begin // self._run, -(-end // self._run))
-        counts = np.full(runs.size, self._run)
-        counts[-1] -= (runs[-1] + 1) * self._run - end
-        counts[0] -= begin - runs[0] * self._run
-        indices = np.arange(begin, end) + np.repeat(self._starts(runs) - runs * self._run, counts)
-        indices = np.pad(indices, (0, (last - first) * self.width - indices.size), "edge")
-        indices = indices.reshape(last - first, self.width)
-        offsets = np.zeros((last - first, COLUMNS), np.uint32)
-        offsets[:, : self.width] = indices - indices[:, :1]
-        return _words(indices[:, 0]), offsets
-
-    def _starts(self, runs: np.ndarray) -> np.ndarray:
-        places = np.unravel_index(runs, self._outer) if self._outer else ()
-        return self._start + sum(
-            (p * stride for p, stride in zip(places, self._strides, strict=True)),
-            start=np.zeros(runs.size, np.int64),
-        )
-
-
-def _words(indices: np.ndarray) -> np.ndarray:
-    return np.stack([indices >> 32, indices & 0xFFFFFFFF], axis=-1).astype(np.uint32)

@@ -143,15 +143,19 @@ def elementwise_of(work: Work, *, rows: int = 0) -> Elementwise | None:
         return _known[wanted]
 
 
-def form_of_body(body: Any) -> Elementwise | None:
+def form_of_body(body: Any, *, rows: int = 0) -> Elementwise | None:
     """Returns the body of an equation in elementwise form; ``None`` if it has no such form.
 
     XLA compiles a body as one, so there are no barriers in it.
+
+    Args:
+      body: a jaxpr with its constants, and the types of what it takes and gives.
+      rows: as for ``Elementwise.of``.
     """
     (aval,) = body.out_avals
     if not _is_plain(aval):
         return None
-    builder = Builder(aval.shape, body.in_avals)
+    builder = Builder(aval.shape, body.in_avals, rows=rows)
     inputs = [Ref(n) for n in range(len(body.in_avals))]
     try:
         (output,) = builder.add_body(body.jaxpr, body.consts, inputs)

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from lazyinit.checkpoint.key_data import KeyData
 from lazyinit.make.draw import Drawer
 from lazyinit.make.executable import prepare_program
 from lazyinit.make.read import prepare_reading
@@ -29,6 +28,7 @@ from lazyinit.make.ways import (
 )
 from lazyinit.params import StoredParam
 from lazyinit.program.slices import SmallValues
+from lazyinit.tensors.key_data import KeyData
 
 Finish: TypeAlias = Callable[[], Sequence[Any]]
 """Waits for what was started, and returns the arrays, one for each job of its way."""

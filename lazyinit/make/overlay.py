@@ -14,7 +14,8 @@ from jax.sharding import Sharding
 
 from lazyinit import compat
 from lazyinit.meshes import under
-from lazyinit.params import Index, Source
+from lazyinit.sources import Index, Source
+from lazyinit.tensors.tiles import copy
 
 
 def overlay(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.Array:
@@ -30,6 +31,9 @@ def overlay(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.
 
     Returns:
       The array, under the same sharding.
+
+    Raises:
+      Overflow: the array's dtype cannot hold a value.
     """
     dtype = array.dtype
     everything = tuple(slice(0, n) for n in stored.shape)
@@ -61,7 +65,10 @@ def _overlay_shard(shard: Any, shape: tuple[int, ...], stored: Source, dtype: An
 
 def _read(stored: Source, index: Index, dtype: Any) -> np.ndarray:
     # A copy: JAX on CPU would take an aligned piece of a memory map as it is.
-    return np.array(stored.read(index), dtype, order="C")
+    read = stored.read(index)
+    values = np.empty(read.shape, dtype)
+    copy(values, read)
+    return values
 
 
 def _write_over(array: jax.Array, corner: jax.Array | np.ndarray) -> jax.Array:

@@ -75,9 +75,9 @@ def kinds_of(work: Work, form: Elementwise | Stacked | None) -> frozenset[str]:
       form: how it is drawn; ``None`` if it is compiled.
     """
     if form is None:
-        return frozenset(k for e in work.equations for k in _compiled(e.origin))
+        return frozenset(_kind("compile", e) for e in _without_bodies(work))
     row = form.row if isinstance(form, Stacked) else form
-    rows = {f"draw rows of a {form.under}"} if isinstance(form, Stacked) else set()
+    rows = {f"draw rows_of_{form.under}"} if isinstance(form, Stacked) else set()
     return frozenset(rows | set(map(_drawn, row.steps)))
 
 
@@ -85,13 +85,28 @@ def _drawn(step: Step) -> str:
     return f"draw {step.kind}" if step.equation is None else _kind("draw", step.equation)
 
 
-def _compiled(equation: jex.JaxprEqn) -> Iterator[str]:
-    inner = compat.bodies(equation)
-    if not inner:
-        yield _kind("compile", equation)
-    for body in inner:
-        for one in body.eqns:
-            yield from _compiled(one)
+def kinds_by_parts(work: Work) -> frozenset[str]:
+    """Returns the kinds that are needed where each device computes its own part of a work.
+
+    Those of what computes with floating-point numbers: what moves elements, or computes with whole
+    numbers, has the same bits on a part wherever it runs.
+    """
+    return frozenset(
+        f"part {one.primitive.name} {'+'.join(dtypes)}"
+        for one in _without_bodies(work)
+        if (dtypes := compat.floats_computed(one))
+    )
+
+
+def _without_bodies(work: Work) -> Iterator[jex.JaxprEqn]:
+    """Yields the equations of a work, and those of their bodies instead of what has a body."""
+    stack = [equation.origin for equation in work.equations]
+    while stack:
+        equation = stack.pop()
+        inner = [one for body in compat.bodies(equation) for one in body.eqns]
+        stack += inner
+        if not inner:
+            yield equation
 
 
 def _kind(way: str, equation: jex.JaxprEqn) -> str:

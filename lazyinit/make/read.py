@@ -9,44 +9,57 @@ array would then change, or fault, with the file.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lazyinit.checkpoint.mapped import give_back
+from lazyinit.derived import DerivedParam
 from lazyinit.make.limits import PIECE
-from lazyinit.make.shards import Blocks, Bounds, Shards, index_of, size_of
+from lazyinit.make.shards import Blocks, Bounds, Shards, size_of
 from lazyinit.make.ways import Read
-from lazyinit.params import Index, Source
-
-_TILE = 256  # Elements along each side of what is copied at once, if the order of axes changes.
+from lazyinit.params import OverlapParam, StoredParam
+from lazyinit.sources import Index, Source
+from lazyinit.tensors.as_dtype import may_refuse, told
+from lazyinit.tensors.key_data import KeyData
+from lazyinit.tensors.mapped import give_back
+from lazyinit.tensors.pieces import indices
+from lazyinit.tensors.regions import is_read_anywhere, order_of, parts_of
+from lazyinit.tensors.tiles import copy
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of a source along one axis: a thread reads it at once.
+    """A block of a leaf that lies together in a file: a thread reads it at once.
 
     Attributes:
       source: what to read.
-      axis: the axis along which the source is cut: neighbors on it lie farthest apart in the file.
-      start: where the piece starts on it.
-      stop: where it ends.
+      begins: where the source begins in the leaf, along each axis.
+      block: what to read of the leaf.
+      path: of the leaf, for messages.
     """
 
     source: Source
-    axis: int
-    start: int
-    stop: int
+    begins: tuple[int, ...]
+    block: Bounds
+    path: str
 
     def read_into(self, buffers: Mapping[Bounds, np.ndarray]) -> None:
         """Copies the piece to where it belongs in each buffer, cast to its dtype. On any thread.
 
         Args:
-          buffers: by the part of the source that each holds; no two parts overlap.
+          buffers: by the part of the leaf that each holds; no two parts overlap.
+
+        Raises:
+          CastError: the dtype of the buffers cannot hold a value, and nobody asked for that.
         """
+        with told(self.source, self.path):
+            self._read_into(buffers)
+
+    def _read_into(self, buffers: Mapping[Bounds, np.ndarray]) -> None:
         parts = {at: part for at in buffers if (part := self._of(at)) is not None}
         if not parts:
             return
@@ -58,28 +71,28 @@ class Piece:
         size = size_of(around)
         is_one = sum(map(size_of, parts.values())) == size
         if is_one and size * self.source.dtype.itemsize <= PIECE:
-            values = self.source.read(index_of(around))
+            values = self._read(around)
             for at, part in parts.items():
-                _copy_tiles(self._place(buffers[at], at, part), values[_within(part, around)])
+                copy(_place(buffers[at], at, part), values[(*_within(part, around), ...)])
             give_back(values)
             return
         read = []
         for at, part in parts.items():
-            read.append(values := self.source.read(index_of(part)))
-            _copy_tiles(self._place(buffers[at], at, part), values)
+            read.append(values := self._read(part))
+            copy(_place(buffers[at], at, part), values)
         for values in read:  # Not before the last is copied: shards share pages.
             give_back(values)
 
     def _of(self, at: Bounds) -> Bounds | None:
-        if not at:
-            return at
-        start, stop = max(self.start, at[self.axis][0]), min(self.stop, at[self.axis][1])
-        if start >= stop:
-            return None
-        return (*at[: self.axis], (start, stop), *at[self.axis + 1 :])
+        part = tuple(
+            (max(start, first), min(stop, last))
+            for (start, stop), (first, last) in zip(self.block, at, strict=True)
+        )
+        return part if all(start < stop for start, stop in part) else None
 
-    def _place(self, buffer: np.ndarray, at: Bounds, part: Bounds) -> np.ndarray:
-        return buffer[(*_within(part, at), ...)]
+    def _read(self, part: Bounds) -> np.ndarray:
+        there = zip(part, self.begins, strict=True)
+        return self.source.read(tuple(slice(a - first, b - first) for (a, b), first in there))
 
 
 def prepare_reading(way: Read, reading: ThreadPoolExecutor, blocks: Blocks) -> Callable[[], Shards]:
@@ -95,22 +108,67 @@ def prepare_reading(way: Read, reading: ThreadPoolExecutor, blocks: Blocks) -> C
 
     def start() -> Shards:
         buffers = shards.allocate()
-        cut = cut_up(job.leaf.source)
+        cut = cut_up(job.leaf.source, job.path)
         shards.tasks = [reading.submit(piece.read_into, buffers) for piece in cut]
         return shards
 
     return start
 
 
-def cut_up(source: Source) -> Sequence[Piece]:
-    """Cuts a source into pieces, of ``PIECE`` bytes at most if a row has no more."""
-    axis = _slowest(source)
-    length = source.shape[axis] if source.shape else 1
-    row = max(1, math.prod(source.shape) // max(length, 1) * source.dtype.itemsize)
-    step = max(1, PIECE // row)
-    return [
-        Piece(source, axis, start, min(start + step, length)) for start in range(0, length, step)
+def check_values(leaves: Iterable[tuple[str, Any]]) -> None:
+    """Reads what a cast may refuse, and lets it go again: for who may not stop half-way.
+
+    Args:
+      leaves: by path, thunks of any kind; of most of them nothing is read.
+
+    Raises:
+      CastError: a value that its leaf's dtype cannot hold; all other leaves may have some, too.
+    """
+    stored = [each for path, leaf in leaves for each in _stored(path, leaf)]
+    pieces = [
+        (piece, dtype)
+        for path, source, dtype in stored
+        if may_refuse(source, dtype)
+        for piece in cut_up(source, path)
     ]
+    if pieces:
+        with ThreadPoolExecutor(os.cpu_count()) as reading:
+            for _ in reading.map(_try, pieces):
+                pass
+
+
+def _stored(path: str, leaf: Any) -> Iterator[tuple[str, Source, np.dtype]]:
+    match leaf:
+        case StoredParam(source=source, dtype=dtype) if not isinstance(source, KeyData):
+            yield path, source, dtype
+        case OverlapParam(stored=source, dtype=dtype):
+            yield path, source, dtype
+        case DerivedParam(inputs=inputs):
+            for part in inputs:
+                yield from _stored(path, part)
+
+
+def _try(each: tuple[Piece, np.dtype]) -> None:
+    piece, dtype = each
+    sizes = [stop - start for start, stop in piece.block]
+    piece.read_into({piece.block: np.empty(sizes, dtype)})
+
+
+def cut_up(source: Source, path: str) -> Sequence[Piece]:
+    """Cuts what makes the leaf at a path into pieces, of ``PIECE`` bytes at most if it can be."""
+    return [piece for begins, part in parts_of(source) for piece in _cut_part(part, begins, path)]
+
+
+def _cut_part(source: Source, begins: tuple[int, ...], path: str) -> Iterator[Piece]:
+    order, size = order_of(source), source.dtype.itemsize
+    shape = tuple(source.shape[axis] for axis in order)
+    row = math.prod(shape[1:]) * size
+    limit = PIECE if is_read_anywhere(source) else max(PIECE, row)
+    for index in indices(shape, size, limit):
+        ends = {axis: (part.start, part.stop) for axis, part in zip(order, index, strict=True)}
+        block = ((ends[axis], first) for axis, first in enumerate(begins))
+        there = tuple((a + first, b + first) for (a, b), first in block)
+        yield Piece(source, begins, there, path)
 
 
 def _within(bounds: Bounds, around: Bounds) -> Index:
@@ -121,20 +179,5 @@ def _within(bounds: Bounds, around: Bounds) -> Index:
     )
 
 
-def _slowest(source: Any) -> int:
-    """Returns the axis along which neighbors lie farthest from each other in the file."""
-    axes = getattr(source, "axes", None)
-    return axes.index(min(axes)) if isinstance(axes, tuple) and axes else 0
-
-
-def _copy_tiles(to: np.ndarray, values: np.ndarray) -> None:
-    if values.ndim < 2 or values.flags.c_contiguous or values.strides[-1] == values.itemsize:
-        np.copyto(to, values, casting="unsafe")
-        return
-    fast = int(np.argmin(np.abs(values.strides)))
-    for first in range(0, values.shape[fast], _TILE):
-        for second in range(0, values.shape[-1], _TILE):
-            place: list[Any] = [slice(None)] * values.ndim
-            place[fast] = slice(first, first + _TILE)
-            place[-1] = slice(second, second + _TILE)
-            np.copyto(to[tuple(place)], values[tuple(place)], casting="unsafe")
+def _place(buffer: np.ndarray, at: Bounds, part: Bounds) -> np.ndarray:
+    return buffer[(*_within(part, at), ...)]

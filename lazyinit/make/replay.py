@@ -9,6 +9,9 @@ Within a ``jit`` or a ``vmap`` whose keys are traced there is nothing to run yet
 become part of the caller's trace instead.
 """
 
+import contextlib
+import ctypes
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +24,34 @@ from lazyinit.make.executable import encode_key
 from lazyinit.make.shards import Blocks, Shards, index_of
 from lazyinit.make.ways import Computed, Inlined, Job
 from lazyinit.program.slices import SmallValues
+
+_OFTEN = 2**24  # Bytes of leaves after which what was free beside them is given back.
+
+
+class _Freed:
+    """Gives memory that replays have freed back to the system, now and then.
+
+    Of the blocks that XLA and LAPACK free, glibc keeps up to 64 MiB for each thread, and all that
+    lies between others. To give it back takes time, which only large leaves are worth.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._nbytes = 0
+
+    def count(self, nbytes: int) -> None:
+        """Counts the bytes of leaves that were made."""
+        with self._lock:
+            self._nbytes += nbytes
+            is_enough = self._nbytes >= _OFTEN
+            if is_enough:
+                self._nbytes = 0
+        if is_enough:
+            with contextlib.suppress(OSError, AttributeError, TypeError):  # Without glibc.
+                ctypes.CDLL(None).malloc_trim(0)
+
+
+_freed = _Freed()
 
 
 def prepare_replay(
@@ -47,10 +78,13 @@ def prepare_replay(
             made = way.work.run(inputs, barrier=False)
         with compat.enable_x64(True), jax.default_device(device):
             # A constant may be NumPy's.
-            return [
+            placed = [
                 jax.block_until_ready(_placed(job, jnp.asarray(array), blocks))
                 for job, array in zip(way.jobs, made, strict=True)
             ]
+        del inputs, made
+        _freed.count(sum(job.leaf.nbytes for job in way.jobs))
+        return placed
 
     return run
 

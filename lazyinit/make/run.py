@@ -14,7 +14,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -41,16 +41,18 @@ from lazyinit.make.ways import (
     check_inputs,
     ways_of,
 )
-from lazyinit.params import StoredParam
+from lazyinit.params import StoredParam, Thunk
 from lazyinit.program.equations import is_key
 from lazyinit.program.slices import gather
+from lazyinit.progress import Action, Tell, silent
+from lazyinit.tensors.as_dtype import told
 
 
 def make(
     jobs: Sequence[Job],
     proofs: AskProofs,
     *,
-    advance: Callable[[int], None] = lambda _: None,
+    tell: Tell = silent,
     check: bool = False,
 ) -> Iterator[tuple[Job, jax.Array]]:
     """Makes, reads or moves what each job says, and yields its array once it is there.
@@ -58,7 +60,7 @@ def make(
     Args:
       jobs: in tree order.
       proofs: tells what is proven on a platform.
-      advance: told the bytes of each array that is done.
+      tell: is told what is done, in bytes of arrays, and what is compiled.
       check: whether every leaf that is made is compared with its replay.
 
     Raises:
@@ -73,7 +75,7 @@ def make(
         makers = Makers(compiling, reading, Drawer(drawing, compiling, blocks), blocks)
         batch = meshes.outside(lambda: _round(jobs, functools.cache(proofs)))
         _check_round(batch)
-        yield from _make(batch, makers, advance, check)
+        yield from _make(batch, makers, tell, check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +85,19 @@ class _Round:
     Attributes:
       ways: how the leaves are made that are not derived.
       derived: groups of those that are, each with the round of its inputs.
+      proofs: tells what is proven.
     """
 
     ways: Sequence[Way]
     derived: Sequence[tuple[Derivation, "_Round"]]
+    proofs: AskProofs
 
 
 def _round(jobs: Sequence[Job], proofs: AskProofs) -> _Round:
-    groups = derivations_of(job for job in jobs if isinstance(job.leaf, DerivedParam))
+    derived = [job for job in jobs if isinstance(job.leaf, DerivedParam)]
+    groups = derivations_of(derived, proofs)
     ways = ways_of([job for job in jobs if not isinstance(job.leaf, DerivedParam)], proofs)
-    return _Round(ways, [(group, _round(group.inputs, proofs)) for group in groups])
+    return _Round(ways, [(group, _round(group.inputs, proofs)) for group in groups], proofs)
 
 
 def _check_round(batch: _Round) -> None:
@@ -103,37 +108,71 @@ def _check_round(batch: _Round) -> None:
         _check_round(inputs)
 
 
-def _make(
-    batch: _Round, makers: Makers, advance: Callable[[int], None], check: bool
-) -> Iterator[tuple[Job, Any]]:
-    """Makes a round: first what is not derived, then one group of derived leaves at a time."""
+def _make(batch: _Round, makers: Makers, tell: Tell, check: bool) -> Iterator[tuple[Job, Any]]:
+    """Makes the arrays of a round: leaves computed from no other first, then the derived ones.
+
+    Of the derived ones, one group at a time is made, and its inputs are let go behind it.
+    """
     # What is needed here and stays anyway need not be made again.
     shared = {id(job.thunk) for group, _ in batch.derived for job in group.inputs}
     there: dict[int, jax.Array] = {}
-    for job, array in _make_ways(batch.ways, makers, advance, check):
+    for job, array in _make_ways(batch.ways, makers, tell, check):
         if id(job.thunk) in shared and _can_serve(job, array):
             there[id(job.thunk)] = array
         yield job, array
     for group, needed in batch.derived:
-        if all(id(job.thunk) in there for job in group.inputs):
-            made = {id(j): jax.device_put(there[id(j.thunk)], group.device) for j in group.inputs}
-        else:
-            with jax.default_device(group.device):
-                inputs = _make(needed, makers, lambda _: None, check)
-                made = {id(job): array for job, array in inputs}
-        for job, array in zip(group.way.jobs, _derive(group, made, makers), strict=True):
-            advance(job.leaf.nbytes)
+        arrays = _derive(group, _inputs(group, needed, there, makers, check), makers)
+        if arrays is None:  # Not by parts, after all.
+            arrays = _derive_whole(group.whole(), batch.proofs, there, makers, check)
+        elif check and group.parted is not None:
+            wanted = _derive_whole(group.on_one_device(), batch.proofs, there, makers, check)
+            for job, array, want in zip(group.way.jobs, arrays, wanted, strict=True):
+                _check_equal(job, array, want)
+            del wanted
+        for job, array in zip(group.way.jobs, arrays, strict=True):
+            tell(_action(job), job.path, job.leaf.nbytes)
             yield job, array
-        del made
+        del arrays
 
 
-def _derive(group: Derivation, made: dict[int, Any], makers: Makers) -> Sequence[Any]:
+def _inputs(
+    group: Derivation, needed: _Round, there: dict[int, jax.Array], makers: Makers, check: bool
+) -> dict[int, Any]:
+    """Returns the arrays that a group is computed from, by the id of their jobs."""
+    if all(id(job.thunk) in there for job in group.inputs):
+        places = [job.sharding or group.device for job in group.inputs]
+        found = [there[id(job.thunk)] for job in group.inputs]
+        moved = map(jax.device_put, found, places)
+        return {id(job): array for job, array in zip(group.inputs, moved, strict=True)}
+    with jax.default_device(group.device):
+        return {id(job): array for job, array in _make(needed, makers, silent, check)}
+
+
+def _derive(group: Derivation, made: dict[int, Any], makers: Makers) -> Sequence[Any] | None:
+    """Computes a group; ``None`` if that has to be done whole, and the group is one by parts."""
     way, small = group.way, group.small_values(made)
+    if group.parted is not None:
+        values = {v: small[v] for v in way.work.inputs}
+        del made, small
+        return makers.compiling.submit(group.parted.compute, values).result()
     keys = [key.array() for key in way.roots.values()]
     if way.work.program.is_traced or any(map(compat.is_tracer, (*made.values(), *keys))):
         return inline(Inlined(way.jobs, way.work), small)
     replay = prepare_replay(way, small, makers.blocks)
     return makers.compiling.submit(replay).result()
+
+
+def _derive_whole(
+    group: Derivation,
+    proofs: AskProofs,
+    there: dict[int, jax.Array],
+    makers: Makers,
+    check: bool,
+) -> Sequence[Any]:
+    needed = meshes.outside(lambda: _round(group.inputs, proofs))
+    arrays = _derive(group, _inputs(group, needed, there, makers, check), makers)
+    assert arrays is not None
+    return arrays
 
 
 def _can_serve(job: Job, array: jax.Array) -> bool:
@@ -144,16 +183,17 @@ def _can_serve(job: Job, array: jax.Array) -> bool:
 
 
 def _make_ways(
-    ways: Sequence[Way], makers: Makers, advance: Callable[[int], None], check: bool
+    ways: Sequence[Way], makers: Makers, tell: Tell, check: bool
 ) -> Iterator[tuple[Job, Any]]:
     made = [way for way in ways if isinstance(way, Drawn | Compiled | Replayed)]
     to_check = {id(job) for way in made for job in way.jobs} if check else set[int]()
-    filling, others = meshes.outside(lambda: _prepare(ways, makers))
-    for job, array in _run(filling, others, makers.drawer, advance):
+    filling, others = meshes.outside(lambda: _prepare(ways, makers, tell))
+    for job, array in _run(filling, others, makers.drawer, tell):
         if id(job) in to_check:
             _check(job, array, makers)
         for source in job.over:
-            array = overlay(array, source, job.sharding)
+            with told(source, job.path):
+                array = overlay(array, source, job.sharding)
         yield job, array
 
 
@@ -162,6 +202,10 @@ def _check(job: Job, array: jax.Array, makers: Makers) -> None:
     way = Replayed([alone], gather([job.leaf.init_fn]))
     replay = prepare_replay(way, makers.small_values(way), makers.blocks)
     (want,) = makers.compiling.submit(replay).result()
+    _check_equal(job, array, want)
+
+
+def _check_equal(job: Job, array: jax.Array, want: jax.Array) -> None:
     if n := count_unequal(array, want):
         raise errors.BitsError(
             f"{job.path}: wanted the bits of its replay, got {n} of {array.size} elements that "
@@ -177,56 +221,66 @@ def _check_sources(jobs: Sequence[Job]) -> None:
 
 
 _Filling: TypeAlias = Sequence[tuple[Job, Callable[[], Shards]]]
-_Others: TypeAlias = Sequence[tuple[Sequence[Job], Start]]
+_Others: TypeAlias = Sequence[tuple[Way, Start]]
 
 
-def _prepare(ways: Sequence[Way], makers: Makers) -> tuple[_Filling, _Others]:
+def _prepare(ways: Sequence[Way], makers: Makers, tell: Tell) -> tuple[_Filling, _Others]:
     """Prepares all leaves and returns what starts them, in tree order."""
     filling: list[tuple[Job, Callable[[], Shards]]] = []
-    others: list[tuple[Sequence[Job], Start]] = []
+    others: list[tuple[Way, Start]] = []
     for way in ways:
+        if isinstance(way, Drawn | Compiled):  # Its program begins to be compiled.
+            tell("compile", way.jobs[0].path, 0)
         if isinstance(way, Drawn | Read):
             filling.append((way.jobs[0], makers.prepare_filling(way)))
         else:
-            others.append((way.jobs, makers.prepare(way)))
+            others.append((way, makers.prepare(way)))
     filling.sort(key=lambda f: f[0].places[0])
-    others.sort(key=lambda o: o[0][0].places[0])
+    others.sort(key=lambda o: o[0].jobs[0].places[0])
     return filling, others
 
 
 def _run(
-    filling: _Filling, others: _Others, drawer: Drawer, advance: Callable[[int], None]
+    filling: _Filling, others: _Others, drawer: Drawer, tell: Tell
 ) -> Iterator[tuple[Job, Any]]:
     """Starts the leaves in order, and yields each job's array once it is there."""
     filled = [(job, start()) for job, start in filling]
     drawer.flush()
-    in_flight: collections.deque[tuple[Sequence[Job], Finish]] = collections.deque()
+    in_flight: collections.deque[tuple[Way, Finish]] = collections.deque()
 
-    def finished(jobs: Sequence[Job], finish: Finish) -> Iterable[tuple[Job, Any]]:
+    def finished(way: Way, finish: Finish) -> Iterable[tuple[Job, Any]]:
+        jobs = way.jobs
         made = jax.block_until_ready(finish())
-        advance(sum(job.leaf.nbytes for job in jobs))
+        tell(_action(jobs[0]), jobs[0].path, sum(job.leaf.nbytes for job in jobs))
         return zip(jobs, made, strict=True)
 
-    for jobs, start in others:
-        while in_flight and not _may_start(jobs, [some for some, _ in in_flight]):
+    was_alone = False
+    for way, start in others:
+        # LAPACK takes all cores for one leaf: several at a time take half as long again.
+        is_alone = isinstance(way, Replayed) and way.decomposes
+        while in_flight and (
+            is_alone or was_alone or not _may_start(way, [other for other, _ in in_flight])
+        ):
             yield from finished(*in_flight.popleft())
-        in_flight.append((jobs, start()))
-    for jobs, finish in in_flight:
-        yield from finished(jobs, finish)
+        in_flight.append((way, start()))
+        was_alone = is_alone
+    for way, finish in in_flight:
+        yield from finished(way, finish)
     for some in _batches(filled):
-        wait([task for _, shards in some for task in shards.tasks], return_when=FIRST_EXCEPTION)
-        for job, shards in some:
-            for task in shards.tasks:
-                task.result()
-            advance(job.leaf.nbytes)
+        tasks = [task for _, task, _ in some if task is not None]
+        wait(tasks, return_when=FIRST_EXCEPTION)
+        for task in tasks:
+            task.result()
+        for job, _, nbytes in some:
+            tell(_action(job), job.path, nbytes)
     # Not before all is there: beside other threads, each would wait for Python's lock.
     made = arrays_of([shards for _, shards in filled])
     yield from zip([job for job, _ in filled], made, strict=True)
 
 
-def _may_start(jobs: Sequence[Job], in_flight: Sequence[Sequence[Job]]) -> bool:
+def _may_start(way: Way, in_flight: Sequence[Way]) -> bool:
     """Tells whether leaves may be made beside those that are in flight."""
-    nbytes = sum(_temporary(some) for some in (jobs, *in_flight))
+    nbytes = sum(_temporary(each.jobs) for each in (way, *in_flight))
     return len(in_flight) < IN_FLIGHT and nbytes <= BYTES_IN_FLIGHT
 
 
@@ -235,19 +289,38 @@ def _temporary(jobs: Sequence[Job]) -> int:
     return sum(job.leaf.nbytes for job in jobs if not isinstance(job.leaf, StoredParam))
 
 
-_BATCH = 64  # Tasks that are waited for at a time.
+_BATCH = 64  # Tasks that are waited for at a time,
+_BATCH_BYTES = 2**26  # or fewer, of so many bytes.
+
+_Part: TypeAlias = tuple[Job, "Future[Any] | None", int]
+"""A leaf, what fills a part of it (``None``: that is done), and the bytes of the part."""
 
 
-def _batches(filled: Iterable[tuple[Job, Shards]]) -> Iterator[Sequence[tuple[Job, Shards]]]:
+def _batches(filled: Iterable[tuple[Job, Shards]]) -> Iterator[Sequence[_Part]]:
     """Groups what is waited for: each look takes Python's lock from the threads that fill."""
-    batch, count = [], 0
-    for job, shards in filled:
-        batch.append((job, shards))
-        count += len(shards.tasks)
-        if count >= _BATCH:
+    batch: list[_Part] = []
+    size = 0
+    for part in _parts(filled):
+        batch.append(part)
+        size += part[2]
+        if len(batch) >= _BATCH or size >= _BATCH_BYTES:
             yield batch
-            batch, count = [], 0
-    yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _parts(filled: Iterable[tuple[Job, Shards]]) -> Iterator[_Part]:
+    for job, shards in filled:
+        tasks, size = shards.tasks or [None], job.leaf.nbytes
+        for n, task in enumerate(tasks):
+            yield job, task, size * (n + 1) // len(tasks) - size * n // len(tasks)
+
+
+def _action(job: Job) -> Action:
+    if isinstance(job.leaf, StoredParam):
+        return "read"
+    return "make" if isinstance(job.leaf, Thunk) else "move"
 
 
 @contextlib.contextmanager

@@ -24,17 +24,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from lazyinit import compat
+from lazyinit.compat import Cut
 from lazyinit.keys import Key, RngPath
-from lazyinit.make.canaries import CANARIES, Init, shapes_of
-from lazyinit.make.proofs import TRUSTED, Proofs, kinds_of
+from lazyinit.make.canaries import (
+    CANARIES,
+    CANARIES_BY_PARTS,
+    PLACES,
+    SHAPE_BY_PARTS,
+    Function,
+    Init,
+    shapes_of,
+)
+from lazyinit.make.proofs import TRUSTED, Proofs, kinds_by_parts, kinds_of
 from lazyinit.make.run import make
 from lazyinit.make.ways import Compiled, Drawn, Job, ways_of
 from lazyinit.params import LazyParam
-from lazyinit.program.slices import Slice
+from lazyinit.program.partwise import Partwise
+from lazyinit.program.slices import Slice, SmallValues, gather
 from lazyinit.program.tracing import trace
 
 # Where the whole suite was run: versions of jax and jaxlib, and the units of the CPU.
@@ -124,11 +135,13 @@ def run(platform: str) -> Proofs:
     where = str(environment(platform))
     passed: set[str] = set()
     failed: dict[str, str] = {}
-    canaries = [(name, init, dtype) for name, init, dtypes in CANARIES for dtype in dtypes]
+    made = [(n, init, d, _try) for n, init, dtypes in CANARIES for d in dtypes]
+    derived = [(n, fn, d, _try_by_parts) for n, fn, dtypes in CANARIES_BY_PARTS for d in dtypes]
+    canaries = [*made, *derived]
     # Settings, meshes and traces of the caller's stay on its thread.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        tried = list(pool.map(lambda canary: _try(canary[1], canary[2], platform), canaries))
-    for (name, _, dtype), (kinds, differs) in zip(canaries, tried, strict=True):
+        tried = list(pool.map(lambda canary: canary[3](*canary[1:3], platform), canaries))
+    for (name, _, dtype, _), (kinds, differs) in zip(canaries, tried, strict=True):
         if not differs:
             passed |= kinds
         else:
@@ -170,6 +183,47 @@ def _try(init: Init, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
         except Exception:  # Other bits, or an error of the compiler: not to be relied on.
             differs = True
     return frozenset(kinds), differs
+
+
+def _try_by_parts(fn: Function, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
+    """Returns what computing a canary by parts relies on, and whether its bits differ."""
+    kinds: set[str] = set()
+    differs = False
+    x = np.random.default_rng(7).standard_normal(SHAPE_BY_PARTS).astype(jnp.dtype(dtype))
+    struct = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    device = jax.local_devices(backend=platform)[0]
+    with compat.enable_x64(False), jax.default_device(device):
+        traced, results = trace(lambda _, xs: jax.tree.leaves(fn(*xs)), {}, [("x", struct)])
+        (given,) = traced.abstract
+        for result, want in zip(results, jax.tree.leaves(fn(jnp.asarray(x))), strict=True):
+            work = gather([Slice(traced, result.value, given=(given,))])
+            cuts: list[Cut] = [(("x",), ()) if v == given else () for v in work.inputs]
+            parted = Partwise.of(work, cuts, {"x": PLACES})
+            if parted is not None:
+                small = SmallValues(traced, {}, {given: x})
+                kinds |= kinds_by_parts(work)
+                differs |= _differs_by_parts(parted, cuts, [small[v] for v in work.inputs], want)
+    return frozenset(kinds), differs
+
+
+def _differs_by_parts(
+    parted: Partwise, cuts: Sequence[Cut], whole: Sequence[Any], want: jax.Array
+) -> bool:
+    """Tells whether the parts have other bits, where one device takes each place in turn."""
+    for place in range(PLACES):
+        inputs = [_part(x, cut, place) for x, cut in zip(whole, cuts, strict=True)]
+        try:
+            made = parted.run_at({"x": place}, inputs)
+        except Exception:  # An error of the compiler: not to be relied on.
+            return True
+        assert made is not None
+        if np.asarray(made[0]).tobytes() != _part(want, parted.cuts[0], place).tobytes():
+            return True
+    return False
+
+
+def _part(array: Any, cut: Cut, place: int) -> Any:
+    return np.split(np.asarray(array), PLACES)[place] if any(cut) else np.asarray(array)
 
 
 def _placements(platform: str) -> Sequence[Callable[[Any], Sharding]]:

@@ -21,11 +21,12 @@ import numpy as np
 from jax.sharding import Sharding
 
 from lazyinit import compat
-from lazyinit.params import Index, Shape, describe
+from lazyinit.sources import Index, Shape, describe
 
 Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a part: start and stop in each dimension.
 
 ALIGNMENT = 64  # Bytes, as XLA wants it.
+_LARGE_PAGE = 2**21  # Bytes, on x86-64 and on most of ARM64.
 BLOCK = 2**24  # Bytes; what one small array that outlives its neighbors can keep at most.
 
 
@@ -106,6 +107,17 @@ def arrays_of(filled: Sequence[Shards]) -> list[jax.Array]:
         return [made[n] if n in made else shards.array() for n, shards in enumerate(filled)]
 
 
+def is_elsewhere(sharding: Sharding | None) -> bool:
+    """Tells whether all devices of a sharding belong to other processes."""
+    return sharding is not None and not sharding.addressable_devices
+
+
+def empty(shape: Shape, sharding: Any, dtype: Any) -> jax.Array:
+    """Returns an array of which this process holds nothing: other processes make it."""
+    with compat.enable_x64(True), jax.ensure_compile_time_eval():
+        return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=dtype)
+
+
 def places_of(shape: Shape, sharding: Sharding | None) -> Mapping[Any, Bounds]:
     """Returns which part of an array each device of this process holds, by device.
 
@@ -161,9 +173,12 @@ class Blocks:
 def aligned(size: int, make: Any = np.empty) -> np.ndarray:
     """Returns host memory uint8[size] that starts where XLA wants arrays to start.
 
+    What is made of whole large pages starts with one, so that none of it is in small ones.
+
     Args:
       size: in bytes.
       make: ``numpy.empty`` or ``numpy.zeros``.
     """
-    space = make(size + ALIGNMENT, np.uint8)
-    return space[-space.ctypes.data % ALIGNMENT :][:size]
+    step = ALIGNMENT if size % _LARGE_PAGE else _LARGE_PAGE
+    space = make(size + step, np.uint8)
+    return space[-space.ctypes.data % step :][:size]

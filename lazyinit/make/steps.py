@@ -118,8 +118,7 @@ class Builder:
         """
         self._size = math.prod(shape)
         self._rows = rows
-        # XLA unrolls a loop over a short last axis, and makes other vectors of what it unrolled.
-        self._is_short = shape[-1] < SHORT if shape else True
+        self._is_short = False  # Whether what is being added has a short last axis somewhere.
         self._values = len(inputs)
         # The values that differ from row to row of a sheet: what is, or may be, made of a key.
         self._by_row = {n for n, aval in enumerate(inputs) if not _is_single(aval)}
@@ -140,6 +139,9 @@ class Builder:
           NotElementwiseError: it does not give each element from its index.
         """
         before = len(self.steps)
+        # XLA unrolls a loop over a short last axis, and makes other vectors of what it unrolled. A
+        # body is compiled as one, and may have the loop of any of its shapes.
+        self._is_short = self._has_short([equation])
         made = self._equation(equation, inputs)
         if len(self.steps) == before or any(is_key(v.aval) for v in equation.outvars):
             return made
@@ -228,6 +230,12 @@ class Builder:
             self._products.add(made[0].number)
         return made
 
+    def _has_short(self, equations: Sequence[jex.JaxprEqn]) -> bool:
+        avals: list[Any] = [v.aval for e in equations for v in e.outvars]
+        shapes = [aval.shape for aval in avals if _size(aval) == self._size]
+        inner = (body.eqns for e in equations for body in compat.bodies(e))
+        return any(not s or s[-1] < SHORT for s in shapes) or any(map(self._has_short, inner))
+
     def _covers(self, equation: jex.JaxprEqn) -> bool:
         return len(equation.outvars) == 1 and _size(equation.outvars[0].aval) == self._size
 
@@ -242,6 +250,7 @@ class Builder:
         Raises:
           NotElementwiseError: some equation does not give each element from its index.
         """
+        self._is_short = self._is_short or self._has_short(jaxpr.eqns)
         env: dict[Any, Ref] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             env[var] = _constant(const, var.aval)

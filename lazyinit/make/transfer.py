@@ -35,7 +35,7 @@ from lazyinit import compat
 from lazyinit.make.read import Piece, cut_up
 from lazyinit.make.shards import ALIGNMENT, Bounds, aligned, places_of, size_of
 from lazyinit.make.ways import Job
-from lazyinit.params import describe
+from lazyinit.sources import describe
 
 HOST_BYTES = 2**29  # Of host blocks, by one call: filled, copied from, or kept to be filled again.
 _COPYING = frozenset({"gpu", "cuda", "rocm", "tpu"})  # Platforms whose memory is not the host's.
@@ -123,7 +123,7 @@ class Transfer:
 
     def start(self, reading: ThreadPoolExecutor) -> Sequence[Future[Any]]:
         """Begins to read and to copy, and returns what to wait for."""
-        cut = cut_up(self._job.leaf.source)
+        cut = cut_up(self._job.leaf.source, self._job.path)
         tasks = []
         for starts, size in self._batches():
             batch = _Batch(self, starts, size=size, left=len(cut))

@@ -18,15 +18,17 @@ from jax.sharding import Sharding
 
 from lazyinit import compat, errors
 from lazyinit import sharding as shardings
-from lazyinit.checkpoint.key_data import KeyData
 from lazyinit.keys import Key, RngPath, TracedKey
-from lazyinit.make.elementwise import Elementwise, elementwise_of
+from lazyinit.make.elementwise import Elementwise
+from lazyinit.make.moved import Order, form_of
 from lazyinit.make.proofs import Proofs, kinds_of
 from lazyinit.make.stacked import Stacked
-from lazyinit.params import LazyParam, OverlapParam, Source, StoredParam, describe, label
+from lazyinit.params import LazyParam, OverlapParam, StoredParam, label
 from lazyinit.program.equations import Value, is_key
 from lazyinit.program.slices import Slice, Work, gather, is_order_free
 from lazyinit.program.tracing import trace
+from lazyinit.sources import Source, describe
+from lazyinit.tensors.key_data import KeyData
 
 
 @dataclass(slots=True, eq=False)
@@ -128,9 +130,11 @@ class Drawn(Computed):
 
     Attributes:
       form: how an element, or a row, follows from its key and its index.
+      order: where the elements of the leaf are among those that are so made.
     """
 
     form: Elementwise | Stacked
+    order: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,11 @@ class Compiled(Computed):
 @dataclass(frozen=True, slots=True)
 class Replayed(Computed):
     """Equation by equation, as eager ``init`` does it, on one device; then cut into shards."""
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether it decomposes a matrix, which takes all cores of a CPU."""
+        return any(map(compat.decomposes, self.work.origins))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +186,13 @@ def _drawn(jobs: Sequence[Job], proofs: AskProofs) -> Drawn | None:
     if platform != "cpu":
         return None
     work = gather([job.leaf.init_fn], drawn=True)
-    form = _form(work)
-    if form is None:  # It may have one if the keys of its rows, made of its own, are handed in.
+    found = form_of(work)
+    if found is None:  # It may have one if the keys of its rows, made of its own, are handed in.
         work = gather([job.leaf.init_fn], drawn=True, keys_apart=True)
-        form = _form(work)
-    if form is None or not proofs(platform).allow(lambda: kinds_of(work, form)):
+        found = form_of(work)
+    if found is None or not proofs(platform).allow(lambda: kinds_of(work, found[0])):
         return None
-    return Drawn(jobs, work, form)
-
-
-def _form(work: Work) -> Elementwise | Stacked | None:
-    # If a result were dropped, XLA would fuse the rest in another way than eager JAX.
-    return (elementwise_of(work) or Stacked.of(work)) if work.keeps_all() else None
+    return Drawn(jobs, work, *found)
 
 
 def _as_a_whole(jobs: Sequence[Job], proofs: AskProofs) -> Compiled | Replayed:

@@ -1,14 +1,19 @@
 """Ready rules for families of models: from the names of Hugging Face's PyTorch checkpoints.
 
 Nothing comes in but for the functions of ``scanned.py``, and tuples of rules go out, as ``fill``,
-``save`` and the others take them. The one idea is that support for a family of models is a table
-of rules, so that it needs no code of its own. Read ``parts.py`` first, which has the rules of one
+``save`` and the others take them. The one idea is that support for a family of models is a table of
+rules, so that it needs no code of its own. Read ``parts.py`` first, which has the rules of one
 module of each kind, then ``llama.py`` as an example of a family; the others are like it.
 
 ``BERT``, ``GPT2``, ``LLAMA`` (Mistral too), ``T5``, ``VIT`` and ``CLIP`` lead to the Flax modules
 of ``transformers`` 4; those that end in ``_NNX`` to the trees that the docstring of their module
-shows. ``scanned`` makes rules for stacked layers of any of them, and
-``sized`` says the sizes of axes that a tree would tell.
+shows; ``LLAMA``, ``QWEN2``, ``QWEN3``, ``GEMMA``, ``GEMMA2`` and ``GEMMA3`` with ``_TUNIX`` to the
+models of google-tunix, ``GEMMA3_VISION_TUNIX`` with its vision tower. ``maxtext`` makes the rules
+for a decoder of MaxText; ``QWEN_MAXTEXT`` are those for Qwen, without scanned layers.
+``scanned`` makes rules for stacked layers of any of them, ``counted`` writes out how many experts
+there are, ``sized`` says the sizes of axes that a tree would tell, and ``quantized``
+(``with_scales.py``) multiplies weights by their scales. ``ready_maps.py`` lists which map is for
+which family, for those who name none.
 
 Example:
   >>> import numpy as np, lazyinit as li
@@ -20,25 +25,40 @@ Example:
 
 from lazyinit.maps.bert import BERT, BERT_NNX
 from lazyinit.maps.clip import CLIP, CLIP_NNX
+from lazyinit.maps.gemma import GEMMA2_TUNIX, GEMMA3_TUNIX, GEMMA3_VISION_TUNIX, GEMMA_TUNIX
 from lazyinit.maps.gpt2 import GPT2, GPT2_NNX
-from lazyinit.maps.llama import LLAMA, LLAMA_NNX
-from lazyinit.maps.scanned import scanned, sized
+from lazyinit.maps.llama import LLAMA, LLAMA_NNX, LLAMA_TUNIX
+from lazyinit.maps.of_maxtext import maxtext
+from lazyinit.maps.qwen import QWEN2_TUNIX, QWEN3_TUNIX, QWEN_MAXTEXT
+from lazyinit.maps.scanned import counted, scanned, sized
 from lazyinit.maps.t5 import T5, T5_NNX
 from lazyinit.maps.vit import VIT, VIT_NNX
+from lazyinit.maps.with_scales import quantized
 
 __all__ = [
     "BERT",
     "BERT_NNX",
     "CLIP",
     "CLIP_NNX",
+    "GEMMA2_TUNIX",
+    "GEMMA3_TUNIX",
+    "GEMMA3_VISION_TUNIX",
+    "GEMMA_TUNIX",
     "GPT2",
     "GPT2_NNX",
     "LLAMA",
     "LLAMA_NNX",
+    "LLAMA_TUNIX",
+    "QWEN2_TUNIX",
+    "QWEN3_TUNIX",
+    "QWEN_MAXTEXT",
     "T5",
     "T5_NNX",
     "VIT",
     "VIT_NNX",
+    "counted",
+    "maxtext",
+    "quantized",
     "scanned",
     "sized",
 ]

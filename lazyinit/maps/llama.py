@@ -8,12 +8,20 @@ layers in a list, with as many key heads as there are::
 
 with the kernels ``[d, h, k]`` and ``[h, k, d]`` of ``nnx.LinearGeneral``, those of ``nnx.Linear``,
 and ``nnx.RMSNorm``.
-Names: ``transformers/models/llama/modeling_llama.py``, 4.57.
+
+``LLAMA_TUNIX`` fits google-tunix's ``Llama3``::
+
+    embedder/input_embedding   final_norm/w   lm_head/w
+    layers/0/{input_layernorm,post_attention_layernorm}/w
+    layers/0/attn/{q_proj,k_proj,v_proj,o_proj}/w
+    layers/0/mlp/{gate_proj,up_proj,down_proj}/kernel
+
+Names: ``transformers/models/llama/modeling_llama.py``, 4.57; ``tunix/models/llama3``, 0.1.7.
 """
 
 from lazyinit.maps.parts import AXES, HEADS_IN, HEADS_OUT, embed, linear, norm, rule, same
+from lazyinit.maps.tunix import GROUPS_OUT, decoder
 from lazyinit.rules.renames import Ignore
-from lazyinit.rules.reshape import Rearrange
 from lazyinit.rules.rule import AnyRule
 
 _BUFFERS = (Ignore("**.rotary_emb.inv_freq"),)
@@ -34,14 +42,13 @@ LLAMA: tuple[AnyRule, ...] = (
 )
 
 _LAYER, _TENSORS = "layers/{n}", "model.layers.{n}"
-_GROUPS = Rearrange("(g k) i -> i g k")  # Queries may share keys: their heads are counted apart.
 
 LLAMA_NNX: tuple[AnyRule, ...] = (
     *embed("embed", "model.embed_tokens"),
     *norm(f"{_LAYER}/attention_norm", f"{_TENSORS}.input_layernorm"),
     *linear(f"{_LAYER}/attention/query", f"{_TENSORS}.self_attn.q_proj", HEADS_OUT),
-    *linear(f"{_LAYER}/attention/key", f"{_TENSORS}.self_attn.k_proj", _GROUPS),
-    *linear(f"{_LAYER}/attention/value", f"{_TENSORS}.self_attn.v_proj", _GROUPS),
+    *linear(f"{_LAYER}/attention/key", f"{_TENSORS}.self_attn.k_proj", GROUPS_OUT),
+    *linear(f"{_LAYER}/attention/value", f"{_TENSORS}.self_attn.v_proj", GROUPS_OUT),
     *linear(f"{_LAYER}/attention/out", f"{_TENSORS}.self_attn.o_proj", HEADS_IN),
     *norm(f"{_LAYER}/mlp_norm", f"{_TENSORS}.post_attention_layernorm"),
     *linear(f"{_LAYER}/mlp/gate", f"{_TENSORS}.mlp.gate_proj"),
@@ -52,3 +59,5 @@ LLAMA_NNX: tuple[AnyRule, ...] = (
     rule("head/kernel", "model.embed_tokens.weight", AXES, tied=True),
     *_BUFFERS,
 )
+
+LLAMA_TUNIX: tuple[AnyRule, ...] = (*decoder(), *_BUFFERS)

@@ -1,9 +1,10 @@
-"""Maps made of maps: for layers that are scanned, and for sizes that no leaf tells."""
+"""Maps made of maps: for layers that are scanned, for numbers and sizes that no leaf tells."""
 
 from dataclasses import replace
 
 from lazyinit import errors
 from lazyinit.patterns import pattern, slashed
+from lazyinit.rules.change import Change
 from lazyinit.rules.joins import Stack
 from lazyinit.rules.reshape import Rearrange
 from lazyinit.rules.rule import AnyRule, Patterns, Rule, Rules, as_rules
@@ -57,8 +58,73 @@ def _moved(rule: Rule, tensor: str, leaf: str, axis: int) -> Rule | None:
         tensors = rule.tensors
     else:
         return None
-    changes = (*rule.changes().changes, Stack(axis))
-    return replace(rule, leaf=_one(leaves), tensor=_one(tensors), layout=changes)
+    return replace(
+        rule, leaf=_one(leaves), tensor=_one(tensors), layout=_along(rule.changes().changes, axis)
+    )
+
+
+def _along(changes: tuple[Change, ...], axis: int) -> tuple[Change, ...]:
+    """Returns changes that put layers along an axis of the leaf, too.
+
+    Numbered tensors are stacked before those of several patterns, whose axis then is counted with
+    that of the layers.
+    """
+    if not changes or not isinstance(changes[-1], Stack):
+        return (*changes, Stack(axis))
+    before, last = changes[:-1], changes[-1]
+    if axis < 0 or last.axis < 0:
+        raise errors.FillError(
+            f"scanned: wanted axes from 0 on for layers beside {last}, got {axis}."
+        )
+    if axis <= last.axis:
+        return (*before, Stack(axis), Stack(last.axis + 1))
+    return (*before, Stack(axis - 1), last)
+
+
+def counted(rules: Rules, **counts: int) -> tuple[AnyRule, ...]:
+    """Returns rules in which the tensors that a number stacks are written out.
+
+    So that a number of layers can be stacked beside it: ``scanned(counted(rules, e=128), ...)``.
+
+    Args:
+      rules: any.
+      counts: of numbers that only the patterns of tensors have: ``e=128`` experts.
+
+    Raises:
+      FillError: a count is under 2, no rule stacks by that number, or a rule that does has several
+        patterns of tensors.
+
+    Example:
+      >>> rules = [Rule("moe", "experts.{e}.up", [Stack(0)])]
+      >>> counted(rules, e=2)[0]
+      Rule('moe', ('experts.0.up', 'experts.1.up'), [Stack(axis=0)])
+    """
+    for name, count in counts.items():
+        if count < 2:
+            raise errors.FillError(f"counted: wanted {name}=2 or more tensors, got {count}.")
+    given = as_rules(rules)
+    stacked = sorted({rule.stacked for rule in given if isinstance(rule, Rule)} - {""})
+    if unknown := sorted(counts.keys() - set(stacked)):
+        raise errors.FillError(
+            f"counted: wanted numbers that rules stack by ({', '.join(stacked) or 'none'}), got "
+            f"{unknown[0]}."
+        )
+    return tuple(
+        _counted(rule, counts.get(rule.stacked, 0)) if isinstance(rule, Rule) else rule
+        for rule in given
+    )
+
+
+def _counted(rule: Rule, count: int) -> Rule:
+    if not count:
+        return rule
+    if not isinstance(rule.tensor, str):
+        raise errors.FillError(
+            f"{rule}: counted: wanted one pattern of tensors, got {len(rule.tensors)}. Write the "
+            "tensors of this rule out, one pattern for each number."
+        )
+    number, text = f"{{{rule.stacked}}}", rule.tensor
+    return replace(rule, tensor=tuple(text.replace(number, str(n)) for n in range(count)))
 
 
 def _one(patterns: tuple[str, ...]) -> Patterns:

@@ -1,16 +1,18 @@
 """Match: which tensors of a checkpoint make which leaves of a tree.
 
-A tree, a checkpoint and rules come in. What goes out says, for each leaf, which tensors make it
-and the source that reads them in the layout of the leaf. The one idea is that matching looks at
-names and shapes alone: no value is read, and no array is made.
+A tree, a checkpoint and rules come in. What goes out says, for each leaf, which tensors make it and
+the source that reads them in the layout of the leaf. The one idea is that matching looks at names
+and shapes alone: no value is read, and no array is made.
 
 A leaf goes this way: it becomes a ``Place``, which knows the names that the leaf may have. If a
-tensor has one of them, that is its ``Match``. Otherwise each rule whose pattern captures one of
-the names gives a ``Fit``; what it captured is written into the rule's patterns of tensors, and the
-rule's changes make the leaf's source of those tensors.
+tensor has one of them, and no rule makes the leaf of that tensor, it is the ``Match``. Otherwise
+each rule whose pattern captures one of the names gives a ``Fit``; what it captured is written into
+the rule's patterns of tensors, and the rule's changes make the leaf's source of those tensors.
 
 Read ``places.py``, ``fits.py`` and ``match.py`` in this order. ``unmatch.py`` goes back from leaves
-to tensors, and ``translate.py`` forwards where there is no tree. ``policies.py`` decides what
-happens to leaves and tensors without a counterpart, ``report.py`` records what became of each, and
-``refusals.py`` and ``advise.py`` word the errors.
+to tensors, and ``translate.py`` forwards where there is no tree. ``follow.py`` finds what else
+changes with a leaf that is filled, and ``random_keys.py`` what makes PRNG keys. ``policies.py``
+reads what a user wants done with leaves and tensors without a counterpart, and ``asked.py`` applies
+it. ``report.py`` records what became of each; ``refusals.py``, ``unfit.py`` and ``advise.py`` word
+the errors. ``ready.py`` looks for the one ready map that a tree and a folder leave no doubt about.
 """

@@ -9,6 +9,7 @@ from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
 from lazyinit.match.match import match, named
 from lazyinit.match.places import Place
+from lazyinit.patterns import pattern
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import AnyRule, Rule
 
@@ -60,9 +61,14 @@ def guesses(
         for prefix, rest in _cuts(name):
             prefixes[rest] = None if rest in prefixes else prefix
     votes: dict[tuple[str, str], int] = {}
+    ending: dict[str, list[Rule]] = {}  # The rules that may fit, by the last key of a leaf.
     for place in leaves:
+        last = place.name.rpartition("/")[2]
+        if last not in ending:
+            ends = [(rule, {pattern(leaf).last for leaf in rule.leaves}) for rule in makers]
+            ending[last] = [rule for rule, lasts in ends if lasts & {"", last}]
         for at, _ in _cuts(place.name):
-            found = (name for name, _ in place.candidates(at, makers))
+            found = (name for name, _ in place.candidates(at, ending[last]))
             prefix = next((p for name in found if (p := prefixes.get(name)) is not None), None)
             if prefix is not None:
                 votes[at, prefix] = votes.get((at, prefix), 0) + 1

@@ -12,13 +12,15 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.key_data import is_typed_key
 from lazyinit.match import refusals
 from lazyinit.match.match import Matching
 from lazyinit.match.places import Place
 from lazyinit.match.policies import Policy
 from lazyinit.match.report import LeafReport
-from lazyinit.params import Source, StoredParam, Thunk, placement_of
+from lazyinit.params import StoredParam, Thunk, placement_of
+from lazyinit.sources import Source
+from lazyinit.tensors.as_dtype import AsDtype
+from lazyinit.tensors.key_data import is_typed_key
 
 Leaves: TypeAlias = Sequence[tuple[Place, Any]]  # Any: a leaf may be any Python object.
 
@@ -64,8 +66,15 @@ class Asked:
                 self._check_word(self._mismatch, place.path, answer, ", or a leaf")
         return adapted
 
-    def cast(self, leaves: Leaves, entries: Mapping[str, LeafReport], found: Matching) -> None:
-        """Refuses tensors of another dtype than their leaf has, where they may not be cast."""
+    def cast(
+        self, leaves: Leaves, entries: Mapping[str, LeafReport], found: Matching
+    ) -> dict[str, StoredParam]:
+        """Refuses tensors of another dtype than their leaf has, where they may not be cast.
+
+        Returns:
+          By path, what goes in place of leaves whose tensors may overflow.
+        """
+        overflowing: dict[str, StoredParam] = {}
         for place, leaf in leaves:
             entry = entries.get(place.path)
             if entry is None or entry.status != "loaded" or is_typed_key(leaf):
@@ -77,8 +86,12 @@ class Asked:
             is_lossy = not np.can_cast(source.dtype, leaf.dtype, "safe")
             if answer == "error" or (answer == "lossless" and is_lossy):
                 self.problems.append(refusals.cast(entry, answer))
+            elif answer == "overflow":
+                cast = AsDtype(source, leaf.dtype, overflow=True)
+                overflowing[place.path] = stored_leaf(place.path, leaf, cast)
             else:
                 self._check_word(self._cast, place.path, answer)
+        return overflowing
 
     def missing(self, leaves: Leaves, entries: Mapping[str, LeafReport], at: str) -> list[Place]:
         """Returns the places of leaves that may not be missing, and are."""

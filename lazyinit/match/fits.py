@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from lazyinit import errors
 from lazyinit.match.places import Place
-from lazyinit.params import Source
 from lazyinit.patterns import Captures, Pattern, joined_like, pattern
 from lazyinit.rules.change import Grid
 from lazyinit.rules.rule import Rule
+from lazyinit.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Group:
 
     @property
     def labels(self) -> list[str]:
-        """What its cells are called, in the order in which they came."""
+        """The paths of the leaves, or the names of the tensors, in the order of their coming."""
         return [label for label, _ in self._cells.values()]
 
     def grid(self, patterns: Sequence[str]) -> Grid:

@@ -13,14 +13,16 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit.checkpoint.pieces import PIECE, as_bytes, indices
-from lazyinit.checkpoint.views import cast
 from lazyinit.derived import DerivedParam
 from lazyinit.keys import AnyKey, RngPath
-from lazyinit.params import LazyParam, Source, StoredParam, Thunk
-from lazyinit.program.equations import Value, is_key
+from lazyinit.params import LazyParam, StoredParam, Thunk
+from lazyinit.program.behind import computed_from
+from lazyinit.program.equations import Program, Value, is_key
 from lazyinit.program.slices import Slice
 from lazyinit.program.stored import as_stored
+from lazyinit.sources import Source
+from lazyinit.tensors.as_dtype import cast
+from lazyinit.tensors.pieces import PIECE, as_bytes, indices
 
 _Computed: TypeAlias = LazyParam | DerivedParam
 
@@ -45,7 +47,7 @@ class Leaders:
         """Takes the path of each, the leaf that it was (of any kind), and the one that it is."""
         self._by_leaf: dict[int, Follower] = {}
         self._by_value: dict[int, list[tuple[Value, Mapping[str, AnyKey], Follower]]] = {}
-        self._of_keys: dict[Any, dict[Value, Follower]] = {}
+        self._of_keys: dict[Any, tuple[dict[Value, Follower], Program]] = {}
         for path, was, leaf in filled:
             if not isinstance(was, Thunk) or not isinstance(leaf, Thunk):
                 continue
@@ -68,7 +70,8 @@ class Leaders:
         made = slice_of(leaf)
         if made is None:
             return None
-        leaders = self._with_keys(made, leaf.rng_path.roots)
+        leaders, program = self._with_keys(made, leaf.rng_path.roots)
+        made = replace(made, program=program)
         if made.output in leaders:
             same = leaders[made.output]
             return replace(same, leaf=_placed(same.leaf, leaf))
@@ -87,12 +90,18 @@ class Leaders:
         of = dict.fromkeys(path for follower in found.values() for path in follower.of)
         return Follower(_derived(leaf, made, inputs, met), tuple(of))
 
-    def _with_keys(self, made: Slice, keys: Mapping[str, AnyKey]) -> dict[Value, Follower]:
-        """Returns the leaves, by value, that were filled in a recording with these root keys."""
+    def _with_keys(
+        self, made: Slice, keys: Mapping[str, AnyKey]
+    ) -> tuple[dict[Value, Follower], Program]:
+        """Returns the leaves, by value, that were filled in a recording with these root keys.
+
+        And the program in which what came out of one equation with them is computed from them.
+        """
         which = id(made.program), frozenset(keys.items())
         if which not in self._of_keys:
             known = self._by_value.get(id(made.program), [])
-            self._of_keys[which] = {v: f for v, roots, f in known if _agree(roots, keys)}
+            leaders = {v: f for v, roots, f in known if _agree(roots, keys)}
+            self._of_keys[which] = leaders, computed_from(made.program, leaders)
         return self._of_keys[which]
 
 
@@ -137,7 +146,9 @@ def _identity(leaf: Thunk) -> Any:
 def _equal(one: Source, other: Source, dtype: np.dtype) -> bool:
     parts = indices(one.shape, dtype.itemsize, PIECE)
     return all(
-        as_bytes(cast(one.read(i), dtype)) == as_bytes(cast(other.read(i), dtype)) for i in parts
+        as_bytes(cast(one.read(i), dtype, overflow=True))
+        == as_bytes(cast(other.read(i), dtype, overflow=True))
+        for i in parts  # What overflows is refused when the leaf is read.
     )
 
 

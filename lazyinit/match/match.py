@@ -7,19 +7,22 @@ that end in its last key.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.memory import Filled
 from lazyinit.match.fits import Fit, RuleIndex
 from lazyinit.match.places import Place
-from lazyinit.params import Shape, Source
+from lazyinit.match.unfit import Unfit
 from lazyinit.patterns import Captures, Pattern, joined_like, pattern, slashed
 from lazyinit.rules.change import Grid
 from lazyinit.rules.renames import Ignore, Rename
 from lazyinit.rules.rule import AnyRule, Constant, Rule
+from lazyinit.sources import Shape, Source
+from lazyinit.tensors.memory import Filled
+from lazyinit.tensors.quantized import kept_as
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,8 @@ def named(checkpoint: Checkpoint, renames: Sequence[Rename]) -> tuple[dict[str, 
         if name in names:
             raise errors.FillError(
                 f"{checkpoint.origin}: tensors {names[name]!r} and {tensor!r} both go by {name!r}, "
-                "as '.' and '/' mean the same. Keep them apart with lazyinit.Rename in rules."
+                "as '.' and '/' mean the same. Call one of them otherwise in a mapping: {new: "
+                "tensor for name, tensor in lazyinit.open_checkpoint(...).items()}."
             )
         names[name] = tensor
     return names, used
@@ -130,30 +134,62 @@ class _Search:
             RuleIndex(rules),
             at,
         )
+        self._given = rules
         self._shapes = {place.name: place.shape for place in leaves}
         self._numbered = _Numbered(names)
+        self._unfit = Unfit(checkpoint)
         self._kept: dict[Hashable, tuple[Match | None, Grid]] = {}
 
     def find(self, place: Place) -> tuple[Match | None, Rule | None]:
-        """Returns what makes a leaf, and the rule that says so, if any."""
-        for name in place.own_names(self._at):
-            if name in self._names:
-                tensor = self._names[name]
-                return Match((tensor,), self._checkpoint[tensor]), None
+        """Returns the tensors that make a leaf, and the rule that led to them.
+
+        ``None`` stands for no tensors, and for no rule: the leaf's own name may be a tensor's.
+        """
+        found, rule = self._find(place)
+        if found is None:
+            names = (name for name, _ in place.candidates(self._at, self._given))
+            packed, problem = self._unfit.packed(names)
+            return (Match((packed,), self._checkpoint[packed], problem) if packed else None), None
+        if not found.tensors:
+            return found, rule
+        is_scaled = rule is not None and rule.changes().is_decoding
+        problem = self._unfit.refused(found.tensors) or found.problem
+        if not problem and not is_scaled:
+            problem = self._unfit.unscaled(found.tensors, place.dtype)
+        return replace(found, problem=problem), rule
+
+    def _find(self, place: Place) -> tuple[Match | None, Rule | None]:
+        own = [self._names[n] for n in place.own_names(self._at) if n in self._names][:1]
         second: tuple[Match | None, Rule | None] = None, None
         for fit in self._rules.fits(place, self._at):
+            if own and not self._takes(fit, own[0]):
+                continue
             found = self._match(fit, place)
             if found is not None and found.complete:
-                return found, fit.rule
+                return second if self._lacks_scales(second, found, place) else (found, fit.rule)
             if second[0] is None:
                 second = found, fit.rule
+        if own and second[0] is None:
+            return Match((own[0],), kept_as(self._checkpoint[own[0]], place.dtype)), None
         return second
+
+    def _takes(self, fit: Fit, tensor: str) -> bool:
+        """Tells whether a rule makes the leaf of a tensor, among others."""
+        return any(tensor in row for row in self._tensors(fit.rule, fit.captures)[0])
+
+    def _lacks_scales(
+        self, second: tuple[Match | None, Rule | None], found: Match, place: Place
+    ) -> bool:
+        """Tells whether quantized values would go by a rule for others, as scales are missing."""
+        rule = second[1]
+        is_decoded = second[0] is not None and rule is not None and rule.changes().is_decoding
+        return is_decoded and self._unfit.are_quantized(found.tensors, place.dtype)
 
     def _match(self, fit: Fit, place: Place) -> Match | None:
         rule = fit.rule
         if isinstance(rule.tensor, Constant):
             return _constant(rule.tensor, place.shape)
-        found, grid = self._made(fit)
+        found, grid = self._made(fit, place.dtype)
         if found is None or found.problem:
             return found
         column, number = grid.rows[fit.row], int(dict(fit.captures.numbers).get(rule.unstacked, 0))
@@ -162,19 +198,21 @@ class _Search:
             return replace(found, problem=problem)
         return Match(found.tensors, column[number])
 
-    def _made(self, fit: Fit) -> tuple[Match | None, Grid]:
+    def _made(self, fit: Fit, dtype: Any) -> tuple[Match | None, Grid]:
         """Returns the tensors that a rule takes, and the grid of all leaves that it makes of them.
 
         The match has the first tensor as its source. The grid is empty if there is a problem.
         """
         if len(fit.rule.leaves) == 1 and not fit.rule.unstacked:
-            return self._made_anew(fit)
+            return self._made_anew(fit, dtype)
         key = fit.key(fit.rule.unstacked)
+        if fit.rule.changes().is_decoding or self._checkpoint.dequantized:
+            key = key, dtype
         if key not in self._kept:
-            self._kept[key] = self._made_anew(fit)
+            self._kept[key] = self._made_anew(fit, dtype)
         return self._kept[key]
 
-    def _made_anew(self, fit: Fit) -> tuple[Match | None, Grid]:
+    def _made_anew(self, fit: Fit, dtype: Any) -> tuple[Match | None, Grid]:
         rule = fit.rule
         rows, missing = self._tensors(rule, fit.captures)
         tensors = tuple(tensor for row in rows for tensor in row)
@@ -184,11 +222,15 @@ class _Search:
         if missing:
             problem = f"tensor {joined_like(missing, tensors[0])!r} is missing"
             return replace(found, problem=problem, complete=False), Grid(())
-        sources = tuple(tuple(self._checkpoint[tensor] for tensor in row) for row in rows)
+        sources = tuple(tuple(kept_as(self._checkpoint[t], dtype) for t in row) for row in rows)
         leaves = (fit.above + pattern(leaf).write(fit.captures) for leaf in rule.leaves)
         wanted = tuple(self._shapes.get(leaf) for leaf in leaves)
+        layout = rule.changes()
+        if layout.is_decoding and found.source.dtype == dtype:
+            layout = layout.kept()
         try:
-            return found, rule.changes().forward(Grid(sources, bool(rule.stacked)), wanted)
+            made = layout.forward(Grid(sources, bool(rule.stacked)), wanted)
+            return found, made.map(lambda source: kept_as(source, dtype))
         except errors.FillError as error:
             return replace(found, problem=str(error).rstrip(".")), Grid(())
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 
 from lazyinit import paths
-from lazyinit.params import Shape
 from lazyinit.patterns import slashed
 from lazyinit.rules.rule import Rule
+from lazyinit.sources import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Place:
       boxed: its name with that attribute; ``""`` if it is in no box.
       shape: its shape, which gives the sizes that a rule leaves open; ``None`` if not known.
       linen: whether the first keys of its tree are Linen's collections.
+      dtype: its dtype; ``None`` if not known.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Place:
     boxed: str
     shape: Shape | None
     linen: bool
+    dtype: Any = None  # Also those of JAX's keys.
 
     def below(self, at: str) -> str:
         """Returns its name below a subtree, or ``""`` if it lies outside."""
@@ -100,6 +102,11 @@ def _placed(
 ) -> list[tuple[Place, Any]]:
     linen = any(name.startswith("params/") for _, name, _ in named)
     return [
-        (Place(path, name, boxed, getattr(leaf, "shape", None), linen), leaf)
+        (
+            Place(
+                path, name, boxed, getattr(leaf, "shape", None), linen, getattr(leaf, "dtype", None)
+            ),
+            leaf,
+        )
         for (path, name, boxed), leaf in zip(named, leaves, strict=True)
     ]

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from lazyinit import errors, paths
-from lazyinit.params import Source
 from lazyinit.patterns import glob, slashed
+from lazyinit.sources import Source
 
 MissingWord: TypeAlias = Literal["warn", "init", "error"]
 UnexpectedWord: TypeAlias = Literal["report", "ignore", "error"]
 MismatchWord: TypeAlias = Literal["error", "init"]
-CastWord: TypeAlias = Literal["report", "lossless", "error"]
+CastWord: TypeAlias = Literal["report", "overflow", "lossless", "error"]
 
 # Any: a leaf, and a leaf that takes its place.
 _DecideMissing: TypeAlias = Callable[[str, Any], MissingWord]

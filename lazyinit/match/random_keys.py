@@ -1,14 +1,18 @@
 """Which tensors make the PRNG keys of a tree: by their names alone, no rule knows of keys."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
+
+import jax
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.key_data import KEY_DATA, KeyData, implementation, words
 from lazyinit.match.match import Match
 from lazyinit.match.places import Place
-from lazyinit.params import describe
+from lazyinit.sources import Source, describe
+from lazyinit.tensors.key_data import KEY_DATA, KeyData, implementation, is_typed_key, words
+from lazyinit.tensors.memory import HeldTensor
 
 
 def match_keys(
@@ -36,9 +40,11 @@ def match_keys(
             told[leaf_name] = tensor, impl
     for place, leaf in leaves:
         tensor, impl = _words_of(place, names, told, at)
+        if tensor and is_typed_key(checkpoint[tensor]):
+            impl = implementation(checkpoint[tensor].dtype)
         if not tensor or (impl is None and checkpoint[tensor].dtype != "uint32"):
             continue  # What only has the name of the leaf may be anything.
-        source, wanted = checkpoint[tensor], implementation(leaf.dtype)
+        source, wanted = _as_words(checkpoint[tensor]), implementation(leaf.dtype)
         shape = (*leaf.shape, words(leaf.dtype))
         if impl not in (None, "", wanted):
             problems.append(
@@ -55,6 +61,13 @@ def match_keys(
     if problems:
         raise errors.FillError(errors.listing(problems))
     return found
+
+
+def _as_words(source: Source) -> Source:
+    """Returns the words of typed keys in memory; any other source as it is."""
+    if isinstance(source, HeldTensor) and is_typed_key(source):
+        return replace(source, array=jax.random.key_data(source.array))
+    return source
 
 
 def _words_of(

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lazyinit.checkpoint import Checkpoint
+from lazyinit.formats.gguf_names import ARCHITECTURE, MODEL_TYPES
 from lazyinit.match.advise import advise
 from lazyinit.match.places import Place
 from lazyinit.match.report import LeafReport
-from lazyinit.params import describe
 from lazyinit.rules.rule import AnyRule, Rule
 from lazyinit.rules.torch import TORCH
+from lazyinit.sources import describe
 
 
 def called(names: Sequence[str]) -> str:
@@ -109,6 +110,8 @@ def nothing_matches(
     )
     if advice:
         return f"{problem} {advice}"
+    if checkpoint.metadata.get(ARCHITECTURE) in MODEL_TYPES and "output_norm.weight" in checkpoint:
+        problem += " open_checkpoint(path, names='transformers') has the names of transformers."
     return (
         f"{problem} The tree has leaves such as {leaves[0].path!r}, the checkpoint tensors such as "
         f"{next(iter(checkpoint))!r}. Say in rules which makes which: "

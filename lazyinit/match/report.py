@@ -1,16 +1,17 @@
 """What ``fill`` did, as a plain value: an entry for each leaf and for each tensor left over."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lazyinit.params import Shape, describe
 from lazyinit.rules.rule import AnyRule
+from lazyinit.sources import Shape, describe
 from lazyinit.view import table
 from lazyinit.view.facts import Facts, file_name
 from lazyinit.view.provenance import NOTHING_KNOWN, Provenance
+from lazyinit.view.shown import Shown
 
 Status: TypeAlias = Literal[
     "loaded", "derived", "missing", "mismatched", "adapted", "kept", "unexpected"
@@ -50,8 +51,8 @@ class LeafReport(Facts):
         return self.status == "loaded" and self.stored_dtype != self.dtype
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Shown):
     """What ``fill`` did. ``str(report)`` is a table in which numbered layers fold.
 
     Attributes:
@@ -60,6 +61,8 @@ class Report:
         unexpected tensor, in the order of the checkpoint.
       unused_rules: rules that had no part in it; not those of ``TORCH``, which are optional.
       provenance: where each leaf of the filled tree comes from.
+      ready_map: which map of ``lazyinit.maps`` ``from_pretrained`` took by itself, or ``""``.
+      dequantized: by which method weights were quantized that are loaded as numbers, or ``""``.
 
     Example:
       >>> import numpy as np
@@ -80,7 +83,9 @@ class Report:
     origin: str
     entries: tuple[LeafReport, ...]
     unused_rules: tuple[AnyRule, ...] = ()
-    provenance: Provenance = field(default=NOTHING_KNOWN, repr=False)
+    provenance: Provenance = NOTHING_KNOWN
+    ready_map: str = ""
+    dequantized: str = ""
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -89,12 +94,12 @@ class Report:
 
     @property
     def derived(self) -> tuple[str, ...]:
-        """Paths of the leaves that it lacks, and that follow others that it has."""
+        """Paths of the leaves that the checkpoint lacks, computed from others that it has."""
         return self._paths("derived")
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Paths of the leaves that it lacks; they will be initialized."""
+        """Paths of the leaves that the checkpoint lacks; they will be initialized."""
         return self._paths("missing")
 
     @property
@@ -109,7 +114,7 @@ class Report:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Paths of the arrays, and of leaves filled in before, that it lacks."""
+        """Paths of what the checkpoint lacks and the tree had: arrays, and leaves filled before."""
         return self._paths("kept")
 
     @property
@@ -152,9 +157,14 @@ class Report:
         ):
             if kept:
                 parts.append(f"{len(kept)} {word}")
-        return ", ".join(parts)
+        found = f" by lazyinit.maps.{self.ready_map}" if self.ready_map else ""
+        how = [f"dequantized from {self.dequantized}"] if self.dequantized else []
+        return ", ".join([parts[0] + found, *how, *parts[1:]])
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        return f"Report({self.summary()})"
+
+    def _table(self) -> table.Table:
         folded = table.fold(_cells(entry) for entry in self.entries)
         rows = [
             (row.label, array, str(row.count), table.format_bytes(int(nbytes) * row.count), status)
@@ -162,8 +172,8 @@ class Report:
             for array, nbytes, status in [row.cells]
         ]
         heads = ("path", "array", "leaves", "bytes", "status")
-        text = table.render(self.summary(), heads, rows, right=["leaves", "bytes"])
-        return "\n".join([text, *(f"unused: {rule}" for rule in self.unused_rules)])
+        notes = [f"unused: {rule}" for rule in self.unused_rules]
+        return table.Table(self.summary(), heads, rows, right=["leaves", "bytes"], notes=notes)
 
 
 def _cells(entry: LeafReport) -> tuple[str, str, str, str]:

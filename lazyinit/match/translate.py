@@ -5,17 +5,16 @@ says which rule it needs, so the narrowest rule that fits a tensor decides.
 """
 
 import functools
-import re
 from collections.abc import Hashable, Sequence
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
 from lazyinit.match.fits import Fit, Group
 from lazyinit.match.match import named
-from lazyinit.params import Source
 from lazyinit.patterns import Captures, joined_like, pattern, slashed
 from lazyinit.rules.renames import Ignore, Rename
 from lazyinit.rules.rule import AnyRule, Rule
+from lazyinit.sources import Source
 
 
 def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, Source]:
@@ -117,10 +116,5 @@ def _said(rule: Rule | Ignore) -> object:
 @functools.lru_cache(maxsize=4096)
 def _is_narrower(one: str, other: str) -> bool:
     """Tells whether all that fits one pattern fits the other, but not the other way round."""
-    inside = pattern(other).match(_sample(one)) is not None
-    return inside and pattern(one).match(_sample(other)) is None
-
-
-def _sample(text: str) -> str:
-    """Returns a name that fits a pattern, and no pattern that does not take in all of it."""
-    return re.sub(r"\{\w+\}", "918273645", slashed(text).strip("/"))
+    inside = pattern(other).match(pattern(one).sample()) is not None
+    return inside and pattern(one).match(pattern(other).sample()) is None

@@ -8,14 +8,14 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.joined import Agreeing
 from lazyinit.match.fits import Group, RuleIndex
 from lazyinit.match.match import match
 from lazyinit.match.places import Place
-from lazyinit.params import Source
 from lazyinit.patterns import slashed
 from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import AnyRule, Constant, Rule
+from lazyinit.sources import Source
+from lazyinit.tensors.joined import Agreeing
 
 
 def unmatch(

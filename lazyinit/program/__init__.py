@@ -1,8 +1,14 @@
 """An initialization becomes equations here, and each leaf gets those that it needs.
 
-In comes a function from keys to arrays; out come a ``Program`` of numbered values and, for each
-leaf, a slice of it. ``tracing`` traces the function once, in the steps that eager JAX takes.
-``equations`` holds the result. ``slices`` collects what some leaves need, and ``separable`` says
-which results of an equation can be made without the others at no change of their bits.
-``fingerprint`` compares equations by what they compute, so that equal layers share a program.
+A function from keys to arrays comes in; a ``Program`` of numbered values goes out, and for each
+leaf a slice of it. The one idea is that a slice, run step by step, gives the bits of the whole.
+``tracing`` traces the function once, in the steps that eager JAX takes. ``equations`` holds the
+result. ``slices`` collects what some leaves need, and ``separable`` says which results of an
+equation can be made without the others at no change of their bits. ``stored`` finds the slices
+that only move and cast what a checkpoint holds, and makes sources of them.
+
+Programs are compared in three ways. ``fingerprint`` tells equations of this process apart by what
+they compute, so that equal layers share a compiled program. ``meaning`` tells what one leaf is
+computed by, so that two recordings of a model are equal. ``stable`` writes a program as bytes that
+are the same in every process, so that hosts can agree.
 """

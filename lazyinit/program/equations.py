@@ -16,7 +16,7 @@ import numpy as np
 from lazyinit import compat, errors
 from lazyinit.compat import Fact
 from lazyinit.program.fingerprint import fingerprint_params
-from lazyinit.program.separable import is_separable
+from lazyinit.program.separable import idle_inputs, is_separable
 
 Value: TypeAlias = int  # The number of a value (an input, a constant, an output) in a program.
 Array: TypeAlias = Any  # jax.Array, numpy or a Python scalar: whatever JAX computes with.
@@ -93,9 +93,11 @@ class Program:
                 whole = self._dumps(self.producers, self.constants)
                 self._pickled.append((whole, True))
             except Exception:  # Whatever pickle raises: each part tells for itself, below.
-                equations = {e.index: pickling_problem(e) for e in self.producers.values()}
+                equations = {e.index: compat.pickling_problem(e) for e in self.producers.values()}
                 producers = {v: e for v, e in self.producers.items() if not equations[e.index]}
-                constants = {v: c for v, c in self.constants.items() if not pickling_problem(c)}
+                constants = {
+                    v: c for v, c in self.constants.items() if not compat.pickling_problem(c)
+                }
                 self._pickled.append((self._dumps(producers, constants), False))
         return self._pickled[0]
 
@@ -128,7 +130,9 @@ class Program:
         def verdict(v: Value) -> bool | Sequence[Value]:
             if v in self.producers:
                 return self.narrowed(self.producers[v], frozenset([v]), drawn=drawn).inputs
-            return v in self.literals or v in self.streams
+            # A count of nnx.Rngs is a constant. Integers are exact, whatever they are fused with.
+            is_count = v in self.constants and self.is_small(v) and _is_integer(self.avals[v])
+            return v in self.literals or v in self.streams or is_count
 
         return _holds_for_ancestors(value, verdict, self._on_keys.setdefault(drawn, {}))
 
@@ -152,32 +156,27 @@ class Program:
           The root, the number (made of constants alone) and the key that is made of them; ``None``
           if the value needs anything else that is not constant.
         """
-        folds: set[tuple[Value, Value, Value]] = set()
-        seen = {value}
-        stack = [value]
-        while stack:
-            v = stack.pop()
-            if v in self.streams or v in self.abstract:
+        folds: list[tuple[Value, Value, Value]] = []
+        for v in self._ancestors(value, self._is_folded):
+            if v in self.streams or v in self.abstract or (folds and v in self.producers):
                 return None
-            producer = self.producers.get(v)
-            if producer is None:
-                continue
-            if compat.is_fold(producer.origin):
-                root, number = producer.inputs
-                if (
-                    root in self.streams
-                    and self.avals[v].shape == ()  # Not split by an nnx.vmap around.
-                    and self.is_small(number)
-                    and not self.streams_of(number)
-                ):
-                    folds.add((root, number, v))
-                    if len(folds) > 1:
-                        return None
-                    continue
-            fresh = [i for i in producer.inputs if i not in seen]
-            seen.update(fresh)
-            stack += fresh
-        return folds.pop() if folds else None
+            if v in self.producers:
+                root, number = self.producers[v].inputs
+                folds.append((root, number, v))
+        return folds[0] if folds else None
+
+    def _is_folded(self, value: Value) -> bool:
+        """Tells whether a value is a root key with a number folded in."""
+        producer = self.producers[value]
+        if not compat.is_fold(producer.origin):
+            return False
+        root, number = producer.inputs
+        return (
+            root in self.streams
+            and self.avals[value].shape == ()  # Not split by an nnx.vmap around.
+            and self.is_small(number)
+            and not self.streams_of(number)
+        )
 
     def name_of(self, value: Value) -> str:
         """Returns a name for what makes a value, for people: ``normal``, ``full(0.0)``, ``scan``.
@@ -201,12 +200,15 @@ class Program:
 
     def ancestors(self, value: Value, stops: Collection[Value] = ()) -> Iterator[Value]:
         """Yields what a value is computed from that nothing computes, and the nearest stops."""
+        return self._ancestors(value, stops.__contains__)
+
+    def _ancestors(self, value: Value, is_stop: Callable[[Value], bool]) -> Iterator[Value]:
         seen = {value}
         stack = [value]
         while stack:
             v = stack.pop()
             producer = self.producers.get(v)
-            if producer is None or v in stops:
+            if producer is None or is_stop(v):
                 yield v
                 continue
             fresh = [i for i in producer.inputs if i not in seen]
@@ -233,21 +235,14 @@ class Program:
         """Returns the equation with those inputs idle that the wanted outputs do not depend on."""
         memo = (equation.index, wanted)
         if memo not in self._idled:
-            self._idled[memo] = _idle(equation, wanted)
+            those = [v in wanted for v in equation.outputs]
+            idle = idle_inputs(equation.origin, those)
+            self._idled[memo] = replace(equation, idle=idle) if idle else equation
         return self._idled[memo]
 
     def fingerprint(self, origin: jex.JaxprEqn) -> Any:
         """Returns a hashable stand-in for the parameters of one of its equations, or narrowed."""
         return fingerprint_params(origin.params, self._fingerprints)
-
-
-def pickling_problem(part: Any) -> str:
-    """Returns why a part of a program (an equation, a constant) cannot be pickled, or ``""``."""
-    try:
-        compat.dumps(part)
-    except Exception as error:  # Whatever pickle raises.
-        return str(error) or type(error).__name__
-    return ""
 
 
 def _unpickled(version: str, pickled: bytes) -> Program:
@@ -281,22 +276,6 @@ def _narrow(equation: Equation, wanted: frozenset[Value], drawn: bool) -> Equati
     return Equation(origin, inputs, outputs, equation.index)
 
 
-def _idle(equation: Equation, wanted: frozenset[Value]) -> Equation:
-    those = [v in wanted for v in equation.outputs]
-    if all(those) or not compat.bodies(equation.origin) or compat.may_loop(equation.origin):
-        return equation
-    narrowed = compat.narrow(equation.origin, those)
-    if narrowed is None:
-        return equation
-    read = {v for v in narrowed.invars if isinstance(v, jex.Var)}
-    idle = frozenset(
-        n
-        for n, v in enumerate(equation.origin.invars)
-        if isinstance(v, jex.Var) and v not in read and compat.is_array(v.aval)
-    )
-    return replace(equation, idle=idle)
-
-
 def _holds_for_ancestors(
     value: Value, verdict: Callable[[Value], bool | Sequence[Value]], memo: dict[Value, bool]
 ) -> bool:
@@ -318,6 +297,10 @@ def _holds_for_ancestors(
 def is_key(x: Any) -> bool:
     """Tells whether an array or a value's type is one of typed PRNG keys."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _is_integer(aval: Any) -> bool:
+    return not is_key(aval) and jnp.issubdtype(aval.dtype, jnp.integer)
 
 
 def _is_small(aval: Any) -> bool:

@@ -30,8 +30,9 @@ _structures: weakref.WeakValueDictionary[Any, _Structure] = weakref.WeakValueDic
 def fingerprint(param: Any) -> Any:
     """Returns a hashable stand-in for a parameter of an equation (which may be of any type).
 
-    What it does not know is compared as Python compares it, or by identity: works then may get
-    different signatures that could have shared one, never the other way round.
+    A value of a type that is not known here is compared by ``==``, or by identity if it cannot be
+    hashed. So two equations that compute the same may get different fingerprints; two that do not
+    never share one.
     """
     if type(param) in _PLAIN:  # 1, 1.0 and True are equal in Python, not in a program.
         return (type(param), param)
@@ -64,8 +65,9 @@ def fingerprint_params(params: Mapping[str, Any], known: dict[Any, Any]) -> Any:
 
     Args:
       params: by name.
-      known: what was found for others, by identity: equal layers have the same objects in a dict
-        of their own. Whoever keeps it keeps the equations alive.
+      known: what was found before, by the identities of the values: equal layers have the same
+        values in dicts of their own. Whoever keeps this must keep the equations alive, too, as the
+        identity of a value that is gone may be used again.
     """
     same = (*params, *map(id, params.values()))
     if same not in known:
@@ -99,6 +101,7 @@ class _ByIdentity:
 
 
 def _of_jaxpr(jaxpr: jex.Jaxpr) -> _Structure:
+    """Returns the one object for all jaxprs that are equal but for the names of variables."""
     known = _of_jaxprs.get(jaxpr)
     if known is not None:
         return known

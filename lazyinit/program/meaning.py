@@ -1,4 +1,4 @@
-"""What a value is computed by, as something that two recordings of one model have in common."""
+"""The steps that compute a value, as a hashable value that all recordings of a model share."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ def meaning(
     *,
     told: Callable[[jex.JaxprEqn], Any] | None = None,
 ) -> Any:
-    """Returns a hashable value that is equal just if two values are computed by the same steps.
+    """Returns a hashable value that is equal exactly if two values are computed by the same steps.
 
     Args:
       program: the initialization.
       output: the value.
-      key: where to stop: a key that is handed in; ``-1`` for the root keys.
-      inputs: where else to stop: values that are handed in, in this order.
-      told: what stands for an equation, beside its primitive and inputs; unless given, something
-        that is equal in this process alone.
+      key: the key that the steps start at; ``-1`` if they start at the root keys.
+      inputs: other values that they start at; these are told apart by their order.
+      told: returns what stands for an equation's parameters; by default a fingerprint, which
+        means nothing in another process.
     """
     told = told or (lambda origin: (program.fingerprint(origin), origin.ctx))
     equations: dict[int, Equation] = {}

@@ -34,6 +34,23 @@ def is_separable(equation: jex.JaxprEqn, wanted: Sequence[bool], *, drawn: bool)
     return _needed(equation, wanted, drawn) is not None
 
 
+def idle_inputs(equation: jex.JaxprEqn, wanted: Sequence[bool]) -> frozenset[int]:
+    """Returns the places of the arrays that the wanted outputs of an equation do not depend on.
+
+    There are none if the equation may loop for as long as such an array says.
+    """
+    if all(wanted) or not compat.bodies(equation) or compat.may_loop(equation):
+        return frozenset()
+    narrowed = compat.narrow(equation, wanted)
+    read = equation.invars if narrowed is None else narrowed.invars
+    needed = {v for v in read if isinstance(v, jex.Var)}
+    return frozenset(
+        n
+        for n, v in enumerate(equation.invars)
+        if isinstance(v, jex.Var) and v not in needed and compat.is_array(v.aval)
+    )
+
+
 def _needed(equation: jex.JaxprEqn, wanted: Sequence[bool], drawn: bool) -> Sequence[bool] | None:
     """Returns which inputs the wanted outputs need, ``None`` if they cannot be made alone."""
     if all(wanted):
@@ -63,6 +80,12 @@ class _Use:
 
 
 def _needed_in(body: jex.Jaxpr, wanted: Sequence[bool], drawn: bool) -> Sequence[bool] | None:
+    """Returns which inputs of a body the wanted outputs need, ``None`` if they must not be alone.
+
+    Equations are looked at from the last to the first, to see which inputs of each are still read
+    if the unwanted outputs are gone. The wanted outputs may be made alone if no value that is
+    rounded is read on both sides, by what is kept and by what is dropped, and if no key is.
+    """
     outputs = [(v, w) for v, w in zip(body.outvars, wanted, strict=True) if isinstance(v, jex.Var)]
     live = {v for v, w in outputs if w}
     uses: list[_Use] = []
@@ -79,7 +102,7 @@ def _needed_in(body: jex.Jaxpr, wanted: Sequence[bool], drawn: bool) -> Sequence
     results = {value[v] for v, w in outputs if w}
     kept: set[Any] = set()
     dropped = {value[v] for v, w in outputs if not w}
-    keys: tuple[set[Any], set[Any]] = set(), set()  # Of what is drawn and dropped, drawn and kept.
+    keys: tuple[set[Any], set[Any]] = set(), set()  # That draw what is dropped; what is kept.
     for use in uses:
         keys[any(use.needed)].update(value[v] for v in _drawn_from(use.equation))
         kept.update(value[v] for v in _variables(use.equation, use.needed))

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat
-from lazyinit.program.equations import Array, Equation, Program, Value, is_key, pickling_problem
+from lazyinit.meshes import on_one_device
+from lazyinit.program.equations import Array, Equation, Program, Value, is_key
 from lazyinit.program.fingerprint import fingerprint_constant
 from lazyinit.program.meaning import meaning
 
@@ -86,7 +87,7 @@ class Slice:
             return ""
         work = gather([self])
         constants = [self.program.constants[v] for v in work.inputs if v in self.program.constants]
-        return next(filter(None, map(pickling_problem, (*work.equations, *constants))), "")
+        return next(filter(None, map(compat.pickling_problem, (*work.equations, *constants))), "")
 
 
 def _as_roots(made: Slice, key: Any) -> tuple[Mapping[str, Any], Mapping[Value, Any]]:
@@ -146,7 +147,7 @@ class Work:
         return [equation.origin for equation in self.equations]
 
     def keeps_all(self) -> bool:
-        """Tells whether every result of its equations is needed: a compiler drops none."""
+        """Tells whether every result of its equations is needed: a compiler drops any other."""
         needed = {v for e in self.equations for v in e.needed} | set(self.outputs)
         return all(v in needed for e in self.equations for v in e.outputs)
 
@@ -263,7 +264,7 @@ class SmallValues:
                 constant = program.constants[v]
                 same = fingerprint_constant(constant, program.avals[v])
                 if same not in self._constants:
-                    self._constants[same] = self._add(_on_one_device(constant))
+                    self._constants[same] = self._add(on_one_device(constant))
                 self._number[v] = self._constants[same]
             else:
                 equation = program.producers[v]
@@ -285,19 +286,6 @@ class SmallValues:
                 results = compat.bind(equation.origin, *arrays)
             self._done[call] = [self._add(array) for array in results]
         self._number.update(zip(equation.outputs, self._done[call], strict=True))
-
-
-def _on_one_device(constant: Any) -> Any:
-    """Returns a constant that many devices have on one of them, so that its uses stay there."""
-    is_array = isinstance(constant, jax.Array) and not compat.is_tracer(constant)
-    if (
-        not is_array
-        or is_key(constant)
-        or len(constant.sharding.device_set) == 1
-        or not constant.is_fully_replicated
-    ):
-        return constant
-    return jax.device_put(np.asarray(constant.addressable_data(0)))
 
 
 def _on_host(equation: jex.JaxprEqn, arrays: Sequence[Any]) -> Sequence[Any] | None:

@@ -1,9 +1,9 @@
 """Programs as bytes that are the same in every process that recorded the same initialization.
 
-``fingerprint`` tells equations of one process apart by objects that only it has. Here everything is
-told by names, numbers and shapes. What is known to print in the same way everywhere is told; of
-anything else, such as a function, no more than what it is called: two processes may then take two
-programs for the same one that differ there alone, and never the same one for two.
+``fingerprint`` tells equations apart by objects that only this process has. Here they are written
+as text: names, numbers, shapes, and the values that print alike in every process. Anything else,
+such as a function, is written by its name alone. So two processes may take programs for equal that
+differ only within such a function; they never take equal programs for different ones.
 """
 
 import enum
@@ -30,7 +30,7 @@ def digest(program: Program) -> bytes:
 
 
 def steps_of(made: Slice) -> str:
-    """Returns 16 hex digits for what makes one leaf, wherever in its program those steps are."""
+    """Returns 16 hex digits for the steps that make one leaf, wherever they stand in a program."""
     program = made.program
     steps = meaning(program, made.output, made.key, made.given, told=lambda eqn: _text(eqn.params))
     return hashlib.blake2b(repr(steps).encode(), digest_size=8).hexdigest()
@@ -43,8 +43,9 @@ def _digest(program: Program) -> bytes:
     for equation in {id(e): e for e in program.producers.values()}.values():
         origin = equation.origin
         params, name = origin.params, origin.primitive.name
-        # By identity: equal layers have the same objects in a dict of their own. Nothing beside its
-        # body decides what a jit computes, and most equations are one.
+        # Each text is written once. Equal layers have the same parameters, in dicts that differ, so
+        # parameters are compared by identity. Of a jit, which most equations are, the body alone
+        # decides what it computes.
         body = compat.jit_body(origin)
         if body is None:
             same = (name, *map(id, params.values()))
@@ -60,7 +61,11 @@ def _digest(program: Program) -> bytes:
 
 
 def _constants(program: Program) -> tuple[list[Any], list[str]]:
-    """Returns the constants of a program in order, numbers as they are, and their dtypes."""
+    """Returns the constants of a program, in order, and what dtypes the arrays among them have.
+
+    A constant is an integer or bytes. Of each dtype only the first array is named, by its place:
+    it is there to tell programs apart, not to read them back.
+    """
     found: list[Any] = []
     dtypes: dict[Any, str] = {}
     for value, constant in program.constants.items():
@@ -76,6 +81,7 @@ def _constants(program: Program) -> tuple[list[Any], list[str]]:
 
 
 def _of_array(constant: Any, aval: Any) -> bytes:
+    """Returns a constant as bytes; of a traced one, whose value is not known, its type."""
     if compat.is_tracer(constant):
         return str(aval).encode()
     if isinstance(constant, bool | int | float | complex):

@@ -1,8 +1,8 @@
 """A program that only moves and casts what a checkpoint holds -> a source that reads it so.
 
 ``lambda w: w.T`` of a stored leaf is a stored leaf again: each shard reads its own bytes of the
-file. Only casts between the floating-point types below 64 bits are taken: of these numpy's and
-XLA's have the same bits.
+file. Only casts between bfloat16 and float32 are taken: of these numpy's and XLA's have the same
+bits. To and from float16 a CPU keeps other bits of a NaN than numpy does.
 """
 
 import math
@@ -13,14 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import compat
-from lazyinit.checkpoint.joined import Joined
-from lazyinit.checkpoint.views import AsDtype, cut, reshaped, transposed
 from lazyinit.derived import DerivedParam
-from lazyinit.params import Shape, Source, StoredParam
+from lazyinit.params import StoredParam
 from lazyinit.program.equations import is_key
 from lazyinit.program.slices import Slice, gather
+from lazyinit.sources import Shape, Source
+from lazyinit.tensors.as_dtype import AsDtype
+from lazyinit.tensors.casting import may_overflow
+from lazyinit.tensors.joined import Joined
+from lazyinit.tensors.views import cut, reshaped, transposed
 
-_FLOATS = tuple(map(jnp.dtype, ("bfloat16", "float16", "float32")))
+_FLOATS = tuple(map(jnp.dtype, ("bfloat16", "float32")))
 
 
 def as_stored(leaf: DerivedParam) -> DerivedParam | StoredParam:
@@ -41,7 +44,8 @@ def as_stored(leaf: DerivedParam) -> DerivedParam | StoredParam:
             return leaf
         known.update(zip(equation.outputs, found, strict=True))
     source = known[made.output]
-    if isinstance(source, AsDtype):  # A stored leaf casts by itself.
+    # A stored leaf casts by itself, but refuses what overflows, which the program does not.
+    if isinstance(source, AsDtype) and not source.overflow:
         source = source.source
     return StoredParam(leaf.shape, leaf.dtype, source, sharding=leaf.sharding, path=leaf.path)
 
@@ -67,7 +71,7 @@ def _moved(equation: jex.JaxprEqn, sources: Sequence[Source]) -> Sequence[Source
             return [transposed(first, axes)]
         case compat.Shaped():
             return [reshaped(first, shape)]
-        case compat.Cut(box):
+        case compat.Box(box):
             return [cut(first, dict(enumerate(box)))]
         case compat.InLine(axis, is_stacked):
             alike = all(source.dtype == first.dtype for source in sources)
@@ -82,10 +86,12 @@ def _moved(equation: jex.JaxprEqn, sources: Sequence[Source]) -> Sequence[Source
 def _cast(source: Source, dtype: np.dtype) -> Source:
     if source.dtype == dtype:
         return source
-    # What was made wider holds the values that it was made of.
+    # A safe cast loses nothing: what is cast further is the values that it was made of.
     if isinstance(source, AsDtype) and np.can_cast(source.source.dtype, source.dtype, "safe"):
         source = source.source
-    return source if source.dtype == dtype else AsDtype(source, dtype)
+    if source.dtype == dtype:
+        return source
+    return AsDtype(source, dtype, overflow=may_overflow(source.dtype, dtype))
 
 
 def _moved_by_body(jaxpr: jex.Jaxpr, sources: Sequence[Source]) -> Sequence[Source] | None:

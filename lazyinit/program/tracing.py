@@ -37,20 +37,57 @@ def trace(
     keys: Mapping[str, AnyKey],
     abstract: Sequence[tuple[str, jax.ShapeDtypeStruct]] = (),
     *,
-    answers_all: bool = False,
+    where: str = "trace",
 ) -> tuple[Program, list[Result]]:
     """Traces an initialization, allocating nothing.
+
+    A value is computed where the model's code asks for one. If JAX's own code cannot go on without
+    a value, for a size perhaps, ``fn`` is called a second time, and JAX gets all that it asks for.
 
     Args:
       fn: takes root keys by stream and the abstract inputs, and returns arrays.
       keys: the root keys.
       abstract: name and shape of each input that has no value; its sharding is where it will be.
-      answers_all: whether a value is computed, too, where JAX itself asks for one.
+      where: what is being traced, for messages.
 
     Returns:
       The program, and what each array is that ``fn`` returned. The program has all the equations
       that these need, and no others.
+
+    Raises:
+      RecordError: ``fn`` needs a value that is not known while tracing.
     """
+    try:
+        return _trace(fn, keys, abstract, answers_all=False)
+    except _NO_VALUE:
+        pass  # Not traced again here: the second error would hold on to the first.
+    try:
+        return _trace(fn, keys, abstract, answers_all=True)
+    except _NO_VALUE as error:
+        raise errors.RecordError(
+            f"{where}: the model's Python code wants the value of an array that has none. "
+            "Pass arrays in place of shapes, or sizes and flags as Python values; and let no "
+            "branch inside of jax.jit, scan and the like look at a computed array."
+            f"\n{error}"
+        ) from error
+
+
+_NO_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _trace(
+    fn: Callable[[Mapping[str, Any], Sequence[Any]], Sequence[Any]],
+    keys: Mapping[str, AnyKey],
+    abstract: Sequence[tuple[str, jax.ShapeDtypeStruct]],
+    *,
+    answers_all: bool,
+) -> tuple[Program, list[Result]]:
+    """Traces once; ``answers_all`` says whether JAX's own questions for values are answered."""
     roots = {stream: key.array() for stream, key in keys.items()}
 
     looked_at: set[str] = set()
@@ -92,7 +129,7 @@ class _Builder:
     """Numbers the values of a jaxpr, with what eager JAX runs step by step laid out in steps."""
 
     def __init__(self, mesh: Mesh | None) -> None:
-        """Takes the mesh of devices that is set."""
+        """Starts a program with nothing in it, under the mesh of devices that is set, if any."""
         self.avals: list[Any] = []
         self.equations: list[Equation] = []
         self.producers: dict[Value, Equation] = {}
@@ -123,6 +160,16 @@ class _Builder:
     def inline(
         self, jaxpr: jex.Jaxpr, consts: Iterable[Any], env: dict[jex.Var, Result]
     ) -> list[Result]:
+        """Adds the equations of a jaxpr to the program, and returns its results.
+
+        An equation whose body eager JAX runs step by step is replaced by the equations of that
+        body. One that only moves its inputs is left out: its results are the inputs, elsewhere.
+
+        Args:
+          jaxpr: what was traced.
+          consts: the values of its constants.
+          env: the program's value for each input; the other variables are added to it.
+        """
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             env[var] = Result(self.constant(var.aval, const), None)
         for eqn in jaxpr.eqns:
@@ -171,6 +218,10 @@ class _Builder:
         abstract: Mapping[Value, str],
         looked_at: frozenset[str],
     ) -> Program:
+        """Returns the program less what none of the outputs needs.
+
+        Warns of a result that eager JAX would round by how an array is cut over the mesh.
+        """
         kept: set[Value] = set()
         stack = list(outputs)
         while stack:
@@ -200,5 +251,6 @@ class _Builder:
         )
 
     def _anywhere(self, equation: Equation) -> Equation:
+        """Returns an equation as it would have been traced under no mesh."""
         origin = self._unplaced.equation(equation.origin)
         return equation if origin is equation.origin else replace(equation, origin=origin)

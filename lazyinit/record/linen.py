@@ -18,6 +18,7 @@ from flax.errors import InvalidRngError
 from lazyinit import compat, errors
 from lazyinit.keys import AnyKey, Key
 from lazyinit.params import label
+from lazyinit.record import state_dicts as state_dicts
 from lazyinit.record.thunks import Inputs, Note, record
 
 
@@ -126,7 +127,18 @@ class _NotingScope(Scope):
             return value
 
         made_before = self.has_variable("params", name)
-        return super().param(name, init_fn if made_before else noting, *init_args, **kwargs)
+        init = init_fn if made_before else noting
+        try:
+            return super().param(name, init, *init_args, **kwargs)
+        except ValueError as error:
+            # JAX has one type for all that it refuses, and no path.
+            if type(error) is not ValueError or "sharding" not in str(error).lower():
+                raise
+            path = "/".join(("params", *self.path, name))
+            raise errors.ShardingError(
+                f"{path}: wanted a sharding that fits the parameter, got one that JAX refuses: "
+                f"{error} Change what its initializer or its metadata says."
+            ) from error
 
 
 def _note_into(scope: Any, notes: list[Note], keys: Mapping[str, Any]) -> Any:

@@ -11,9 +11,12 @@ import jax
 from flax import nnx
 from flax.errors import ImmutableVariableError as ImmutableVariableError
 
-from lazyinit import compat
+from lazyinit import compat, errors, paths
 from lazyinit.params import LazyParam
+from lazyinit.record import state_dicts as state_dicts
 from lazyinit.record.opaque import refuse_tracers
+from lazyinit.shard_by import ShardByMetadata
+from lazyinit.sharding import resolve
 
 # In eager mode an attribute of a module that is an array is data. A traced value has to be, too, or
 # the graph definition is another one; Flax asks for the type alone. No value of this type exists
@@ -33,20 +36,40 @@ def call(function: Callable[..., Any], arguments: Callable[[], Arguments]) -> tu
     Args:
       function: makes an NNX module, or anything else.
       arguments: gives new ones at each call: a function changes its ``nnx.Rngs``.
+
+    Raises:
+      ShardingError: under the mesh that is set, the metadata of a variable does not fit it.
     """
     args, kwargs = arguments()
     try:
         return function(*args, **kwargs), (args, kwargs)
-    except ValueError:
-        if not jax.sharding.get_abstract_mesh().empty or not nnx.using_eager_sharding():
+    except (ValueError, AssertionError) as error:  # AssertionError: drop at jax>=0.11.
+        if not nnx.using_eager_sharding():
             raise
+        refused = error
     args, kwargs = arguments()
     with nnx.use_eager_sharding(False):
         made = function(*args, **kwargs)
+    if not jax.sharding.get_abstract_mesh().empty:
+        _check_metadata(made, refused)
+        raise refused
     for _, node in nnx.iter_graph(made) if _is_of_modules(made) else ():
         if isinstance(node, nnx.Variable):
             node.set_metadata(eager_sharding=True)
     return made, (args, kwargs)
+
+
+def _check_metadata(made: Any, refused: Exception) -> None:
+    """Raises the error that has the path, if it was its metadata for which a variable was refused.
+
+    A module knows where its variables are once it is made, so it was made without placing any.
+    """
+    tree = split(made)[1]
+    leaves = paths.leaves_with_paths(tree)
+    try:
+        resolve(ShardByMetadata(None, ()), tree, leaves, [True] * len(leaves), needs_devices=False)
+    except errors.ShardingError as error:
+        raise error from refused
 
 
 def split(made: Any) -> tuple[nnx.GraphDef[Any] | None, Any]:

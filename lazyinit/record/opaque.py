@@ -1,7 +1,9 @@
 """Refuses objects that JAX cannot look into and that hold a traced value.
 
 A tracer that leaves the recording in such an object fails later, in somebody else's code. JAX
-refuses every object that is no array; here one without a traced value may pass as it is.
+refuses every object that is no array; here one without a traced value may pass as it is. A traced
+value that depends on no key and no shape is computed, and stands there as it does in eager JAX,
+if it is in something that can be changed: an attribute, a closure, a dict, a list.
 
 How far the search goes is a matter of cost: an object of a user may hold a vocabulary, a module of
 Python or a device. Attributes, slots, built-in containers, arrays of objects, and what functions
@@ -14,7 +16,7 @@ import collections
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -98,64 +100,81 @@ def _path_at(node: Any, indices: Iterable[int], own_keys: int) -> str:
 
 
 def _find(x: Any, depth: int, seen: set[int]) -> str:
-    """Returns where in an object a traced value is, ``""`` if nowhere."""
+    """Returns where in an object a traced value is, ``""`` if nowhere; constants are computed."""
     if depth == 0 or isinstance(x, _CLOSED) or id(x) in seen or isinstance(x, jax.Array):
         return ""
     seen.add(id(x))
-    for name, part in _parts(x):
+    for name, part, put in _parts(x):
         if type(part) in _CLOSED:  # Most are, and this is soon asked.
             continue
         if isinstance(part, compat.TracedValue) and part.is_current():
-            return name
+            if put is None or not part.is_constant():
+                return name
+            put(part.computed())
+            continue
         inner = _find(part, depth - 1, seen)
         if inner:
             return name + inner
     return ""
 
 
-def _parts(x: Any) -> Iterator[tuple[str, Any]]:
+_Part: TypeAlias = tuple[str, Any, Callable[[Any], Any] | None]
+"""The name of a part of an object, the part, and what puts another in its place, if that can be."""
+
+
+def _parts(x: Any) -> Iterator[_Part]:
     match x:
         case dict():
-            yield from ((f"[{key!r}]", value) for key, value in dict.items(x))
+            yield from _entries("[{!r}]", x)
         case types.MappingProxyType():
-            yield from ((f"[{key!r}]", value) for key, value in x.items())
+            yield from ((f"[{key!r}]", value, None) for key, value in x.items())
         case np.ndarray() | np.generic():
             if x.dtype == object:
-                yield from ((f"[{n}]", value) for n, value in enumerate(np.ravel(x)))
+                yield from ((f"[{n}]", value, None) for n, value in enumerate(np.ravel(x)))
+        case list():
+            for n, value in enumerate(x):
+                yield f"[{n}]", value, functools.partial(list.__setitem__, x, n)
         case _ if isinstance(x, _SEQUENCES):
-            yield from ((f"[{n}]", value) for n, value in enumerate(x))
+            yield from ((f"[{n}]", value, None) for n, value in enumerate(x))
         case types.FunctionType():
             yield from _parts_of_function(x)
         case types.MethodType():
-            yield from ((".__self__", x.__self__), (".__func__", x.__func__))
+            yield from ((".__self__", x.__self__, None), (".__func__", x.__func__, None))
         case functools.partial():
-            yield from ((".func", x.func), (".args", x.args), (".keywords", x.keywords))
+            parts = (".func", x.func), (".args", x.args), (".keywords", x.keywords)
+            yield from ((name, part, None) for name, part in parts)
     if type(x) not in _WITHOUT_ATTRIBUTES:
         yield from _attributes(x)
 
 
-def _parts_of_function(x: types.FunctionType) -> Iterator[tuple[str, Any]]:
+def _entries(name: str, x: dict[Any, Any]) -> Iterator[_Part]:
+    for key, value in dict.items(x):
+        yield name.format(key), value, functools.partial(dict.__setitem__, x, key)
+
+
+def _parts_of_function(x: types.FunctionType) -> Iterator[_Part]:
     for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
         try:
-            yield f".{name}", cell.cell_contents
+            yield f".{name}", cell.cell_contents, functools.partial(setattr, cell, "cell_contents")
         except ValueError:  # A variable that was never set.
             continue
-    yield from ((".__defaults__", x.__defaults__), (".__kwdefaults__", x.__kwdefaults__))
+    yield ".__defaults__", x.__defaults__, None
+    yield ".__kwdefaults__", x.__kwdefaults__, None
 
 
-def _attributes(x: Any) -> Iterator[tuple[str, Any]]:
+def _attributes(x: Any) -> Iterator[_Part]:
     """Yields what an object holds by name, past properties and whatever else is computed."""
     try:
         fields = object.__getattribute__(x, "__dict__")
     except AttributeError:
         fields = {}
     if isinstance(fields, dict):
-        yield from ((f".{name}", value) for name, value in fields.items())
+        yield from _entries(".{}", fields)
     for cls in type(x).__mro__:
         if "__slots__" in vars(cls):
             for name, member in vars(cls).items():
                 if isinstance(member, types.MemberDescriptorType):
                     try:
-                        yield f".{name}", member.__get__(x)
+                        yield f".{name}", member.__get__(x), functools.partial(member.__set__, x)
                     except AttributeError:  # A slot that was never set.
                         continue

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,6 @@ from lazyinit.program.stored import as_stored
 from lazyinit.program.tracing import Result, trace
 from lazyinit.record.garbage import uncollected
 from lazyinit.record.opaque import refuse_tracers, refuse_tracers_in_statics
-
-Shapes: TypeAlias = Sequence[tuple[str, jax.ShapeDtypeStruct]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class Inputs:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     keys: Mapping[str, AnyKey]
     key_places: Sequence[int]
-    shapes: Shapes
+    shapes: Sequence[tuple[str, jax.ShapeDtypeStruct]]
     shape_places: Sequence[int]
 
     @classmethod
@@ -86,7 +84,7 @@ class Inputs:
             (args, kwargs),
             dict(zip(streams, (Key.of(leaves[n]) for n in keys), strict=True)),
             keys,
-            [(f"argument {names[n]}", _struct(leaves[n])) for n in shapes],
+            [(f"argument {names[n]}", _shape_of(leaves[n])) for n in shapes],
             shapes,
         )
 
@@ -111,10 +109,8 @@ class Inputs:
         return [self.leaves[place] for place in self.shape_places]
 
 
-def _struct(leaf: jax.ShapeDtypeStruct | Thunk) -> jax.ShapeDtypeStruct:
-    return (
-        struct_of(leaf) if isinstance(leaf, Thunk) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    )
+def _shape_of(x: jax.ShapeDtypeStruct | Thunk) -> jax.ShapeDtypeStruct:
+    return struct_of(x) if isinstance(x, Thunk) else jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _is_key(x: Any, raw_keys: bool) -> bool:
@@ -151,6 +147,7 @@ def record(
 
     def flat(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> list[Any]:
         nonlocal tree
+        notes.clear()  # This may be the second time.
         made, noted = init(keys, stand_ins)
         named = [(_less(own_keys, path), x) for path, x in paths.leaves_with_paths(made)]
         leaves = [x for _, x in named]
@@ -170,34 +167,13 @@ def record(
             returned += [note.key, *values]
         return returned
 
-    try:
-        recorded, results = trace(flat, keys, inputs.shapes)
-    except _NO_VALUE:
-        # JAX itself wants a value, for a size perhaps. Answered at once, it would ask too much.
-        notes.clear()
-        try:
-            recorded, results = trace(flat, keys, inputs.shapes, answers_all=True)
-        except _NO_VALUE as error:
-            raise errors.RecordError(
-                f"{where}: the model's Python code wants the value of an array that has none. "
-                "Pass arrays in place of shapes, or sizes and flags as Python values; and let no "
-                "branch inside of jax.jit, scan and the like look at a computed array."
-                f"\n{error}"
-            ) from error
+    recorded, results = trace(flat, keys, inputs.shapes, where=where)
     given = dict(zip(recorded.abstract, inputs.passed_on(), strict=True))
     made = {value: leaf for value, leaf in given.items() if isinstance(leaf, Thunk)}
     # What is computed here is a handful of counts: under a mesh, each would go to all its devices.
     return meshes.outside(
         lambda: _with_thunks(tree, recorded, results, notes, keys, made, own_keys)
     )
-
-
-_NO_VALUE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.NonConcreteBooleanIndexError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 
 
 def _refuse_references(leaves: Sequence[tuple[str, Any]]) -> None:
@@ -242,10 +218,10 @@ def _with_thunks(
             thunks.append(leaf)
             continue
         result = results[leaf.number]
-        value = result.value
+        value, where = result.value, _less(own_keys, path)
         if any(recorded.depends(value, reference) for reference in references):
             raise errors.RecordError(
-                f"{_less(own_keys, path)}: wanted a function of arrays, got what is read from a "
+                f"{where}: wanted a function of arrays, got what is read from a "
                 "mutable array (a jax.Ref), which cannot be recorded. Write to it inside of a "
                 "jax.jit, or use x.at[...].set()."
             )
@@ -255,7 +231,6 @@ def _with_thunks(
         if result not in known:
             met = sorted(recorded.ancestors(value)) if made else ()
             inputs = {v: made[v] for v in met if v in made}
-            where = _less(own_keys, path)
             known[result] = (
                 _derived(recorded, result, inputs, keys, where)
                 if inputs
@@ -279,7 +254,7 @@ def _derived(
         aval.dtype,
         Slice(recorded, value, label=recorded.name_of(value), given=tuple(inputs)),
         tuple(inputs.values()),
-        RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))}),
+        _roots_of(recorded, value, keys),
         weak_type=aval.weak_type,
         sharding=result.placement,
         path=path,
@@ -302,36 +277,29 @@ def _thunk(
             f"{path}: wanted an array, got a mutable one ({aval}), which cannot be recorded. "
             "Record the model with nnx.var_defaults(hijax=False)."
         )
-
-    def made(init_fn: Slice, rng_path: RngPath) -> LazyParam:
-        return LazyParam(
-            aval.shape,
-            aval.dtype,
-            init_fn,
-            rng_path,
-            weak_type=getattr(aval, "weak_type", False),
-            sharding=result.placement,
-            path=path,
-        )
-
-    name = ""
-    if noted is not None:
+    name = (noted and noted[0].label) or recorded.name_of(value)
+    if noted and recorded.made_from(value, noted[1]):
         note, key = noted
-        name = note.label
-        if recorded.made_from(value, key):
-            init_fn = Slice(recorded, value, key, name)
-            rng_path = RngPath({note.stream: keys[note.stream]}, note.folded, note.fold)
-            return made(init_fn, rng_path)
-    name = name or recorded.name_of(value)
-    fold = () if recorded.is_traced else recorded.fold_of(value)
-    if fold:  # As nnx.Rngs makes keys: of a stream and a count.
-        root, number, key = fold
-        init_fn = Slice(recorded, value, key, name)
+        rng_path = RngPath({note.stream: keys[note.stream]}, note.folded, note.fold)
+    elif fold := None if recorded.is_traced else recorded.fold_of(value):
+        root, number, key = fold  # As nnx.Rngs makes keys: of a stream and a count.
         stream = recorded.streams[root]
         with jax.ensure_compile_time_eval():  # Somebody may be recording within another trace.
             count = int(constants[number])
         rng_path = RngPath({stream: keys[stream]}, (count,), count)
     else:
-        init_fn = Slice(recorded, value, label=name)
-        rng_path = RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))})
-    return made(init_fn, rng_path)
+        key, rng_path = -1, _roots_of(recorded, value, keys)
+    return LazyParam(
+        aval.shape,
+        aval.dtype,
+        Slice(recorded, value, key, name),
+        rng_path,
+        weak_type=getattr(aval, "weak_type", False),
+        sharding=result.placement,
+        path=path,
+    )
+
+
+def _roots_of(recorded: Program, value: Value, keys: Mapping[str, AnyKey]) -> RngPath:
+    """Returns the root keys that a value is made from."""
+    return RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))})

@@ -10,7 +10,9 @@ another, which knows how to read any part of itself.
 Sources on their way through changes stand in a ``Grid``: a row for each pattern, a column for each
 number that ``{n}`` counts. A ``Frame`` is the size of a grid, known before there are any sources.
 
-Read ``rule.py`` first, then ``renames.py``; ``change.py`` says what a change is; ``layout.py`` and
-``reshape.py`` change one tensor, ``joins.py`` joins and cuts several; ``torch.py`` is an example.
-The patterns themselves are in ``lazyinit/patterns.py``.
+Read ``rule.py`` first, then ``renames.py``; ``change.py`` says what a change is; ``layout.py``,
+``reshape.py`` and ``lengths.py`` change one tensor, ``joins.py`` joins and cuts several, and
+``dequantize.py`` multiplies values by their scales. ``torch.py`` is an example. ``tables.py`` reads
+the tables of other libraries, whose regular expressions ``regexes.py`` turns into patterns. The
+patterns themselves are in ``lazyinit/patterns.py``.
 """

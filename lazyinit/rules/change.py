@@ -5,11 +5,11 @@ reads, so that a shard of a changed tensor reads only its own part.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from lazyinit import errors
-from lazyinit.params import Shape, Source
+from lazyinit.sources import Shape, Source
 
 Wanted: TypeAlias = Shape | None
 """The shape that is wanted: -1 for a size that is not known, ``None`` if no size is known."""
@@ -85,6 +85,15 @@ class Change(Protocol):
         ...
 
 
+@runtime_checkable
+class Decoding(Change, Protocol):
+    """A change of values, which a leaf that has the dtype of the tensor does without."""
+
+    def kept(self) -> Change:
+        """Returns the change for such a leaf."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Changes in order, between tensors and leaves of which the number is known.
@@ -109,6 +118,16 @@ class Layout:
                 f"wanted changes that lead to {self.leaves}, got {last}. Several tensors make one "
                 "leaf with Stack or Concat, one tensor several leaves with Unstack or Split."
             )
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether a change makes other values of those that are stored."""
+        return any(isinstance(change, Decoding) for change in self.changes)
+
+    def kept(self) -> "Layout":
+        """Returns the layout for leaves that keep values as they are stored."""
+        changes = (c.kept() if isinstance(c, Decoding) else c for c in self.changes)
+        return replace(self, changes=tuple(changes))
 
     def _frames(self) -> list[Frame]:
         frames = [self.tensors]
@@ -146,7 +165,7 @@ class OneByOne:
     __slots__ = ()
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the shape wanted before the change."""
+        """Returns the shape that a source must have for the change to give it the wanted one."""
         raise NotImplementedError  # Each change has its own.
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
@@ -174,3 +193,29 @@ class OneByOne:
     def backward(self, grid: Grid, before: Frame) -> Grid:
         """Returns the grid with each source as it was."""
         return grid.map(self.restored)
+
+
+def axis_of(axis: int, ndim: int, change: Change) -> int:
+    """Returns an axis counted from 0.
+
+    Raises:
+      FillError: there is no such axis.
+    """
+    if not -ndim <= axis < ndim:
+        raise errors.FillError(
+            f"{change}: wanted an axis of the leaf or tensor, which has {ndim} in all."
+        )
+    return axis % ndim
+
+
+def size_along(shape: Wanted, axis: int) -> int:
+    """Returns the size that is wanted along an axis, or -1."""
+    return shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else -1
+
+
+def resized(shape: Wanted, axis: int, size: int) -> Wanted:
+    """Returns a shape with another size along an axis."""
+    if shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    axis %= len(shape)
+    return (*shape[:axis], size, *shape[axis + 1 :])

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lazyinit import errors
-from lazyinit.checkpoint.joined import Joined
-from lazyinit.checkpoint.views import cut, selected
-from lazyinit.params import Source
-from lazyinit.rules.change import Change, Frame, Grid, Wanted
+from lazyinit.rules.change import Change, Frame, Grid, Wanted, axis_of, resized, size_along
+from lazyinit.sources import Source
+from lazyinit.tensors.joined import Joined
+from lazyinit.tensors.views import cut, selected
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +122,11 @@ def _stacked(sources: Sequence[Source], axis: int, change: Change) -> Source:
                 f"{change}: wanted tensors of one shape, got {list(first.shape)} in {first!r} and "
                 f"{list(source.shape)} in {source!r}."
             )
-    return Joined(tuple(sources), _checked(axis, len(first.shape) + 1, change), is_stacked=True)
+    return Joined(tuple(sources), axis_of(axis, len(first.shape) + 1, change), is_stacked=True)
 
 
 def _unstacked(source: Source, axis: int, change: Change) -> tuple[Source, ...]:
-    axis = _checked(axis, len(source.shape), change)
+    axis = axis_of(axis, len(source.shape), change)
     return tuple(selected(source, axis, place) for place in range(source.shape[axis]))
 
 
@@ -157,7 +157,7 @@ class Concat:
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
         """Returns the shapes, of which all but the size along the axis is known."""
-        return (_resized(wanted[0], self.axis, -1),) * grid.rows
+        return (resized(wanted[0], self.axis, -1),) * grid.rows
 
     def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
         """Returns the grid with its rows concatenated."""
@@ -203,13 +203,13 @@ class Split:
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
         """Returns the one shape."""
-        sizes = [_size(shape, self.axis) for shape in wanted]
+        sizes = [size_along(shape, self.axis) for shape in wanted]
         known = next((shape for shape in wanted if shape is not None), None)
-        return (_resized(known, self.axis, -1 if -1 in sizes else sum(sizes)),)
+        return (resized(known, self.axis, -1 if -1 in sizes else sum(sizes)),)
 
     def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
         """Returns the grid, cut into rows."""
-        sizes = tuple(_size(shape, self.axis) for shape in wanted)
+        sizes = tuple(size_along(shape, self.axis) for shape in wanted)
         return _cut(grid, self.axis, sizes, self.parts, self)
 
     def backward(self, grid: Grid, before: Frame) -> Grid:
@@ -225,10 +225,13 @@ def _shown(parts: tuple[int, ...]) -> str:
 
 
 def _check_parts(change: Change, parts: tuple[int, ...], count: int, what: str) -> None:
-    if count < 2 or (parts and len(parts) != count) or any(part < 1 for part in parts):
+    if count < 2:
         raise errors.FillError(
-            f"{change}: wanted several {what}, and a part from 1 on for each if any is said, got "
-            f"{count}. List their patterns in the rule."
+            f"{change}: wanted several {what}, got {count}. List their patterns in the rule."
+        )
+    if (parts and len(parts) != count) or any(part < 1 for part in parts):
+        raise errors.FillError(
+            f"{change}: wanted a part of 1 or more for each of {count} {what}, got {len(parts)}."
         )
 
 
@@ -240,9 +243,9 @@ def _concatenated(grid: Grid, axis: int, change: Change) -> Grid:
 
 def _joined(sources: Sequence[Source], axis: int, change: Change) -> Source:
     first = sources[0]
-    axis = _checked(axis, len(first.shape), change)
+    axis = axis_of(axis, len(first.shape), change)
     for source in sources[1:]:
-        if _resized(source.shape, axis, 0) != _resized(first.shape, axis, 0):
+        if resized(source.shape, axis, 0) != resized(first.shape, axis, 0):
             raise errors.FillError(
                 f"{change}: wanted shapes that differ along that axis alone, got "
                 f"{list(first.shape)} in {first!r} and {list(source.shape)} in {source!r}."
@@ -261,7 +264,7 @@ def _cut(
 def _pieces(
     source: Source, axis: int, sizes: tuple[int, ...], parts: tuple[int, ...], change: Change
 ) -> list[Source]:
-    axis = _checked(axis, len(source.shape), change)
+    axis = axis_of(axis, len(source.shape), change)
     total = source.shape[axis]
     if -1 in sizes:
         parts = parts or (1,) * len(sizes)
@@ -273,25 +276,6 @@ def _pieces(
         )
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     return [cut(source, {axis: (end - size, end)}) for end, size in zip(ends, sizes, strict=True)]
-
-
-def _checked(axis: int, ndim: int, change: Change) -> int:
-    if not -ndim <= axis < ndim:
-        raise errors.FillError(
-            f"{change}: wanted an axis that the leaf or tensor has, which has {ndim} in all."
-        )
-    return axis % ndim
-
-
-def _size(shape: Wanted, axis: int) -> int:
-    return shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else -1
-
-
-def _resized(shape: Wanted, axis: int, size: int) -> Wanted:
-    if shape is None or not -len(shape) <= axis < len(shape):
-        return None
-    axis %= len(shape)
-    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def _without(shape: Wanted, axis: int) -> Wanted:

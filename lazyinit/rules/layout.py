@@ -4,16 +4,17 @@ Each is a plain value that makes a source of another; rules hold such values, pr
 them backwards.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.views import AsDtype, transposed
-from lazyinit.params import Shape, Source
 from lazyinit.rules.change import OneByOne, Wanted
+from lazyinit.sources import Shape, Source
+from lazyinit.tensors.as_dtype import AsDtype
+from lazyinit.tensors.views import transposed
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -59,7 +60,7 @@ class Transpose(OneByOne):
         return tuple(axis for name in after for axis in place[name])
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the shape wanted before the change."""
+        """Returns the wanted shape with its axes in the order in which the tensor has them."""
         return tuple(wanted[axis] for axis in np.argsort(self.axes(len(wanted))))
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
@@ -88,6 +89,8 @@ class Cast(OneByOne):
     Attributes:
       dtype: of the leaf.
       back: of the tensor, if rules are read backwards; ``""`` leaves it that of the leaf.
+      overflow: whether a value that the dtype cannot hold wraps or becomes infinite, in both
+        directions; without it such a value is an error when it is read.
 
     Raises:
       FillError: one of them is no dtype.
@@ -99,6 +102,7 @@ class Cast(OneByOne):
 
     dtype: Any  # Whatever jnp.dtype takes.
     back: Any = ""
+    overflow: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("dtype", "back"):
@@ -111,19 +115,24 @@ class Cast(OneByOne):
             object.__setattr__(self, name, dtype)
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the shape wanted, which stays as it is."""
+        """Returns the wanted shape: the change keeps every shape."""
         return wanted
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
         """Returns the source, cast."""
-        return _as_dtype(source, self.dtype)
+        return self._as_dtype(source, self.dtype)
 
     def restored(self, source: Source) -> Source:
         """Returns the source, cast to ``back``, if that is said."""
-        return _as_dtype(source, self.back) if self.back else source
+        return self._as_dtype(source, self.back) if self.back else source
+
+    def _as_dtype(self, source: Source, dtype: str) -> Source:
+        wanted = jnp.dtype(dtype)
+        return source if source.dtype == wanted else AsDtype(source, wanted, self.overflow)
 
     def __repr__(self) -> str:
-        return f"Cast({self.dtype!r}{f', back={self.back!r}' if self.back else ''})"
+        back = f", back={self.back!r}" if self.back else ""
+        return f"Cast({self.dtype!r}{back}{', overflow=True' * self.overflow})"
 
 
 def _dtype_name(given: Any) -> str | None:  # Any: whatever jnp.dtype takes.
@@ -132,7 +141,3 @@ def _dtype_name(given: Any) -> str | None:  # Any: whatever jnp.dtype takes.
     except TypeError:
         return None
     return str(dtype) if given is not None and dtype.itemsize else None  # None is float64 to numpy.
-
-
-def _as_dtype(source: Source, dtype: str) -> Source:
-    return source if source.dtype == jnp.dtype(dtype) else AsDtype(source, jnp.dtype(dtype))

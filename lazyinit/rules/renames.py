@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from lazyinit import errors
-from lazyinit.patterns import check_alike, pattern, slashed
+from lazyinit.patterns import check_alike, escape, pattern, slashed
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -111,7 +111,7 @@ def strip_prefix(prefix: str) -> Rename:
         raise errors.FillError(
             f"strip_prefix: wanted leading keys of names, such as 'model.', got {prefix!r}."
         )
-    return Rename(f"{keys}.**", "**")
+    return Rename(f"{escape(keys)}.**", "**")
 
 
 def _renamed(old: str, new: str, name: str) -> str:

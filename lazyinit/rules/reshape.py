@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from lazyinit import errors
-from lazyinit.checkpoint.views import reshaped, transposed
-from lazyinit.params import Shape, Source
 from lazyinit.rules.change import OneByOne, Wanted
+from lazyinit.sources import Shape, Source
+from lazyinit.tensors.views import reshaped, transposed
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
@@ -61,7 +61,10 @@ class Rearrange(OneByOne):
         return Rearrange(self.order, **dict(self.sizes) | {n: sizes[n] for n in sizes if n in axes})
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the shape wanted before the change, as far as it can be told."""
+        """Returns the shape of the tensor, worked out from the wanted shape and the known sizes.
+
+        A size that cannot be worked out is -1.
+        """
         after, before = _spread(_sides(self.order)[::-1], len(wanted))
         if len(after) != len(wanted):
             return None
@@ -100,6 +103,70 @@ class Rearrange(OneByOne):
 
     def __repr__(self) -> str:
         return f"Rearrange({', '.join([repr(self.order), *(f'{n}={s}' for n, s in self.sizes)])})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Reshape(OneByOne):
+    """Gives a tensor another shape, its elements in the same order: ``Reshape((768, 12, 64))``.
+
+    For layouts that are written so elsewhere. ``Rearrange`` says the same with names for axes, and
+    is told the sizes by the leaf.
+
+    Attributes:
+      shape: of the leaf. One size may be -1: the rest.
+      back: that of the tensor, if rules are read backwards; ``()`` if it is not known.
+
+    Raises:
+      FillError: a size is below -1, or several are -1.
+
+    Example:
+      >>> Reshape((768, 12, 64), back=(768, 768))
+      Reshape((768, 12, 64), back=(768, 768))
+    """
+
+    shape: Shape
+    back: Shape = ()
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "back"):
+            sizes = tuple(map(int, getattr(self, name)))
+            object.__setattr__(self, name, sizes)
+            if any(size < -1 for size in sizes) or sizes.count(-1) > 1:
+                raise errors.FillError(
+                    f"Reshape: wanted sizes from 0 on for {name}, one of which may be -1, got "
+                    f"{list(sizes)}."
+                )
+
+    def wanted_before(self, wanted: Shape) -> Wanted:
+        """Returns the shape of the tensor where ``back`` says it, else ``None``."""
+        return self.back if self.back and -1 not in self.back else None
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns the source under the shape of the leaf."""
+        return self._under(self.shape, source)
+
+    def restored(self, source: Source) -> Source:
+        """Returns the source under the shape of the tensor."""
+        if not self.back:
+            raise errors.FillError(
+                f"{self}: wanted the shape that the tensor had, which the leaf does not tell. Say "
+                "it as back=."
+            )
+        return self._under(self.back, source)
+
+    def _under(self, shape: Shape, source: Source) -> Source:
+        rest = math.prod(size for size in shape if size >= 0)
+        count = math.prod(source.shape)
+        known = tuple(count // max(rest, 1) if size < 0 else size for size in shape)
+        if math.prod(known) != count:
+            raise errors.FillError(
+                f"{self}: wanted a tensor of {rest} elements{' or a multiple' * (-1 in shape)}, "
+                f"got one of shape {list(source.shape)}."
+            )
+        return reshaped(source, known)
+
+    def __repr__(self) -> str:
+        return f"Reshape({self.shape}{f', back={self.back}' if self.back else ''})"
 
 
 def _rearrange(order: str, sizes: tuple[tuple[str, int], ...]) -> Rearrange:

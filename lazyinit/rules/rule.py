@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.params import Shape, Source
 from lazyinit.patterns import check_alike, pattern
 from lazyinit.rules.change import Change, Frame, Layout, OneByOne, Wanted
 from lazyinit.rules.renames import Ignore, Rename
+from lazyinit.sources import Shape, Source
 
 Patterns: TypeAlias = str | tuple[str, ...]
 
@@ -177,12 +177,18 @@ def _several(patterns: Patterns) -> tuple[str, ...]:
 
 
 def _extra(these: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """Returns the number that the first of these patterns has and the others lack, or ``""``."""
     there = pattern(others[0]).numbers
     return next((number for number in pattern(these[0]).numbers if number not in there), "")
 
 
 @functools.lru_cache(maxsize=4096)
 def _layout(layout: Any, tensors: Frame, leaves: Frame) -> Layout:  # Any: what Rule.layout takes.
+    """Returns what a user wrote as the layout of a rule, checked.
+
+    Raises:
+      FillError: something in it is no change, or it does not lead from the tensors to the leaves.
+    """
     if layout is as_stored:
         changes = ()
     elif isinstance(layout, tuple):

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from lazyinit.params import Source
 from lazyinit.rules.change import Change
 from lazyinit.rules.layout import Transpose
 from lazyinit.rules.rule import AnyRule, Rule, as_stored
+from lazyinit.sources import Source
 
 
 def _torch(leaf: str, tensor: str, layout: Change | Callable[[Source], Source] = as_stored) -> Rule:

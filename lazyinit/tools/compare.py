@@ -3,15 +3,17 @@
 Names, shapes and dtypes are compared, and values if they are asked for.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.pieces import PIECE, Flow, nbytes, pieces
-from lazyinit.params import Source, describe
+from lazyinit.sources import Source, describe
+from lazyinit.tensors.pieces import PIECE, Flow, pieces
 from lazyinit.view import table
+from lazyinit.view.shown import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,10 @@ class Difference:
         ``"values"``.
       first: what it is in the first checkpoint; ``""`` if it is not there.
       second: what it is in the second.
-      elements: how many elements differ, bit by bit; 0 unless values were compared and differ.
+      elements: how many elements differ: bit by bit, or in value if the dtypes differ; 0 unless
+        values were compared and differ.
+      largest: the largest absolute difference between two elements; ``nan`` if one of them is no
+        number and the other is. 0 if only bits differ, as of 0 and -0.
     """
 
     name: str
@@ -32,10 +37,11 @@ class Difference:
     first: str
     second: str
     elements: int = 0
+    largest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Comparison:
+class Comparison(Shown):
     """What differs between two checkpoints; prints as a table in which numbered layers fold.
 
     Attributes:
@@ -50,19 +56,16 @@ class Comparison:
     equal: int
     differences: tuple[Difference, ...]
 
-    def __str__(self) -> str:
+    def _table(self) -> table.Table:
         if not self.differences:
-            return f"{self.equal} tensors are equal"
+            return table.Table(f"{self.equal} tensors are equal", (), ())
         folded = table.fold(
-            (d.name, d.kind, d.first, d.second, str(d.elements or "")) for d in self.differences
+            (d.name, d.kind, d.first, d.second, *_found(d)) for d in self.differences
         )
         rows = [(row.label, str(row.count), *row.cells) for row in folded]
-        heads = ("tensor", "tensors", "differs", "first", "second", "elements")
+        heads = ("tensor", "tensors", "differs", "first", "second", "elements", "largest")
         title = f"{len(self.differences)} tensors differ, {self.equal} are equal"
-        return table.render(title, heads, rows, right=("tensors", "elements"))
-
-    def __repr__(self) -> str:
-        return str(self)
+        return table.Table(title, heads, rows, right=("tensors", "elements", "largest"))
 
 
 def compare(first: Checkpoint, second: Checkpoint, *, values: bool = False) -> Comparison:
@@ -71,8 +74,8 @@ def compare(first: Checkpoint, second: Checkpoint, *, values: bool = False) -> C
     Args:
       first: opened.
       second: opened.
-      values: whether to read the values of tensors of equal shape and dtype, and to compare them
-        bit by bit.
+      values: whether to read the values of tensors of equal shape: bit by bit, or, where the
+        dtypes differ, as numbers.
 
     Raises:
       CheckpointError: a file is gone, has changed or is damaged.
@@ -100,9 +103,10 @@ def _differences(first: Checkpoint, second: Checkpoint, values: bool) -> Iterato
         if one.shape != other.shape:
             yield Difference(name, "shape", *told)
         elif one.dtype != other.dtype:
-            yield Difference(name, "dtype", *told)
-        elif values and one != other and (count := _elements(one, other)):
-            yield Difference(name, "values", *told, count)
+            elements, largest = _elements(one, other) if values else (0, 0.0)
+            yield Difference(name, "dtype", *told, elements, largest)
+        elif values and one != other and (found := _elements(one, other))[0]:
+            yield Difference(name, "values", *told, *found)
     for name, other in second.items():
         if name not in first:
             yield Difference(name, "only in the second", "", _told(other))
@@ -112,16 +116,49 @@ def _told(source: Source) -> str:
     return describe(source.shape, source.dtype)
 
 
-def _elements(one: Source, other: Source) -> int:
-    """Returns how many elements differ."""
-    item, count = one.dtype.itemsize, 0
+def _found(difference: Difference) -> tuple[str, str]:
+    if not difference.elements:
+        return "", ""
+    return str(difference.elements), f"{difference.largest:.3g}"
+
+
+def _elements(one: Source, other: Source) -> tuple[int, float]:
+    """Returns how many elements differ, and the largest difference."""
+    dtypes = one.dtype, other.dtype
+    sizes = [dtype.itemsize for dtype in dtypes]
     flows = Flow(pieces(one)), Flow(pieces(other))
-    portion = PIECE // item * item
-    for _ in range(0, nbytes(one), portion):
-        a, b = (_bytes(flow, portion) for flow in flows)
-        if not np.array_equal(a, b):
-            count += int((a != b).reshape(-1, item).any(1).sum())
-    return count
+    portion = max(1, PIECE // max(sizes))
+    count, largest = 0, 0.0
+    for _ in range(0, math.prod(one.shape), portion):
+        a, b = (_bytes(flow, portion * size) for flow, size in zip(flows, sizes, strict=True))
+        if one.dtype == other.dtype:
+            if np.array_equal(a, b):
+                continue
+            differing = (a != b).reshape(-1, sizes[0]).any(1)
+            x, y = (_numbers(part.view(one.dtype)[differing]) for part in (a, b))
+            count += int(differing.sum())
+        else:
+            x, y = (_numbers(part.view(dtype)) for part, dtype in zip((a, b), dtypes, strict=True))
+            differing = (x != y) & ~(np.isnan(x) & np.isnan(y))
+            x, y = x[differing], y[differing]
+            count += int(differing.sum())
+        largest = float(np.maximum(largest, _largest(x, y)))
+    return count, largest
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """Returns values in a dtype in which differences are exact, or as good as."""
+    if np.iscomplexobj(values):
+        return values.astype(np.complex128)
+    return values.astype(np.longdouble if values.dtype.itemsize == 8 else np.float64)
+
+
+def _largest(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the largest difference; ``nan`` if there is one beside the numbers."""
+    both = np.isnan(x) & np.isnan(y)
+    with np.errstate(invalid="ignore"):
+        apart = np.where((x == y) | both, 0, np.abs(x - y))
+    return float(apart.max(initial=0))
 
 
 def _bytes(flow: Flow, size: int) -> np.ndarray:

@@ -1,27 +1,35 @@
 """A checkpoint of any format -> one of another, under other names: streamed, in bounded memory."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import jax
 import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint import Checkpoint
-from lazyinit.checkpoint.flax_msgpack import write_msgpack
 from lazyinit.checkpoint.folder import local_path, planned, write_folder, write_single
-from lazyinit.checkpoint.npz import write_npz
-from lazyinit.checkpoint.safetensors import FilePlan
-from lazyinit.checkpoint.views import AsDtype
+from lazyinit.formats.flax_msgpack import write_msgpack
+from lazyinit.formats.npz import write_npz
+from lazyinit.formats.to_orbax import check_orbax, read_whole, write_orbax
 from lazyinit.match.places import places_of
 from lazyinit.match.translate import translate
 from lazyinit.match.unmatch import unmatch
-from lazyinit.params import Source, cast_dtype
+from lazyinit.params import cast_dtype
+from lazyinit.progress import ProgressLike, Tell, reporting, watched
 from lazyinit.rules.rule import AnyRule, Rules, as_rules
+from lazyinit.sources import Source
+from lazyinit.tensors.as_dtype import AsDtype
+from lazyinit.tensors.memory import nested
+from lazyinit.tensors.pieces import nbytes
 
-_METADATA = {"format": "pt"}
+Format: TypeAlias = Literal["by suffix", "orbax"]
+
+_PT = {"format": "pt"}
 _ONE_FILE = 2**62  # Bytes: more than there can be in one.
+_WRITTEN = (".safetensors", ".npz", ".msgpack")
 _NOT_WRITTEN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".gguf", ".npy", ".json", ".zip")
 
 
@@ -33,8 +41,14 @@ def convert(
     reverse: bool = False,
     dtype: Any = None,
     max_shard_size: int | str = "5GB",
+    format: Format = "by suffix",
+    progress: ProgressLike = False,
 ) -> Mapping[str, Source]:
     """Writes a checkpoint in another format; a reader of the target finds the old or the new.
+
+    The metadata of safetensors is kept where safetensors are written. Its ``"format"`` says whose
+    names and layouts the tensors have, and so is ``"pt"`` wherever there are rules, or where the
+    checkpoint has none: transformers wants one.
 
     Args:
       checkpoint: opened, of any format.
@@ -44,6 +58,9 @@ def convert(
       reverse: whether the rules are read from leaves to tensors.
       dtype: a dtype (whatever ``numpy`` takes for one) for the floating-point tensors.
       max_shard_size: bytes of values in one file of a folder.
+      format: ``"orbax"`` has Orbax write a folder, in a tree that nests where a name has ``/``; it
+        takes all tensors at once.
+      progress: as for ``materialize``.
 
     Returns:
       What was written, by name.
@@ -51,41 +68,56 @@ def convert(
     Raises:
       FillError: the rules do not say unambiguously what becomes of a tensor.
       SaveError: the target's format cannot hold a tensor.
+      CastError: the dtype cannot hold a value.
       WriteError: it cannot be written; the old one is left as it was.
       CheckpointError: the checkpoint has changed, or is damaged.
     """
-    path = local_path(target)
-    tensors = _renamed(checkpoint, as_rules(rules), reverse)
+    path, rules = local_path(target), as_rules(rules)
+    tensors = renamed(checkpoint, rules, reverse=reverse)
     if dtype is not None:
         tensors = {name: _cast(source, dtype) for name, source in tensors.items()}
     if not tensors:
         raise errors.SaveError(f"{checkpoint.origin}: wanted tensors to convert, got none.")
-    if path.is_dir() or path.suffix not in (*_WRITTEN, *_NOT_WRITTEN):
-        write_folder(path, _planned(tensors, max_shard_size))
-    elif path.suffix in _WRITTEN:
-        _WRITTEN[path.suffix](path, tensors)
-    else:
-        raise errors.SaveError(
-            f"{path}: wanted a folder, or a file that ends in {', '.join(_WRITTEN)}, got "
-            f"{path.suffix!r}, which is read and not written."
-        )
+    metadata = {**_PT, **checkpoint.metadata, **(_PT if rules else {})}
+    names = {id(source): name for name, source in tensors.items()}
+    with reporting(progress, sum(map(nbytes, tensors.values()))) as tell:
+        read = watched(tell, names)
+        if format == "orbax":
+            _write_orbax(path, tensors, tell)
+        elif path.is_dir() or path.suffix not in (*_WRITTEN, *_NOT_WRITTEN):
+            plans = planned(tensors, metadata=metadata, max_shard_size=max_shard_size)
+            write_folder(path, plans, read)
+        elif path.suffix == ".safetensors":
+            (plan,) = planned(tensors, metadata=metadata, max_shard_size=_ONE_FILE)
+            write_single(path, plan, read)
+        elif path.suffix == ".npz":
+            write_npz(path, tensors, read)
+        elif path.suffix == ".msgpack":
+            write_msgpack(path, tensors, read)
+        else:
+            raise errors.SaveError(
+                f"{path}: wanted a folder, or a file that ends in {', '.join(_WRITTEN)}, got "
+                f"{path.suffix!r}, which is read and not written."
+            )
     return tensors
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, Source]) -> None:
-    write_single(path, *_planned(tensors, _ONE_FILE))
+def _write_orbax(path: Path, tensors: Mapping[str, Source], tell: Tell) -> None:
+    check_orbax(path, tensors)
+    tree = nested(tensors)
+    tell("write", str(path), 0)
+    write_orbax(path, jax.tree.map(read_whole, tree, is_leaf=lambda x: not isinstance(x, dict)))
+    tell("write", str(path), sum(map(nbytes, tensors.values())))
 
 
-_WRITTEN: Mapping[str, Callable[[Path, Mapping[str, Source]], None]] = {
-    ".safetensors": _write_safetensors,
-    ".npz": write_npz,
-    ".msgpack": write_msgpack,
-}
-
-
-def _renamed(
-    checkpoint: Checkpoint, rules: tuple[AnyRule, ...], reverse: bool
+def renamed(
+    checkpoint: Checkpoint, rules: Sequence[AnyRule], *, reverse: bool = False
 ) -> Mapping[str, Source]:
+    """Returns what rules make of a checkpoint's tensors; without rules the tensors themselves.
+
+    Raises:
+      FillError: the rules do not say unambiguously what becomes of a tensor.
+    """
     if not rules:
         return checkpoint
     if not reverse:
@@ -96,7 +128,3 @@ def _renamed(
 def _cast(source: Source, dtype: Any) -> Source:
     wanted = cast_dtype(source.dtype, dtype)
     return source if wanted == source.dtype else AsDtype(source, np.dtype(wanted))
-
-
-def _planned(tensors: Mapping[str, Source], size: int | str) -> list[FilePlan]:
-    return planned(tensors, metadata=_METADATA, max_shard_size=size)

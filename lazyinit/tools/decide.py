@@ -41,7 +41,7 @@ _Told = Mapping[_Kind, Sequence[tuple[tuple[str, ...], bool, str]]]
 
 
 def decide(pairs: Sequence[Pair]) -> list[Decision]:
-    """Returns a decision for each of the pairs that were chosen for one model."""
+    """Returns for each pair of one model which of its layouts is right, or that it stays open."""
     pairs = [_by_heads(pair) for pair in pairs]
     told: dict[_Kind, list[tuple[tuple[str, ...], bool, str]]] = {}
     for pair in pairs:

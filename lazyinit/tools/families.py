@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lazyinit.params import Shape
+from lazyinit.sources import Shape
 from lazyinit.tools.words import meaning, words
 
 Numbers = tuple[int, ...]
@@ -34,7 +34,7 @@ class Family:
 
     @property
     def text(self) -> str:
-        """The words alone."""
+        """The name without its numbers: its words, with spaces between them."""
         return " ".join(self.words)
 
     @property

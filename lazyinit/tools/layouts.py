@@ -12,13 +12,13 @@ from typing import TypeAlias
 import numpy as np
 
 from lazyinit import errors
-from lazyinit.checkpoint.base import Tensor
-from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.params import Index, Shape, Source
 from lazyinit.rules.change import Change, Frame, Grid, Layout
 from lazyinit.rules.joins import Concat, Split, Stack
 from lazyinit.rules.layout import Transpose
 from lazyinit.rules.reshape import Rearrange
+from lazyinit.sources import Index, Shape, Source
+from lazyinit.tensors.base import Tensor
+from lazyinit.tensors.memory import HeldTensor
 
 Ends: TypeAlias = tuple[tuple[Shape, ...], tuple[Shape, ...]]
 """Shapes of tensors, and those of the leaves that they make."""

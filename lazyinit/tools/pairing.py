@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lazyinit.params import Shape
+from lazyinit.sources import Shape
 from lazyinit.tools import layouts
 from lazyinit.tools.families import Family, Numbers, families, says_fused, sisters
 from lazyinit.tools.layouts import Option, possible

@@ -25,7 +25,10 @@ def add_to(commands: Any, path: str) -> None:
       path: what a checkpoint may be, for the help.
     """
     price = commands.add_parser("plan", help="bytes on each device of a mesh; 1 if they do not fit")
-    price.add_argument("target", help=f"package.module:factory, without arguments; or {path}")
+    price.add_argument(
+        "target",
+        help=f"package.module:factory, without arguments; {path}; or the config.json of a decoder",
+    )
     price.add_argument("--mesh", required=True, help="axes and their sizes: data=4,model=8")
     where = price.add_mutually_exclusive_group()
     where.add_argument("--rules", help='a JSON file of globs and specs: {"**/kernel": ["model"]}')
@@ -39,6 +42,9 @@ def add_to(commands: Any, path: str) -> None:
     price.add_argument("--copy", default="", metavar="DTYPE", help="count a copy, too: bfloat16")
     price.add_argument("--dtype", default="", help="of floating-point leaves: bfloat16")
     price.add_argument("--hosts", type=int, default=1, help="of the devices; 1 if it is not said")
+    price.add_argument(
+        "--broadcast", action="store_true", help="read by one host what several hold"
+    )
     price.add_argument("--platform", help="of the devices: cpu, gpu or tpu; else JAX's default")
     price.add_argument("--hbm", help="memory of a device: 16GiB, 80GB")
     price.add_argument(
@@ -87,6 +93,7 @@ class _Price:
             "gradients": options.gradients,
             "copy": dtype_of(options.copy, "--copy"),
             "hosts": options.hosts,
+            "broadcast": options.broadcast,
         }
         self._tree = tree_of(options.target)
         if options.checkpoint:

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from lazyinit._fill import fill
 from lazyinit._lazy import lazy
 from lazyinit.checkpoint import open_checkpoint
 from lazyinit.cost.planned import LeafPlan, Plan
+from lazyinit.tools.from_config import config_at, tree_of_config
 
 _MOST_DEVICES = 2**16
 
@@ -26,14 +27,18 @@ def tree_of(target: str) -> Any:
 
     Args:
       target: ``package.module:factory``, a function without arguments that makes an NNX module or
-        returns a pytree (what ``module.init`` returns, for one); else a checkpoint.
+        returns a pytree (what ``module.init`` returns, for one); else a checkpoint, or a
+        ``config.json`` that stands alone.
 
     Raises:
-      PlanError: the factory is not there, needs arguments, fails, or makes no arrays.
+      PlanError: the factory is not there, needs arguments, fails, or makes no arrays; or nothing
+        knows the model of the configuration.
       CheckpointError: the checkpoint cannot be opened.
     """
     module, colon, name = target.partition(":")
     if not colon or os.path.exists(target) or not module.replace(".", "").isidentifier():
+        if config := config_at(target):
+            return tree_of_config(config)
         opened = open_checkpoint(target)
         structs = {at: jax.ShapeDtypeStruct(x.shape, x.dtype) for at, x in opened.items()}
         return fill(structs, opened)[0]
@@ -142,15 +147,24 @@ def smallest_mesh(
     planned = price(start)
     limit = planned.fits(memory).limit
     least = sum(leaf.nbytes for leaf in (*planned.leaves, *planned.training) if _arrives(leaf))
-    for mesh in _grown(start):
-        if least > limit * mesh.size:
-            continue
-        try:
-            planned = price(mesh)
-        except errors.ShardingError:
-            continue
-        if planned.fits(memory):
-            return mesh, planned
+    whole, before = 0, math.inf  # What no axis cuts; the least that stays on half the devices.
+    for meshes in _grown(start):
+        best = math.inf
+        for mesh in meshes:
+            if whole + (least - whole) / mesh.size > limit:
+                continue
+            try:
+                planned = price(mesh)
+            except errors.ShardingError:
+                continue
+            if planned.fits(memory):
+                return mesh, planned
+            best = min(best, max(planned.bytes_per_device.values(), default=0))
+            if min(mesh.axis_sizes) > 1:  # What is whole here is whole on larger meshes, too.
+                whole = sum(map(_whole, (*planned.leaves, *planned.training)))
+        if whole > limit or before <= best < math.inf:
+            return None  # Twice the devices need no less on each, whichever axis grows.
+        before = min(before, best)
     return None
 
 
@@ -158,14 +172,22 @@ def _arrives(leaf: LeafPlan) -> bool:
     return leaf.action not in ("keep", "share")
 
 
-def _grown(start: AbstractMesh) -> Iterator[AbstractMesh]:
-    """Yields meshes with axes of twice the size, any number of times, the smallest first."""
+def _whole(leaf: LeafPlan) -> int:
+    """Returns the bytes of a leaf that each device holds whole, else 0."""
+    return leaf.nbytes if _arrives(leaf) and leaf.bytes_per_device == leaf.nbytes else 0
+
+
+def _grown(start: AbstractMesh) -> Iterator[Sequence[AbstractMesh]]:
+    """Yields the meshes with axes of twice the size, any number of times: the smallest first.
+
+    Those that come together have as many devices.
+    """
     axes = len(start.axis_sizes)
     for doublings in range(int(math.log2(max(1, _MOST_DEVICES // start.size))) + 1):
         several = itertools.product(range(doublings + 1), repeat=axes)
-        for powers in sorted((p for p in several if sum(p) == doublings), reverse=True):
-            grown = (size * 2**n for size, n in zip(start.axis_sizes, powers, strict=True))
-            yield start.update(axis_sizes=tuple(grown))
+        powers = sorted((p for p in several if sum(p) == doublings), reverse=True)
+        sizes = [[size * 2**n for size, n in zip(start.axis_sizes, p, strict=True)] for p in powers]
+        yield [start.update(axis_sizes=tuple(grown)) for grown in sizes]
 
 
 def mesh_text(mesh: AbstractMesh) -> str:

@@ -8,10 +8,10 @@ likely, and tensors of which nothing tells how they lie.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lazyinit.params import Shape
-from lazyinit.patterns import joined_like
+from lazyinit.patterns import escape, joined_like
 from lazyinit.rules.layout import Transpose
 from lazyinit.rules.rule import Patterns, Rule
+from lazyinit.sources import Shape
 from lazyinit.tools.decide import Decision, decide
 from lazyinit.tools.families import Family, families, numbers_differ
 from lazyinit.tools.pairing import Pair, Pairing, feasible, fusible, modules, pair_up
@@ -192,9 +192,18 @@ def _patterns(pair: Pair, stacked: int, like: str) -> tuple[Patterns, Patterns]:
         for place, (letter, found) in enumerate(zip(_LETTERS, values, strict=False))
     ]
     others = [number for place, number in enumerate(numbers) if place != stacked]
-    leaves = tuple(family.name(others) for family in pair.leaves)
-    tensors = tuple(joined_like(family.name(numbers), like) for family in pair.tensors)
+    leaves = tuple(_pattern(family, others) for family in pair.leaves)
+    tensors = tuple(joined_like(_pattern(family, numbers), like) for family in pair.tensors)
     return _one(leaves), _one(tensors)
+
+
+def _pattern(family: Family, numbers: Sequence[str]) -> str:
+    """Returns the pattern of a family's names, in which numbers may be ``{n}``."""
+    marks = [chr(0xE000 + place) for place in range(len(numbers))]  # Which no name has.
+    text = escape(family.name(marks))
+    for mark, number in zip(marks, numbers, strict=True):
+        text = text.replace(mark, number)
+    return text
 
 
 def _one(patterns: tuple[str, ...]) -> Patterns:
@@ -206,7 +215,10 @@ _HEADS = {"head", "lm", "logits", "unembed", "unembedding", "output"}
 
 
 def _ties(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str) -> list[Proposal]:
-    """Returns rules for heads without a tensor of their own, which share that of the embedding."""
+    """Returns rules that fill an output head from the tensor of the embedding.
+
+    They are for models that use one matrix for both: the checkpoint has no tensor for the head.
+    """
     found: list[Proposal] = []
     for leaf, shape in leaves.items():
         if len(shape) != 2 or not _HEADS & {*words(leaf)}:
@@ -217,7 +229,10 @@ def _ties(leaves: Mapping[str, Shape], tensors: Mapping[str, Shape], like: str) 
         turns = [()] * (tensors[same[0]] == shape) + [_TURN] * (tensors[same[0]] == shape[::-1])
         if len(turns) > 1 and leaf.endswith("kernel"):
             turns = [_TURN]  # A kernel is [width, words], an embedding [words, width].
-        rules = tuple(Rule(leaf, joined_like(same[0], like), turn, tied=True) for turn in turns)
+        rules = tuple(
+            Rule(escape(leaf), escape(joined_like(same[0], like)), turn, tied=True)
+            for turn in turns
+        )
         note = f"{leaf} from {rules[0].tensor}: tied, as there is no tensor for it."
         found.append(Proposal(rules, frozenset([leaf]), frozenset(same), (note,), len(rules) > 1))
     return found

@@ -12,11 +12,11 @@ from lazyinit.checkpoint import Checkpoint
 from lazyinit.match.advise import guesses
 from lazyinit.match.match import Matching, match, named
 from lazyinit.match.places import Place
-from lazyinit.params import Shape
 from lazyinit.rules.layout import Transpose
 from lazyinit.rules.renames import Rename, strip_prefix
 from lazyinit.rules.rule import AnyRule, Rule
 from lazyinit.rules.torch import TORCH
+from lazyinit.sources import Shape
 from lazyinit.tools.decide import Decision
 from lazyinit.tools.families import families
 from lazyinit.tools.pairing import Pair, given
@@ -60,7 +60,7 @@ def best_base(
     renames = tuple(rule for rule in rules if isinstance(rule, Rename))
     makers = tuple(rule for rule in rules if not isinstance(rule, Rename))
     best, most = Base(at, renames, makers), len(leaves) // 2  # Fewer may match by chance.
-    for ready in ((), *READY.values()):
+    for named_as, ready in (("", ()), *READY.items()):
         new = tuple(rule for rule in ready if rule not in rules)
         tried = [(at, "")]
         if not rules:
@@ -73,7 +73,11 @@ def best_base(
                 made = match(leaves, checkpoint, rules=base.rules(), at=place)
             except errors.FillError:  # Two tensors that go by one name without the prefix.
                 continue
-            if (count := len(fitting(leaves, made))) > most:
+            count = len(fitting(leaves, made))
+            # Others use such names for trees of their own: only a whole tree is one of theirs.
+            if count > most and (
+                not named_as.endswith(("_TUNIX", "_MAXTEXT")) or count == len(leaves)
+            ):
                 best, most = base, count
     return best
 
@@ -109,7 +113,7 @@ class Matched:
     rule: Rule | None
 
     def agrees(self, decision: Decision) -> bool:
-        """Tells whether the layout is the one that was decided."""
+        """Tells whether the rule transposes as a decision says; an open one agrees with none."""
         turned = self.rule is not None and any(
             isinstance(change, Transpose) for change in self.rule.changes().changes
         )

@@ -23,8 +23,10 @@ from lazyinit.rules.renames import Rename
 from lazyinit.rules.rule import AnyRule, Rule, Rules, as_rules
 from lazyinit.rules.torch import TORCH
 from lazyinit.tools.decide import Decision
+from lazyinit.tools.families import families
 from lazyinit.tools.propose import Proposal, Proposals, propose
 from lazyinit.tools.starts import READY, Base, Matched, best_base, fitting, matched, own_name
+from lazyinit.view import html
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -51,17 +53,26 @@ class Suggestion:
     unmatched_tensors: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"at = {self.at!r}"] * bool(self.at)
-        lines += ["rules = [", *(f"    {text}," for text in _written(self.rules)), "]"]
-        lines += [f"# {note}" for note in self.notes]
-        lines += [f"# open: {' or '.join(map(str, some))}?" for some in self.open]
-        told = [f"{leaf}: {' or '.join(tensors)}?" for leaf, tensors in self.ambiguous.items()]
-        lines += [f"# ambiguous: {text}" for text in _few(told)]
-        lines += [f"# unmatched leaf: {text}" for text in _few(self.unmatched_leaves)]
-        lines += [f"# unmatched tensor: {text}" for text in _few(self.unmatched_tensors)]
-        return "\n".join(lines)
+        notes = [f"# {note}" for note in self.notes]
+        told = [f"# {name}: {text}" for name, texts in self._doubts() for text in texts]
+        return "\n".join([self._source(), *notes, *told])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html.page(html.source(self._source(), [("notes", self.notes), *self._doubts()]))
+
+    def _source(self) -> str:
+        at = [f"at = {self.at!r}"] * bool(self.at)
+        return "\n".join([*at, "rules = [", *(f"    {x}," for x in _written(self.rules)), "]"])
+
+    def _doubts(self) -> Iterator[tuple[str, Sequence[str]]]:
+        """Yields what is not decided or not matched, under the name of each sort."""
+        yield "open", [f"{' or '.join(map(str, some))}?" for some in self.open]
+        told = [f"{leaf}: {' or '.join(tensors)}?" for leaf, tensors in self.ambiguous.items()]
+        yield "ambiguous", _few(told)
+        yield "unmatched leaf", _few(self.unmatched_leaves)
+        yield "unmatched tensor", _few(self.unmatched_tensors)
 
 
 def suggest_rules(
@@ -133,6 +144,7 @@ def suggest_rules(
         (
             *(note for each in (*proposals.chosen, *proposals.open) for note in each.notes),
             *_notes(found.known),
+            *_other_numbers(leaves, opened, base),
         ),
         tuple(map(written, proposals.open)),
         ambiguous,
@@ -187,6 +199,31 @@ def _notes(known: Sequence[tuple[Matched, Decision]]) -> Iterator[str]:
             )
             but = "" if each.agrees(decision) else "taken as stored, as the names are equal, but "
             yield f"{leaf} from {tensor}: {but}{decision.why}."
+
+
+_MAXTEXT = {"token_embedder/embedding", "decoder/decoder_norm/scale"}
+_OTHER_NUMBERS = ("query/kernel", "key/kernel", "scale", "embedding")
+_PLAIN = ("k_norm.weight", "k_proj.bias")  # Of Qwen 2 and 3, whose numbers are PyTorch's.
+
+
+def _other_numbers(leaves: Sequence[Place], checkpoint: Checkpoint, base: Base) -> Iterator[str]:
+    """Yields a note on leaves of MaxText that are other numbers than the tensors, in any layout."""
+    shapes = {own_name(place, base): place.shape or () for place in leaves}
+    is_plain = any(name.endswith(_PLAIN) for name in checkpoint) and not any(
+        name.endswith("post_feedforward_layernorm.weight") for name in checkpoint
+    )
+    if not {*shapes} >= _MAXTEXT or is_plain:
+        return
+    listed = [
+        family.name(["{n}"] * (len(family.words) - 1))
+        for family in families(shapes, numbered=True)
+        if family.names[0].endswith(_OTHER_NUMBERS)
+    ]
+    yield (
+        f"{tuple(listed)} from PyTorch's weights: MaxText keeps other numbers there in some "
+        "families (queries divided, norms plus 1, rotary pairs). lazyinit.maps.maxtext(config) "
+        "has them."
+    )
 
 
 def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.

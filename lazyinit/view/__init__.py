@@ -3,7 +3,15 @@
 A tree of thunks and arrays comes in; facts about its leaves, text and HTML go out, and nothing of
 the tree is made or read. The one idea is a record of facts for each leaf (``facts.py``). It is
 shared by ``inspect``, ``plan`` and the report of ``fill``, so that all of them say the same of a
-leaf in the same words. ``provenance.py`` adds where each leaf comes from, in full, as a value that
-outlives the tree. ``table.py`` prints any of these with numbered layers folded into one row, and
-``notebook.py`` shows a tree in a notebook. Read them in this order.
+leaf in the same words. ``origin.py`` adds where a leaf comes from, in full, and ``provenance.py``
+keeps that for all leaves as a value that outlives the tree. ``table.py`` has rows in which numbered
+layers fold, ``shown.py`` prints them as wide as the terminal is, and ``html.py`` shows them in a
+notebook. ``lines.py`` is what ``inspect`` says of a leaf, ``nested.py`` finds alike subtrees, and
+``page.py`` with ``page.js`` shows a tree to unfold, with pictures by treescope (``pictures.py``).
+Read them in this order. ``outline.py`` is a tree as rows of a table, and ``leaf.py`` one leaf, in a
+cell and in trees of treescope.
 """
+
+from lazyinit.view import leaf  # It says how thunks show themselves, which are of a lower floor.
+
+__all__ = ["leaf"]

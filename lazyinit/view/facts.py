@@ -24,13 +24,15 @@ without a leaf.
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
 import jax
 
 from lazyinit.derived import DerivedParam, origins
-from lazyinit.params import Shape, describe, label
+from lazyinit.params import label
+from lazyinit.sources import Shape, describe
 
 State: TypeAlias = Literal["lazy", "stored", "overlap", "derived", "array", "abstract"]
 
@@ -83,7 +85,7 @@ class Facts:
         made_by += [label(part.init_fn) for part in initialized]
         return cls(
             path=path,
-            state=state(leaf),
+            state="derived" if is_derived else _state(leaf, sources, initialized),
             shape=leaf.shape,
             dtype=dtype,
             origin=leaf.made_by if is_derived else " over ".join(made_by),
@@ -104,9 +106,10 @@ class Facts:
 
 def state(leaf: object) -> State:
     """Returns the state of a leaf: whether it is read, initialized, both, derived or neither."""
-    if isinstance(leaf, DerivedParam):
-        return "derived"
-    sources, initialized = origins(leaf)
+    return "derived" if isinstance(leaf, DerivedParam) else _state(leaf, *origins(leaf))
+
+
+def _state(leaf: object, sources: Sequence[object], initialized: Sequence[object]) -> State:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return "abstract"
     return _STATES[bool(sources), bool(initialized)]

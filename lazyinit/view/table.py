@@ -1,17 +1,11 @@
-"""Tables as plain text, in which numbered layers fold into one row."""
+"""Rows for tables, in which numbered layers fold into one, and sizes for people."""
 
-import io
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from rich import box, console
-from rich import table as rich_table
-from rich.text import Text
-
-_WIDTH = 10_000  # Columns; wide enough that nothing wraps, whatever the terminal.
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 # A number that is a whole key or ends one after "_" or "-": layer/0, layers_31, Dense-2.
@@ -19,6 +13,33 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _NUMBER = re.compile(r"(?:(?<=[/._-])|^)(0|[1-9][0-9]{0,17})(?=[/.]|$)")
 
 _Numbers: TypeAlias = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table for people, whatever shows it.
+
+    Attributes:
+      title: the line above it; may be empty.
+      columns: the heads.
+      rows: the cells.
+      right: the heads of the columns that align right; their cells are never shortened.
+      notes: the lines below it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: Collection[str] = ()
+    notes: Sequence[str] = ()
+
+    def first(self, count: int) -> "Table":
+        """Returns it with so many rows at most, and a note that says how many are left out."""
+        left = len(self.rows) - count
+        if left <= 0:
+            return self
+        note = f"... and {left:,} more rows; print() shows all"
+        return replace(self, rows=self.rows[:count], notes=(note, *self.notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +87,11 @@ def fold(rows: Iterable[tuple[str, *tuple[str, ...]]]) -> list[Folded]:
 
 
 def _factored(rows: list[_Numbers]) -> list[tuple[_Numbers, ...]]:
-    """Writes a set of number tuples as a union of products, exactly: one position at a time."""
+    """Writes number tuples as few products that have just these tuples: one position at a time.
+
+    >>> _factored([(0, 5), (0, 6), (1, 5), (1, 6), (2, 7)])
+    [((0, 1), (5, 6)), ((2,), (7,))]
+    """
     products: list[tuple[_Numbers, ...]] = [tuple((number,) for number in row) for row in rows]
     for position in range(len(rows[0])):
         merged: dict[tuple[_Numbers, ...], list[int]] = {}
@@ -83,55 +108,15 @@ def _factored(rows: list[_Numbers]) -> list[tuple[_Numbers, ...]]:
 def _label(words: tuple[str, ...], factors: tuple[_Numbers, ...]) -> str:
     label = words[0]
     for numbers, word in zip(factors, words[1:], strict=True):
-        label += (_ranges(numbers) if len(numbers) > 1 else str(numbers[0])) + word
+        label += (ranges(numbers) if len(numbers) > 1 else str(numbers[0])) + word
     return label
 
 
-def _ranges(numbers: _Numbers) -> str:
+def ranges(numbers: Sequence[int]) -> str:
+    """Returns numbers in ascending order as text: ``{0..3,7}``."""
     starts = [i for i, number in enumerate(numbers) if i == 0 or number != numbers[i - 1] + 1]
     runs = [numbers[i:j] for i, j in zip(starts, [*starts[1:], len(numbers)], strict=True)]
     return "{" + ",".join(f"{r[0]}..{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs) + "}"
-
-
-def render(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    right: Collection[str] = (),
-) -> str:
-    """Returns a table as plain text: no colors, no wrapping, the same in every terminal.
-
-    Args:
-      title: the line above the table; may be empty.
-      columns: the heads.
-      rows: the cells; characters that do not print are escaped.
-      right: the heads of the columns that align right.
-
-    Example:
-      >>> print(render("2 leaves", ["path", "bytes"], [["a", "8"], ["b/c", "16"]], right=["bytes"]))
-      2 leaves
-      path   bytes
-      ────────────
-      a          8
-      b/c       16
-    """
-    body = rich_table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for head in columns:
-        body.add_column(head, justify="right" if head in right else "left", no_wrap=True)
-    for row in rows:
-        body.add_row(*(Text(_printable(cell)) for cell in row))
-    stream = io.StringIO()
-    console.Console(file=stream, width=_WIDTH, color_system=None, force_jupyter=False).print(body)
-    lines = [_printable(title)] * bool(title) + stream.getvalue().splitlines()
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _printable(text: str) -> str:
-    # A name in a file that somebody else wrote could hold what moves the cursor.
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def format_bytes(count: int) -> str:
@@ -145,6 +130,16 @@ def format_bytes(count: int) -> str:
     while size >= (1024 if unit == 0 else 1023.95) and unit < len(_UNITS) - 1:
         size, unit = size / 1024, unit + 1
     return f"{size:.1f} {_UNITS[unit]}" if unit else f"{count} B"
+
+
+def bar(part: float, width: int = 20) -> str:
+    """Returns a bar for a part of a whole, from 0 to 1, in eighths of a column.
+
+    >>> bar(0.3, 10), bar(1, 4)
+    ('███', '████')
+    """
+    eighths = round(part * width * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 _NUMBERS = re.compile(r"(?<=[/._:-])[0-9]+(?=[/.#]|$)")

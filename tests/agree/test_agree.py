@@ -38,10 +38,17 @@ DISAGREE = {
     "a missing layer": ["the same source in", "checkpoint in process{ 0}, key in process 1"],
     "another size of a file": ["the same file in", "whole.safetensors of "],
     "another layout": ["params/w: ", "the same tensors in", "the mapping:v.T in process 1"],
+    "another way to read": [
+        "materialize: wanted the same settings in every process, got ",
+        "no broadcast in process{ 0}, ",
+        "broadcast by gloo in process 1",
+    ],
     "another update": ["v: update: wanted the same tensors in", "the mapping:u in process 1"],
     "another verb": ["the same call in", "materialize in process{ 0}, save in process 1"],
     "another order of calls": ["the same", "in every process, got "],
     "another tree to save": ["w: save: ", "no such leaf in process{ 0}, "],
+    "another tree to digest": ["v: digest: ", "no such leaf in process{ 0}, "],
+    "a digest where others make": ["the same call in", "materialize in process{ 0}, digest in"],
 }
 
 

@@ -12,7 +12,7 @@ GROUP = (0, 3, 5)
 
 
 class Held:
-    """A store in one process; ``arrives`` is put there when somebody waits."""
+    """A store in one process; ``arrives`` is put there when somebody waits, as of the same call."""
 
     def __init__(self):
         self.values, self.arrives, self.waits = {}, {}, 0
@@ -27,7 +27,9 @@ class Held:
     def wait_for(self, key, seconds):
         self.waits += 1
         folder = key.rpartition("/")[0]
+        call, _, _ = self.values[f"{folder}/3"].partition(b"\n")
         for process, value in self.arrives.items():
+            value = value if b"\n" in value else call + b"\n" + value
             self.values.setdefault(f"{folder}/{process}", value)
 
     def forget(self, key):
@@ -73,6 +75,25 @@ def test_a_call_that_not_all_came_to_counts_for_none(store, monkeypatch):
     store.arrives = {0: b"", 5: b""}
     agree.exchange(GROUP, b"mine", "save")
     assert {key.split("/")[2] for key in store.values} == {"0"}
+
+
+def test_processes_in_different_calls_hear_which(store):
+    store.arrives = {0: b"save\nzero", 5: b""}
+    with pytest.raises(
+        HostsError,
+        match="^wanted the same call in every process, got save in process 0, digest in processes "
+        "3, 5. Every process must make the same calls in the same order",
+    ):
+        agree.exchange(GROUP, b"", "digest")
+    store.arrives = {0: b"", 5: b""}
+    agree.exchange(GROUP, b"", "save")  # They go on together.
+
+
+def test_who_comes_too_late_hears_what_is_said_of_it(store, monkeypatch):
+    monkeypatch.setenv(module.SETTING, "0.01")
+    store.values["lazyinit/failed/0"] = b"save: wanted processes 0, 3, 5, got none of 3 in 1 s."
+    with pytest.raises(HostAbsentError, match="^save: .* got none of 3 in 1 s.$"):
+        agree.exchange(GROUP, b"", "save")
 
 
 def test_the_note_of_a_process_that_failed_ends_the_wait(store, monkeypatch):

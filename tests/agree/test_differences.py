@@ -8,6 +8,7 @@ import pytest
 from models import Decoder
 
 import lazyinit as li
+from lazyinit.agree import calls
 from lazyinit.agree import differences as module
 from lazyinit.agree.entries import Entry, aspects, digest_of
 from lazyinit.errors import HostsError
@@ -117,7 +118,7 @@ def test_what_is_not_selected_need_not_be_the_same(monkeypatch):
 @pytest.mark.parametrize("count", [2, 9])
 def test_many_processes_are_told_in_short(count):
     said = {n: {"key": "b" if n == count else "a"} for n in range(count + 1)}
-    text = module._differing(said)
+    text = calls.differing(said)
     group = ", ".join(map(str, range(min(count, 8)))) + (", ..." if count > 8 else "")
     want = f"wanted the same key in every process, got a in processes {group}, b in process {count}"
     assert text == want

@@ -3,8 +3,8 @@ import re
 import pytest
 
 from lazyinit import errors
-from lazyinit.checkpoint import headers
-from lazyinit.checkpoint.headers import named_leaves
+from lazyinit.tensors import headers
+from lazyinit.tensors.headers import named_leaves
 
 
 def test_leaves_go_by_the_keys_above_them():

@@ -2,9 +2,8 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
+import forked
 import jax
 import jax.numpy as jnp
 import models
@@ -37,7 +36,7 @@ def test_another_process_makes_the_same_bits(tmp_path):
         "tree = li.materialize(pickle.load(open(sys.argv[1] + '/tree', 'rb')), 'params/head')\n"
         "np.save(sys.argv[1] + '/kernel.npy', tree['params']['head']['kernel'])\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    forked.run(code, tmp_path)
     want = models.MLP().init(KEY, X)["params"]["head"]["kernel"]
     np.testing.assert_array_equal(np.load(tmp_path / "kernel.npy"), want)
 

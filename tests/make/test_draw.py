@@ -19,8 +19,9 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit.make import draw, executable, limits
-from lazyinit.make.draw import COLUMNS, ROWS, Indices
+from lazyinit.make import draw, executable, limits, moved
+from lazyinit.make.draw import COLUMNS, ROWS
+from lazyinit.make.moved import Indices, Order
 
 KEY = models.KEY
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
@@ -41,12 +42,18 @@ def test_rows_of_a_shard_have_the_flat_indices_of_its_elements(shard, columns, d
     shape, at = shard
     box = tuple(slice(start, stop) for start, stop in at)
     wanted = np.arange(np.prod(shape)).reshape(shape)[box].ravel()
-    with mock.patch.object(draw, "COLUMNS", columns):
-        indices = Indices(shape, at)
+    with mock.patch.object(moved, "COLUMNS", columns), mock.patch.object(draw, "COLUMNS", columns):
+        indices = indices_of(shape, at)
         cuts = data.draw(st.sets(st.integers(1, indices.rows)))
         cuts = sorted({0, indices.rows, *cuts})
         found = [flat(indices, *rows) for rows in itertools.pairwise(cuts)]
     np.testing.assert_array_equal(np.concatenate(found)[: wanted.size], wanted)
+
+
+def indices_of(shape, at):
+    order = Order.of(shape)
+    view, strides, start = order.of_shard(at, np.broadcast_to(0, [stop - n for n, stop in at]))
+    return Indices(view.shape, strides, start, order.size)
 
 
 def flat(indices, first, last):
@@ -59,19 +66,22 @@ def flat(indices, first, last):
 
 
 def test_a_row_ends_where_32_bits_do_not_hold_the_next_index():
-    indices = Indices((4, 2**33), ((1, 4), (5, 7)))
+    indices = indices_of((4, 2**33), ((1, 4), (5, 7)))
     assert (indices.width, indices.rows) == (2, 3)
     wanted = [row * 2**33 + 5 + n for row in (1, 2, 3) for n in (0, 1)]
     np.testing.assert_array_equal(flat(indices, 0, 3), wanted)
     np.testing.assert_array_equal(flat(indices, 1, 3), wanted[2:])
 
 
+sheets_of_16 = collections.OrderedDict()  # Programs, compiled once for all that draw in these.
+
+
 @pytest.fixture
 def small_sheets(monkeypatch):
-    for module in (draw, executable):
-        monkeypatch.setattr(module, "ROWS", 4)
+    for module in (draw, executable, moved):
+        monkeypatch.setattr(module, "ROWS", 4, raising=False)
         monkeypatch.setattr(module, "COLUMNS", 16)
-    monkeypatch.setattr(executable.compiler, "_kept", collections.OrderedDict())
+    monkeypatch.setattr(executable.compiler, "_kept", sheets_of_16)
     draw._counting.cache_clear()
     yield
     draw._counting.cache_clear()
@@ -101,8 +111,12 @@ def test_a_leaf_of_many_sheets_has_the_bits_of_eager_init():
     assert_same(li.materialize(tree), module.init(KEY, 0))
 
 
+# Around whole sheets of 64 elements, and between them. Eager JAX compiles a program for each.
+SIZES = [60, 63, 64, 65, 100, 127, 128, 129, 250, 256]
+
+
 @hypothesis.settings(deadline=None, max_examples=20)
-@hypothesis.given(st.lists(st.integers(60, 260), min_size=1, max_size=12), st.integers(0, 2))
+@hypothesis.given(st.lists(st.sampled_from(SIZES), min_size=1, max_size=12), st.integers(0, 2))
 def test_leaves_of_any_sizes_share_sheets(sizes, seed):
     def body(self, x):
         for n, size in enumerate(sizes):
@@ -114,15 +128,13 @@ def test_leaves_of_any_sizes_share_sheets(sizes, seed):
     with (
         mock.patch.multiple(draw, ROWS=4, COLUMNS=16),
         mock.patch.multiple(executable, ROWS=4, COLUMNS=16),
+        mock.patch.object(moved, "COLUMNS", 16),
         mock.patch.object(executable.compiler, "_kept", sheets_of_16),
     ):
         draw._counting.cache_clear()
         made = li.materialize(li.lazy(module).init(key, 0))
         draw._counting.cache_clear()
     assert_same(made, module.init(key, 0))
-
-
-sheets_of_16 = collections.OrderedDict()  # Programs, compiled once for all examples.
 
 
 @pytest.fixture

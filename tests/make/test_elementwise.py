@@ -1,5 +1,6 @@
 """Works that give each element from its index."""
 
+import functools
 import itertools
 
 import jax
@@ -12,6 +13,8 @@ from oracles import assert_same
 
 import lazyinit as li
 from lazyinit.make.elementwise import elementwise_of
+from lazyinit.make.selfcheck import proofs_on
+from lazyinit.make.ways import Job, Replayed, way_of
 from lazyinit.program.slices import gather
 
 
@@ -65,6 +68,23 @@ def test_two_products_in_one_sum_are_left_to_eager_jax_if_it_compiles_them_as_on
 
     assert elementwise_of(work_of(init)) is not None
     assert elementwise_of(work_of(jax.jit(init, static_argnums=1))) is None
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def pair(key, shape):
+    x = jax.random.normal(key, shape)
+    return x * 0.3 + 1.0, x * 0.7 - 0.1
+
+
+def test_a_leaf_that_is_made_beside_a_result_nobody_wants_is_replayed():
+    init = lambda key, shape: pair(key, shape)[0]  # noqa: E731
+    assert not work_of(init).keeps_all()
+    module = models.Wrap(lambda self, x: self.param("w", init, (8, 64)))
+    tree = li.lazy(module).init(models.KEY, 0)
+    leaf = tree["params"]["w"]
+    way = way_of([Job("params/w", leaf, None, leaf.dtype)], proofs_on)
+    assert isinstance(way, Replayed)
+    assert_same(li.materialize(tree), module.init(models.KEY, 0))
 
 
 OTHERS = {

@@ -1,4 +1,5 @@
 import itertools
+import math
 import os
 import sys
 import threading
@@ -17,8 +18,16 @@ from safetensors.numpy import save_file
 
 import lazyinit as li
 from lazyinit import sharding as shardings
-from lazyinit.checkpoint.views import transposed
+from lazyinit.checkpoint import open_checkpoint
 from lazyinit.make import read
+from lazyinit.make.shards import size_of
+from lazyinit.tensors import tiles
+from lazyinit.tensors.joined import Joined
+from lazyinit.tensors.memory import HeldTensor
+from lazyinit.tensors.views import reshaped, transposed
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
+SMALL_TILES = {"TILE": 512, "_READ": 16, "_WRITTEN": 8, "_SHORT": 8, "_SMALL": 64}
 
 
 def stored(tmp_path, values):
@@ -123,6 +132,52 @@ def test_a_transposed_tensor_is_read_in_pieces_and_tiles(tmp_path, monkeypatch, 
     np.testing.assert_array_equal(made, values.astype("bfloat16").transpose())
 
 
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(st.data())
+def test_any_layout_on_any_mesh_has_the_bits_of_numpy(tmp_path_factory, data):
+    """Heads split off, axes in any order, layers stacked, another dtype, pieces of any size."""
+    dtype, to = (np.dtype(data.draw(st.sampled_from(DTYPES))) for _ in range(2))
+    heads, width, inputs = (8 * data.draw(st.integers(1, 4)) for _ in range(3))
+    sides = data.draw(st.permutations([(heads, width), (inputs,)]))
+    shape, split = tuple(map(math.prod, sides)), sides[0] + sides[1]
+    layers = data.draw(st.integers(1, 3))
+    axes = tuple(data.draw(st.permutations(range(3))))
+    values = np.random.default_rng(heads).standard_normal((layers, *shape)).astype(dtype)
+    want = values.reshape(layers, *split).transpose(0, *(axis + 1 for axis in axes)).astype(to)
+
+    path = tmp_path_factory.mktemp("layouts") / "model.safetensors"
+    save_file({str(n): layer for n, layer in enumerate(values)}, path)
+    parts = [
+        transposed(reshaped(open_checkpoint(path)[str(n)], split), axes) for n in range(layers)
+    ]
+    axis = data.draw(st.integers(0, 3))
+    source, want = Joined(tuple(parts), axis, is_stacked=True), np.moveaxis(want, 0, axis)
+    spec = [()] * 4
+    for name in data.draw(st.permutations(mesh().axis_names)):
+        cut = data.draw(st.sampled_from([None, *(n for n in range(4) if n != axis)]))
+        if cut is not None:
+            spec[cut] += (name,)
+    leaf = li.StoredParam(source.shape, to, source)
+    piece = data.draw(st.integers(values.nbytes // 40, 2 * values.nbytes))
+    with mock.patch.object(read, "PIECE", piece), mock.patch.multiple(tiles, **SMALL_TILES):
+        made = li.materialize({"w": leaf}, sharding=NamedSharding(mesh(), P(*spec)))["w"]
+    found, wanted = (np.ascontiguousarray(array).view(np.uint8) for array in (made, want))
+    np.testing.assert_array_equal(found, wanted)
+
+
+@hypothesis.given(st.data())
+def test_no_piece_is_larger_than_a_piece_may_be(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    axes = tuple(data.draw(st.permutations(range(len(shape)))))
+    tensors = [HeldTensor("w", np.empty(shape, np.int16)) for _ in range(2)]
+    source = Joined(tuple(transposed(t, axes) for t in tensors), 0, is_stacked=True)
+    limit = data.draw(st.integers(2, 4 * tensors[0].array.nbytes))
+    with mock.patch.object(read, "PIECE", limit):
+        pieces = read.cut_up(source, "w")
+    assert sum(size_of(piece.block) for piece in pieces) == 2 * tensors[0].array.size
+    assert max(size_of(piece.block) for piece in pieces) * 2 <= limit
+
+
 class Counted:
     """A source in memory that notes how much is read."""
 
@@ -146,7 +201,7 @@ def test_pieces_fill_the_shards_that_are_held_and_read_no_more(data):
     buffers = {at: np.empty([stop - start for start, stop in at], np.float16) for at in held}
     source = Counted(values)
     with mock.patch.object(read, "PIECE", data.draw(st.integers(1, 4 * values.size))):
-        for piece in read.cut_up(source):
+        for piece in read.cut_up(source, "w"):
             piece.read_into(buffers)
     for at, buffer in buffers.items():
         np.testing.assert_array_equal(buffer, values[tuple(slice(*bounds) for bounds in at)])
@@ -156,7 +211,7 @@ def test_pieces_fill_the_shards_that_are_held_and_read_no_more(data):
 def test_all_shards_of_a_piece_are_one_read():
     source = Counted(np.zeros((8, 8)))
     bounds = [(n, n + 2) for n in range(0, 8, 2)]
-    (piece,) = read.cut_up(source)
+    (piece,) = read.cut_up(source, "w")
     piece.read_into({at: np.empty((2, 2)) for at in itertools.product(bounds, bounds)})
     assert source.read_sizes == [64]
 

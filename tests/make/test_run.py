@@ -13,9 +13,12 @@ KEY = jax.random.key(0)
 SHAPES = [(4, 70), (70, 2), (90, 90), (3, 3), (80, 80), (70, 70), (2, 2), (60, 65)]
 
 
-def orthogonal(key):
-    init = jax.nn.initializers.orthogonal()
-    return [init(jax.random.fold_in(key, n), shape) for n, shape in enumerate(SHAPES)]
+def each(init):
+    return lambda key: [init(jax.random.fold_in(key, n), shape) for n, shape in enumerate(SHAPES)]
+
+
+orthogonal = each(jax.nn.initializers.orthogonal())
+summed = each(lambda key, shape: jnp.cumsum(jax.random.normal(key, shape), 0))
 
 
 def watched(monkeypatch):
@@ -48,7 +51,7 @@ def watched(monkeypatch):
 def test_what_is_in_flight_is_bounded_in_leaves_and_in_bytes(at_most, monkeypatch):
     monkeypatch.setattr(run, "BYTES_IN_FLIGHT", at_most)
     told = watched(monkeypatch)
-    assert_same(li.materialize(li.lazy(orthogonal)(KEY)), orthogonal(KEY))
+    assert_same(li.materialize(li.lazy(summed)(KEY)), summed(KEY))
     in_flight, most = [], 0
     for event, nbytes in told:
         in_flight.append(nbytes) if event == "start" else in_flight.remove(nbytes)
@@ -57,6 +60,17 @@ def test_what_is_in_flight_is_bounded_in_leaves_and_in_bytes(at_most, monkeypatc
         most = max(most, len(in_flight))
     assert not in_flight
     assert most == {1: 1, 2**28: limits.IN_FLIGHT}.get(at_most, most)
+
+
+def test_leaves_that_lapack_makes_are_made_one_at_a_time(monkeypatch):
+    told = watched(monkeypatch)
+
+    def both(key):
+        return [*orthogonal(key)[:3], *summed(key)[:3], *orthogonal(key)[3:5]]
+
+    assert_same(li.materialize(li.lazy(both)(KEY)), both(KEY))
+    kinds = [event for event, _ in told]
+    assert kinds == [*["start", "done"] * 3, *["start"] * 3, *["done"] * 3, *["start", "done"] * 2]
 
 
 def test_a_plan_knows_that_large_leaves_are_made_one_by_one():

@@ -3,7 +3,9 @@
 import json
 import sys
 import warnings
+from collections import OrderedDict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,11 @@ from oracles import assert_same
 
 import lazyinit as li
 from lazyinit import sharding as shardings
-from lazyinit.make import elementwise, executable, proofs, selfcheck
+from lazyinit.compat import on_parts
+from lazyinit.make import by_parts, elementwise, executable, proofs, selfcheck
 from lazyinit.make.executable import Compiler
 from lazyinit.make.proofs import Proofs
+from lazyinit.program import partwise
 
 KEY = models.KEY
 
@@ -41,6 +45,7 @@ def few_canaries(monkeypatch):
     """Canaries of one dtype alone, for tests that are not about them."""
     few = [(name, init, dtypes[:1]) for name, init, dtypes in selfcheck.CANARIES[:4]]
     monkeypatch.setattr(selfcheck, "CANARIES", few)
+    monkeypatch.setattr(selfcheck, "CANARIES_BY_PARTS", ())
 
 
 def plant(monkeypatch, wrong):
@@ -67,11 +72,15 @@ def body(self, x):
     self.param("uniform", initializers.uniform(0.1), (16, 128))
 
 
+@pytest.mark.slow
 def test_every_kind_passes_where_the_suite_runs():
     found = selfcheck.run("cpu")
     assert not found.failed
     assert {"draw erf_inv float32", "draw mul bfloat16", "draw fence"} <= found.passed
-    assert {"draw rows of a scan", "draw rows of a vmap"} <= found.passed
+    assert {"draw rows_of_scan", "draw rows_of_vmap"} <= found.passed
+    assert {"part div float32", "part reduce_max bfloat16"} <= found.passed
+    # A way, a step and at most one dtype: `li.check` has a column for each.
+    assert all(len(kind.split()) in (2, 3) for kind in found.passed)
 
 
 @pytest.mark.filterwarnings("ignore::lazyinit.errors.LazyinitWarning")
@@ -92,6 +101,7 @@ def test_a_planted_lost_barrier_is_caught(monkeypatch, elsewhere, spec):
     """As if XLA had dropped what keeps it from fusing: a product and a sum are rounded once."""
     few = [c for c in selfcheck.CANARIES if c[0] in ("uniform", "normal", "scaled and moved")]
     monkeypatch.setattr(selfcheck, "CANARIES", [(n, f, ("float32",)) for n, f, _ in few])
+    monkeypatch.setattr(selfcheck, "CANARIES_BY_PARTS", ())
     monkeypatch.setattr(jax.lax, "optimization_barrier", lambda x: x)
     monkeypatch.setattr(elementwise, "_fenced", lambda x, zero: x)
 
@@ -140,14 +150,14 @@ def test_what_is_found_is_remembered(monkeypatch, elsewhere, few_canaries):
     assert set(json.loads(file.read_text())) == {"where", "passed", "failed"}
 
 
-@pytest.mark.parametrize("rubbish", ["", "{}", '{"passed": 3}', "[1]", "\x00", '{"passed": [], '])
-def test_rubbish_in_the_cache_is_checked_anew(monkeypatch, elsewhere, few_canaries, rubbish):
+def test_rubbish_in_the_cache_is_checked_anew(monkeypatch, elsewhere, few_canaries):
     found = selfcheck.proofs_on("cpu")
     (file,) = elsewhere.iterdir()
-    file.write_text(rubbish)
-    monkeypatch.setattr(selfcheck, "_known", {})
-    assert selfcheck.proofs_on("cpu") == found
-    assert json.loads(file.read_text())["passed"] == sorted(found.passed)
+    for rubbish in ("", "{}", '{"passed": 3}', "[1]", "\x00", '{"passed": [], '):
+        file.write_text(rubbish)
+        monkeypatch.setattr(selfcheck, "_known", {})
+        assert selfcheck.proofs_on("cpu") == found
+        assert json.loads(file.read_text())["passed"] == sorted(found.passed)
 
 
 def test_a_folder_that_cannot_be_written_is_checked_each_time(monkeypatch, elsewhere, few_canaries):
@@ -221,6 +231,86 @@ def test_check_true_compares_every_leaf_with_replay(monkeypatch):
         li.materialize(tree, check=True)
 
 
+@pytest.fixture
+def root():
+    """A leaf that is the root of another, a sharding by rows, and what its values have to be."""
+    values = np.random.default_rng(0).random((8, 128), "float32")
+    tree, _ = li.fill({"w": jax.ShapeDtypeStruct(values.shape, values.dtype)}, {"w": values})
+    lazy = li.lazy(lambda tree: {"root": jnp.sqrt(tree["w"])})(tree)
+    return lazy, NamedSharding(jax.make_mesh((8,), ("a",)), P("a")), {"root": np.sqrt(values)}
+
+
+@pytest.fixture
+def wrong_on_parts(monkeypatch):
+    """Makes a root one unit in the last place larger where it is computed by parts."""
+    real = on_parts._by_element
+
+    def run(equation, *rest):
+        wrong = one_more_ulp("sqrt")
+        step = SimpleNamespace(equation=equation)
+        return [replace(x, array=wrong(step, x.array)) for x in real(equation, *rest)]
+
+    monkeypatch.setattr(on_parts, "_by_element", run)
+    monkeypatch.setattr(partwise, "_known", OrderedDict())
+
+
+@pytest.fixture
+def only_roots(monkeypatch):
+    monkeypatch.setattr(selfcheck, "CANARIES", ())
+    monkeypatch.setattr(
+        selfcheck, "CANARIES_BY_PARTS", [("a root", lambda x: jnp.sqrt(jnp.abs(x)), ("float32",))]
+    )
+
+
+def computed_by_parts(monkeypatch):
+    done = []
+    real = by_parts.ByParts.compute
+    monkeypatch.setattr(
+        by_parts.ByParts, "compute", lambda *args: done.append(real(*args)) or done[-1]
+    )
+    return done
+
+
+def test_leaves_are_computed_by_parts_where_the_check_has_proven_it(
+    monkeypatch, elsewhere, only_roots, root
+):
+    lazy, sharding, want = root
+    done = computed_by_parts(monkeypatch)
+    assert_same(jax.tree.map(np.asarray, li.materialize(lazy, sharding=sharding)), want)
+    assert done
+    assert selfcheck.proofs_on("cpu").passed == {"part sqrt float32", "part abs float32"}
+
+
+def test_a_planted_wrong_part_is_caught_and_the_leaf_is_computed_whole(
+    monkeypatch, elsewhere, only_roots, root, wrong_on_parts
+):
+    lazy, sharding, want = root
+    done = computed_by_parts(monkeypatch)
+    with pytest.warns(li.LazyinitWarning, match=r"part sqrt float32 \(shown by 'a root float32'\)"):
+        made = li.materialize(lazy, sharding=sharding)
+    assert_same(jax.tree.map(np.asarray, made), want)
+    assert not done
+
+
+def test_parts_that_no_canary_covers_are_computed_whole(monkeypatch, elsewhere, few_canaries, root):
+    lazy, sharding, want = root
+    done = computed_by_parts(monkeypatch)
+    with pytest.warns(li.LazyinitWarning, match="does not cover part sqrt float32"):
+        made = li.materialize(lazy, sharding=sharding)
+    assert_same(jax.tree.map(np.asarray, made), want)
+    assert not done
+
+
+def test_check_true_compares_what_is_computed_by_parts(monkeypatch, root, wrong_on_parts):
+    lazy, sharding, want = root
+    monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda _: proofs.TRUSTED)
+    with pytest.raises(li.errors.BitsError, match=r"^root: wanted the bits of its replay, got \d+"):
+        li.materialize(lazy, sharding=sharding, check=True)
+    monkeypatch.undo()
+    made = li.materialize(lazy, sharding=sharding, check=True)
+    assert_same(jax.tree.map(np.asarray, made), want)
+
+
 def test_check_true_of_a_leaf_without_a_value_is_the_usual_error():
     tree = li.lazy(models.Wrap(lambda self, x: self.param("w", lambda key: x * 2))).init(
         KEY, jax.ShapeDtypeStruct((3,), "float32")
@@ -230,6 +320,7 @@ def test_check_true_of_a_leaf_without_a_value_is_the_usual_error():
 
 
 @pytest.mark.filterwarnings("ignore::lazyinit.errors.LazyinitWarning")
+@pytest.mark.slow
 def test_on_other_devices_programs_of_their_own_are_checked(monkeypatch):
     """CPU devices pass for a GPU here: what XLA fuses on them decides what is compiled."""
     here = selfcheck.environment("cpu")
@@ -239,6 +330,7 @@ def test_on_other_devices_programs_of_their_own_are_checked(monkeypatch):
     monkeypatch.setattr(shardings, "platform_of", lambda _: "gpu")
     few = [(name, init, ("float32",)) for name, init, _ in selfcheck.CANARIES[1:6]]
     monkeypatch.setattr(selfcheck, "CANARIES", few)
+    monkeypatch.setattr(selfcheck, "CANARIES_BY_PARTS", ())
     found = selfcheck.run("gpu")
     kinds = {*found.passed, *found.failed}
     assert {"compile erf_inv float32", "compile random_bits uint32"} <= kinds

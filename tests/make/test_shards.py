@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lazyinit.make.shards import BLOCK, Blocks, Shards, arrays_of
+from lazyinit.make.shards import ALIGNMENT, BLOCK, Blocks, Shards, aligned, arrays_of
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
@@ -87,3 +87,12 @@ def test_small_arrays_share_a_block():
     blocks = Blocks()
     first, second = (blocks.empty((100,), "uint8") for _ in range(2))
     assert second.ctypes.data - first.ctypes.data == 128
+
+
+@pytest.mark.parametrize("make", [np.empty, np.zeros])
+@pytest.mark.parametrize("pages", [1, 3])
+def test_what_large_pages_hold_starts_with_one(make, pages):
+    large = 2**21
+    starts = [aligned(pages * large, make).ctypes.data for _ in range(4)]
+    assert [start % large for start in starts] == [0] * 4
+    assert aligned(pages * large + ALIGNMENT, make).ctypes.data % ALIGNMENT == 0

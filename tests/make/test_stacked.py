@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from oracles import assert_same
+from oracles import assert_same, kernel_sharding
 
 import lazyinit as li
 from lazyinit.make import draw, shards
@@ -21,7 +21,7 @@ from lazyinit.make.limits import COLUMNS
 from lazyinit.make.proofs import TRUSTED
 from lazyinit.make.shards import Blocks
 from lazyinit.make.stacked import Stacked
-from lazyinit.make.ways import Job, way_of
+from lazyinit.make.ways import Drawn, Job, Replayed, way_of
 from lazyinit.program.slices import SmallValues, gather
 
 KEY = models.KEY
@@ -173,8 +173,162 @@ def test_rows_of_any_shape_have_the_bits_of_eager_init(shape, twice, spec):
     assert_same(li.materialize(li.lazy(init)(KEY), sharding=sharding), init(KEY))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_whose_keys_follow_from_several_inputs_take_each_in_its_place(order):
+    def init(key):
+        inputs = [jax.random.split(k, 8) for k in jax.random.split(key)][::order]
+
+        def step(count, keys):
+            other = jax.random.bits(keys[1], (), "uint32")
+            mixed = jax.random.fold_in(jax.random.fold_in(keys[0], count), other)
+            return count + 1, jax.random.normal(mixed, (16, 64))
+
+        return jax.lax.scan(step, jax.random.randint(key, (), 0, 9), inputs)[1]
+
+    assert_same(li.materialize(li.lazy(init)(KEY)), init(KEY))
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_rows_are_rounded_before_they_are_cast(dtype):
     init = scanned((33, 65), dtype)
     made = li.materialize(li.lazy(init)(KEY), dtype=jnp.float32)
     assert_same(made, init(KEY).astype(jnp.float32))
+
+
+# Keys that follow from counts, which go from step to step.
+
+
+class Layer(nnx.Module):
+    def __init__(self, rngs):
+        self.up = nnx.Linear(4, 64, rngs=rngs)
+        self.norm = nnx.LayerNorm(64, rngs=rngs)
+
+
+def layered(**options):
+    def make(rngs):
+        carried = nnx.scan(in_axes=(nnx.Carry,), out_axes=(nnx.Carry, 0), length=3, **options)
+        return carried(lambda rngs: (rngs, Layer(rngs)))(rngs)[1]
+
+    return make
+
+
+def split(rngs):
+    over = nnx.scan(in_axes=(0,), out_axes=0, length=3)
+    return nnx.split_rngs(splits=3)(over(Layer))(rngs)
+
+
+COUNTED = {
+    "carry": layered(),
+    "reverse": layered(reverse=True),
+    "unroll": layered(unroll=3),
+    "split": split,
+    "jit": nnx.jit(Layer),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_layers_of_nnx_scan_are_drawn_whatever_their_rngs_count(name):
+    make = COUNTED[name]
+    _, tree = li.lazy(make)(nnx.Rngs(0))
+    jobs = [Job("", leaf, None, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    assert all(isinstance(way_of([job], lambda _: TRUSTED), Drawn) for job in jobs)
+    eager = nnx.state(make(nnx.Rngs(0)))
+    assert_same(li.materialize(tree), eager)
+    mesh = jax.make_mesh((2, 4), ("a", "b"))
+    assert_same(li.materialize(tree, sharding=kernel_sharding(mesh)), eager)
+    if name == "carry":
+        other = li.reseed(tree, nnx.Rngs(5))
+        assert_same(li.materialize(other), nnx.state(make(nnx.Rngs(5))))
+
+
+def test_a_key_that_follows_from_elements_is_made_step_by_step():
+    def step(count, key):
+        row = jax.random.normal(jax.random.fold_in(key, count), (16, 64))
+        return count + jnp.argmax(row), row
+
+    def make(key):
+        return jax.lax.scan(step, 0, jax.random.split(key, 3))[1]
+
+    leaf = li.lazy(make)(KEY)
+    assert isinstance(way_of([Job("", leaf, None, leaf.dtype)], lambda _: TRUSTED), Replayed)
+    assert_same(li.materialize(leaf), make(KEY))
+
+
+# Rows of rows.
+
+SPLIT = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+
+
+class Dense(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        return nn.Dense(64, kernel_init=uniform, use_bias=False)(x), None
+
+
+class Inner(nn.Module):
+    by: str
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        if self.by == "scan":
+            return nn.scan(Dense, length=3, **SPLIT)()(x, None)
+        return nn.vmap(Dense, in_axes=None, axis_size=3, **SPLIT)()(x)[0].sum(0), None
+
+
+NESTED = {
+    "scan of scan": lambda axis: nn.scan(
+        Inner, length=4, **SPLIT | {"variable_axes": {"params": axis}}
+    )("scan"),
+    "scan of vmap": lambda axis: nn.scan(
+        Inner, length=4, **SPLIT | {"variable_axes": {"params": axis}}
+    )("vmap"),
+    "vmap of scan": lambda axis: nn.vmap(
+        Inner, in_axes=None, axis_size=4, **SPLIT | {"variable_axes": {"params": axis}}
+    )("scan"),
+}
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("name", NESTED)
+def test_rows_of_rows_are_drawn_along_any_axis_on_any_mesh(name, axis):
+    module = NESTED[name](axis)
+    tree, wanted = li.lazy(module).init(KEY, X), module.init(KEY, X)
+    (leaf,) = jax.tree.leaves(tree)
+    way = way_of([Job("", leaf, None, leaf.dtype)], lambda _: TRUSTED)
+    assert isinstance(way, Drawn)
+    assert_same(li.materialize(tree), wanted)
+    for cut in (4, 64):  # Along the layers, and along a dimension of each.
+        spec = P(*("b" if n == leaf.shape.index(cut) else None for n in range(4)))
+        assert_same(li.materialize(tree, sharding=NamedSharding(MESH, spec)), wanted)
+    other = jax.random.key(9)
+    assert_same(li.materialize(li.reseed(tree, other)), module.init(other, X))
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_experts_in_scanned_layers_of_nnx_have_the_bits_of_eager_jax(size):
+    @nnx.split_rngs(splits=4)
+    @nnx.scan(in_axes=0, out_axes=0)
+    def layers(rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def experts(rngs):
+            return nnx.Linear(16, size, rngs=rngs)
+
+        return experts(rngs)
+
+    _, tree = li.lazy(layers)(nnx.Rngs(0))
+    jobs = [Job("", leaf, None, leaf.dtype) for leaf in jax.tree.leaves(tree) if leaf.ndim == 4]
+    assert isinstance(way_of(jobs, lambda _: TRUSTED), Drawn) is (size == 64)
+    assert_same(li.materialize(tree), nnx.state(layers(nnx.Rngs(0))))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (8,), (1,)])
+def test_small_rows_of_rows_have_the_bits_of_eager_jax(shape):
+    def make(key):
+        def step(n, key):
+            keys = jax.random.split(jax.random.fold_in(key, n), 5)
+            return n + 1, jax.vmap(lambda k: jax.random.normal(k, shape) * 0.3)(keys)
+
+        return jax.lax.scan(step, 0, jax.random.split(key, 2))[1]
+
+    assert_same(li.materialize(li.lazy(make)(KEY)), make(KEY))

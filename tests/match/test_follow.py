@@ -1,5 +1,7 @@
 """What is computed from a leaf follows it when it is filled; a leaf at two places is one leaf."""
 
+import pickle
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -200,6 +202,79 @@ def test_nnx_and_linen_averages_follow():
     assert_same(li.materialize(filled)["ema"]["w"], jnp.asarray(tensor(8, 4)))
 
 
+# What comes out of one jit or scan.
+
+
+def pairs(key):
+    """Returns what is computed of a parameter beside it, and what is not."""
+    first, second = jax.random.split(key)
+    wide = jax.random.normal(first, (64, 128))
+    w = wide.astype(jnp.bfloat16)
+    return {
+        "w": w,
+        "master": w.astype(jnp.float32),
+        "average": w * 0.5 + 0.25,
+        "same": w,
+        "before": wide,
+        "head": jax.random.normal(second, (128, 4)),
+    }
+
+
+def in_scan(key):
+    def layer(count, key):
+        return count + 1, pairs(key) | {"counted": count * pairs(key)["w"]}
+
+    return jax.lax.scan(layer, jnp.bfloat16(0), jax.random.split(key, 3))[1]
+
+
+FOLLOWED = {
+    "jit": jax.jit(pairs),
+    "jit in jit": jax.jit(lambda key: jax.jit(pairs)(key)),
+    "vmap": lambda key: jax.vmap(jax.jit(pairs))(jax.random.split(key, 3)),
+    "scan": in_scan,
+    "scan in jit": jax.jit(in_scan),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_comes_out_of_one_equation_follows_what_it_is_computed_from(name):
+    tree = li.lazy(FOLLOWED[name])(KEY)
+    w = tensor(*tree["w"].shape, dtype=ml_dtypes.bfloat16)
+    filled, report = li.fill(tree, {"w": w}, on_missing="init")
+    # What stands before w, or is computed of the steps before, cannot be told from it.
+    left = {"before", "head", "counted"} & set(tree)
+    assert set(report.missing) == left
+    followed = {"average", "master", "same"} & set(report.derived + report.loaded)
+    assert followed >= {"average", "master"}
+    made, eager = li.materialize(filled), FOLLOWED[name](KEY)
+    want = {
+        "w": jnp.asarray(w),
+        "master": jnp.asarray(w).astype("float32"),
+        "average": jax.jit(lambda w: w * 0.5 + 0.25)(jnp.asarray(w)),
+        "same": jnp.asarray(w),
+    }
+    want = {n: want[n] if n in want else eager[n] for n in eager}
+    assert_same(made, want)
+    assert_same(li.materialize(pickle.loads(pickle.dumps(filled))), want)
+
+
+def test_an_optimizer_made_in_nnx_jit_beside_its_model_follows_it():
+    class Both(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Linear(8, 4, rngs=rngs)
+            params = nnx.state(self.layer, nnx.Param)
+            self.average = nnx.data(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+
+    _, tree = li.lazy(lambda: nnx.jit(lambda: Both(nnx.Rngs(0)))())()
+    held = {"kernel": tensor(8, 4), "bias": tensor(4)}
+    filled, report = li.fill(tree, {"layer": held}, on_missing="error")
+    assert report.derived == ("average/bias", "average/kernel")
+    assert_same(
+        li.materialize(filled)["average"]["kernel"].get_value(),
+        jnp.asarray(held["kernel"]).astype("bfloat16"),
+    )
+
+
 # A leaf at two places.
 
 
@@ -246,7 +321,10 @@ def test_what_is_left_is_looked_at_in_linear_time():
     def filling(size):
         def make(key):
             halves = {f"a{n}": jax.random.normal(jax.random.fold_in(key, n)) for n in range(size)}
-            return {**halves, **{f"b{n}": jax.random.normal(key, (n + 1,)) for n in range(size)}}
+            return {
+                **halves,
+                **{f"b{n}": jax.random.normal(key, (n % 8 + 1,)) for n in range(size)},
+            }
 
         tree = li.lazy(make)(KEY)
         held = {f"a{n}": np.float32(n) for n in range(size)}

@@ -4,9 +4,9 @@ import numpy as np
 from pipelines import assert_equal, count, refused, values
 
 import lazyinit as li
-from lazyinit.checkpoint.memory import open_tree
 from lazyinit.match.translate import translate
 from lazyinit.rules.rule import as_rules
+from lazyinit.tensors.memory import open_tree
 
 
 def translated(tensors, rules):

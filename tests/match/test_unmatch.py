@@ -11,10 +11,10 @@ from pipelines import assert_equal, count, filled, layouts, nested, refused, val
 
 import lazyinit as li
 from lazyinit import errors
-from lazyinit.checkpoint.memory import HeldTensor, open_tree
 from lazyinit.match.match import match
 from lazyinit.match.places import places
 from lazyinit.match.unmatch import unmatch
+from lazyinit.tensors.memory import HeldTensor, open_tree
 
 # What is written.
 
@@ -247,7 +247,7 @@ def rule_and_tensors(draw, place):
     return rule, names, paths
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(st.data(), st.integers(1, 3), st.booleans())
 def test_there_and_back_is_the_identity_on_random_rules_and_trees(data, count, prefixed):
     cases = [data.draw(rule_and_tensors(place)) for place in range(count)]

@@ -4,11 +4,13 @@ Eager Flax is the oracle, of the bits and of where each leaf goes.
 """
 
 import contextlib
+import functools
 import pickle
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jax.scipy.sparse.linalg
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
-from lazyinit import paths
+from lazyinit import errors, paths
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.ways import Drawn, Job, ways_of
 
@@ -77,13 +79,19 @@ class Model(nnx.Module):
         self.layers = layer(rngs)
 
 
+@functools.cache
+def eager_and_recorded(axis_type):
+    """Returns the model's graph and state by Flax, and both recorded, within a mesh."""
+    with jax.set_mesh(mesh_of(axis_type)):
+        return nnx.split(Model(nnx.Rngs(0))), li.lazy(Model)(nnx.Rngs(0))
+
+
 @pytest.mark.parametrize("axis_type", TYPES)
 def test_an_nnx_model_recorded_within_a_mesh_is_that_of_eager_flax(axis_type):
+    (eager, want), (graphdef, tree) = eager_and_recorded(axis_type)
     with jax.set_mesh(mesh_of(axis_type)):
-        want = nnx.state(Model(nnx.Rngs(0)))
-        graphdef, tree = li.lazy(Model)(nnx.Rngs(0))
         assert_as_eager(li.materialize(tree), want)
-        assert graphdef == nnx.graphdef(Model(nnx.Rngs(0)))
+        assert graphdef == eager
     assert_as_eager(li.materialize(tree), want)  # Outside, too, it goes where it was to go.
 
 
@@ -93,15 +101,13 @@ def test_what_is_drawn_outside_of_a_mesh_is_drawn_within(axis_type):
     with jax.set_mesh(mesh_of(axis_type)):
         _, within = li.lazy(Model)(nnx.Rngs(0))
         assert ways(within) == ways(outside)
-    assert sum(ways(outside).values()) == 13
+    assert sum(ways(outside).values()) == 14
 
 
 @pytest.mark.parametrize("axis_type", TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_recording_is_made_on_any_other_mesh(axis_type, shape):
-    with jax.set_mesh(mesh_of(axis_type)):
-        want = nnx.state(Model(nnx.Rngs(0)))
-        _, tree = li.lazy(Model)(nnx.Rngs(0))
+    (_, want), (_, tree) = eager_and_recorded(axis_type)
     other = mesh_of(AxisType.Auto, shape)
     for around in (contextlib.nullcontext(), jax.set_mesh(other)):
         with around:
@@ -242,6 +248,18 @@ def test_placements_at_random_change_no_bit_and_are_kept(program, axis_type, is_
     assert ways(thunk) == ways(plain)
 
 
+@pytest.mark.filterwarnings("ignore:lazyinit. gather of an array that is cut")
+def test_what_xla_makes_whole_of_a_cut_array_is_whole():
+    def make(key):
+        cut = jax.lax.with_sharding_constraint(jax.random.normal(key, (8, 72)), P("x"))
+        return {"cut": cut, "taken": cut[jnp.arange(8)[::-1]]}
+
+    with jax.set_mesh(mesh_of(AxisType.Auto)):
+        want, made = make(KEY), li.materialize(li.lazy(make)(KEY))
+    assert want["taken"].sharding.is_fully_replicated
+    assert_as_eager(made, want)
+
+
 @settings(max_examples=12)
 @given(programs(), st.sampled_from(TYPES))
 def test_within_a_jit_of_the_model_placements_change_no_bit(program, axis_type):
@@ -328,3 +346,82 @@ def test_a_number_that_all_devices_have_is_computed_with_on_one(axis_type):
         made = leaf.init_fn(leaf.rng_path.key())
     assert len(made.sharding.device_set) == 1
     assert (made.dtype, int(made)) == (np.uint32, 49)
+
+
+BODIES = {
+    "solve": lambda x: jnp.linalg.solve(x + 8 * jnp.eye(8), x),
+    "iterative solve": lambda x: jax.scipy.sparse.linalg.cg(lambda y: 3 * y, x[0])[0],
+    "while": lambda x: jax.lax.while_loop(lambda y: y.sum() < 50, lambda y: y + 1, x),
+    "cond": lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: y, lambda y: y * 2, x),
+    "scan": lambda x: jax.lax.scan(lambda c, y: (c + 1, y * c), 0.0, x)[1],
+    "checkpoint": lambda x: jax.checkpoint(jnp.sin)(x),
+    "derivative": lambda x: jax.grad(lambda y: (jax.nn.relu(y) ** 2).sum())(x),
+}
+
+
+@pytest.mark.parametrize("axis_type", TYPES)
+@pytest.mark.parametrize("name", BODIES)
+def test_equations_with_bodies_of_any_kind_are_recorded_under_a_mesh(name, axis_type):
+    def init(key):
+        return BODIES[name](jax.random.normal(key, (8, 8)))
+
+    with jax.set_mesh(mesh_of(axis_type)):
+        tree = li.lazy(init)(KEY)
+        assert_as_eager(li.materialize(tree), init(KEY))
+    on_one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    assert_same(li.materialize(tree, sharding=on_one), init(KEY))
+    assert_same(li.materialize(pickle.loads(pickle.dumps(tree))), init(KEY))
+
+
+LONG = P("x", None, "y")  # For a kernel of two dimensions.
+
+
+class TooLong(nn.Module):
+    how: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.how == "metadata":
+            init = nn.with_partitioning(initializers.normal(), tuple(LONG))
+        else:
+            init = lambda *a: jax.lax.with_sharding_constraint(initializers.normal()(*a), LONG)  # noqa: E731
+        return nn.Dense(16, kernel_init=init, name="head")(x)
+
+
+@pytest.mark.parametrize("axis_type", TYPES)
+@pytest.mark.parametrize("how", ["metadata", "constraint"])
+def test_a_spec_that_does_not_fit_is_refused_while_it_is_recorded_with_the_path(how, axis_type):
+    class Outer(nnx.Module):
+        def __init__(self, rngs):
+            init = nnx.with_partitioning(initializers.normal(), tuple(LONG))
+            self.head = nnx.Linear(8, 16, kernel_init=init, rngs=rngs)
+
+    with jax.set_mesh(mesh_of(axis_type)):
+        with pytest.raises(
+            errors.ShardingError,
+            match=r"^params/head/kernel: wanted a sharding that fits.*sharding",
+        ) as caught:
+            li.lazy(TooLong(how)).init(KEY, jnp.zeros((1, 8)))
+        assert isinstance(caught.value.__cause__, ValueError | AssertionError)
+        with pytest.raises(
+            errors.ShardingError, match=r"^head/kernel: .* names 3 dimensions, the leaf has 2"
+        ) as caught:
+            li.lazy(Outer)(nnx.Rngs(0))
+        assert isinstance(caught.value.__cause__, ValueError | AssertionError)
+
+
+def test_other_errors_of_an_initializer_under_a_mesh_stay_as_they_are():
+    def refuses(*_):
+        raise ValueError("no such fan")
+
+    class Outer(nnx.Module):
+        def __init__(self, rngs):
+            self.head = nnx.Linear(8, 16, kernel_init=refuses, rngs=rngs)
+
+    with jax.set_mesh(mesh_of(AxisType.Auto)):
+        for record in (
+            lambda: li.lazy(Outer)(nnx.Rngs(0)),
+            lambda: li.lazy(nn.Dense(16, kernel_init=refuses)).init(KEY, jnp.zeros((1, 8))),
+        ):
+            with pytest.raises(ValueError, match="^no such fan"):
+                record()

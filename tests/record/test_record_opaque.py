@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import gc
 import types
 
 import flax.linen as nn
@@ -13,8 +14,10 @@ import models
 import numpy as np
 import pytest
 from flax import nnx
+from oracles import assert_same
 
 import lazyinit as li
+from lazyinit import compat, errors
 
 KEY = models.KEY
 
@@ -130,6 +133,72 @@ def test_an_object_that_holds_an_array_out_of_sight_is_refused_with_its_path(nam
         jax.eval_shape(make, KEY)
 
 
+CANNOT_BE_CHANGED = {
+    "deque", "default", "argument of partial", "array of objects", "read-only mapping",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(HOLD) - CANNOT_BE_CHANGED))
+def test_an_array_that_depends_on_no_key_stands_in_an_object_as_in_eager_jax(name):
+    wrap, _ = HOLD[name]
+    held = []
+
+    def make(key):
+        held.append(wrap(jnp.arange(3.0) * 2))
+        return {"w": jax.random.normal(key, (3,)), "box": held[-1]}
+
+    tree = li.lazy(make)(KEY)
+    assert tree["box"] is held[0]
+    # A jitted function leads to arrays of JAX's own, too.
+    arrays = [x for x in reachable(held[0]) if isinstance(x, jax.Array)]
+    found = [x for x in arrays if x.shape == (3,) and x.dtype == np.float32]
+    assert found
+    for x in found:
+        assert not compat.is_tracer(x)
+        np.testing.assert_array_equal(x, np.arange(3.0) * 2)
+
+
+def reachable(x):
+    """Yields what the garbage collector knows that an object holds, nine deep."""
+    level, seen = [x], set()
+    for _ in range(9):
+        level = [y for z in level for y in gc.get_referents(z) if id(y) not in seen]
+        level = [y for y in level if not isinstance(y, types.ModuleType | type)]
+        seen.update(map(id, level))
+        yield from level
+
+
+@pytest.mark.parametrize("name", sorted(CANNOT_BE_CHANGED))
+def test_what_cannot_be_changed_is_refused_whatever_its_array_depends_on(name):
+    wrap, where = HOLD[name]
+    with pytest.raises(errors.RecordError, match=rf"^box: .* holds an array in {where}, "):
+        li.lazy(lambda key: {"w": key, "box": wrap(jnp.arange(3.0))})(KEY)
+
+
+def test_an_initializer_that_closes_over_a_constant_makes_parameters_again_later():
+    class Scaled(nnx.Module):
+        def __init__(self, rngs):
+            scale = jnp.linspace(0.5, 1.5, 64)
+            self.kernel_init = lambda key, shape: jax.random.normal(key, shape) * scale
+            self.kernel = nnx.Param(self.kernel_init(rngs.params(), (4, 64)))
+
+    graphdef, state = li.lazy(Scaled)(nnx.Rngs(0))
+    model = nnx.merge(graphdef, li.materialize(state))
+    want = Scaled(nnx.Rngs(0))
+    assert_same(nnx.state(model), nnx.state(want))
+    assert_same(model.kernel_init(KEY, (2, 64)), want.kernel_init(KEY, (2, 64)))
+
+
+def test_an_initializer_that_closes_over_what_depends_on_a_key_or_a_shape_is_refused():
+    class Scaled(nnx.Module):
+        def __init__(self, rngs, x):
+            self.kernel_init = lambda key, shape: jax.random.normal(key, shape) * x
+
+    for x in (jax.ShapeDtypeStruct((64,), "float32"), jax.random.key(1)):
+        with pytest.raises(errors.RecordError, match=r"^kernel_init: .* holds an array in \.x, "):
+            li.lazy(Scaled)(nnx.Rngs(0), x)
+
+
 def test_looking_into_an_object_runs_no_code_of_its_own():
     with pytest.raises(li.errors.RecordError, match=r"^0: .* holds an array in \.value, "):
         li.lazy(lambda key: [Computes(jax.random.normal(key))])(KEY)
@@ -143,7 +212,7 @@ def test_an_object_that_is_all_that_is_returned_is_refused_too():
 def test_a_variable_of_linen_that_holds_an_array_out_of_sight_is_refused():
     def body(self, x):
         self.param("w", nn.initializers.normal(), (3,))
-        self.variable("cache", "box", lambda: Box(x * 2))
+        self.variable("cache", "box", lambda: Box(jax.random.normal(self.make_rng("params"))))
 
     with pytest.raises(li.errors.RecordError, match=r"^cache/box: wanted .* got a Box that holds"):
         li.lazy(models.Wrap(body)).init(KEY, models.X)
@@ -152,7 +221,7 @@ def test_a_variable_of_linen_that_holds_an_array_out_of_sight_is_refused():
 class WithBox(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(2, 3, rngs=rngs)
-        self.box = Box(jnp.ones(3) * 2)
+        self.box = Box(jax.random.normal(rngs.params()))
 
 
 class Around(nnx.Module):
@@ -175,19 +244,23 @@ def test_an_attribute_of_an_nnx_module_that_holds_an_array_out_of_sight_is_refus
 
 
 def noted(rngs):
-    return nnx.split(nnx.Dict(p=nnx.Param(jnp.ones(3), note=jnp.ones(3) * 2)))[1]
+    return nnx.split(nnx.Dict(p=nnx.Param(jnp.ones(3), note=drawn(rngs))))[1]
+
+
+def drawn(rngs):
+    return jax.random.normal(rngs.params(), (3,))
 
 
 STATICS = {
-    "static field": (lambda rngs: {"s": Struct(jnp.ones(3), Box(jnp.ones(2) * 2))}, "s", "Struct"),
+    "static field": (lambda rngs: {"s": Struct(jnp.ones(3), Box(drawn(rngs)))}, "s", "Struct"),
     "function of Partial": (
-        lambda rngs: [0, jax.tree_util.Partial(closure(jnp.ones(2) * 2))],
+        lambda rngs: [0, jax.tree_util.Partial(closure(drawn(rngs)))],
         "1",
         "Partial",
     ),
     "metadata of a variable": (noted, "p", "Param"),
     "graph definition": (lambda rngs: nnx.split(Around(rngs)), "0", "GraphDef"),
-    "whole": (lambda rngs: Struct(jnp.ones(3), jnp.ones(3) * 2), "what is returned", "Struct"),
+    "whole": (lambda rngs: Struct(jnp.ones(3), drawn(rngs)), "what is returned", "Struct"),
 }
 
 

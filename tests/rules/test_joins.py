@@ -69,7 +69,7 @@ def test_a_tensor_is_not_split_into_leaves_of_other_sizes():
 
 def test_an_axis_that_is_not_there_is_a_mismatch():
     rules = [li.Rule("qk", ("q", "k"), [li.Concat(axis=3)])]
-    assert "Concat(axis=3): wanted an axis that the leaf or tensor has, which has 1 in all" in (
+    assert "Concat(axis=3): wanted an axis of the leaf or tensor, which has 1 in all" in (
         mismatch(rules, {"q": count(2), "k": count(2)}, {"qk": count(4)})
     )
 

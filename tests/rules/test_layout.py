@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyinit import errors
-from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.checkpoint.views import transposed
 from lazyinit.rules.layout import Cast, Transpose
+from lazyinit.tensors.memory import HeldTensor
+from lazyinit.tensors.views import transposed
 
 
 @st.composite

@@ -5,8 +5,8 @@ import pytest
 from pipelines import Counting, everything, refused
 
 import lazyinit as li
-from lazyinit.checkpoint.memory import HeldTensor
-from lazyinit.checkpoint.views import Reshaped, reshaped
+from lazyinit.tensors.memory import HeldTensor
+from lazyinit.tensors.views import Reshaped, reshaped
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,21 @@ def test_a_reshape_undone_is_the_source_itself():
     assert repr(there) == "the mapping:w.reshape(2, 2, 3)"
     assert reshaped(there, (4, 3)) is source
     assert np.shares_memory(there.read(everything((2, 2, 3))), source.array)
+
+
+def test_a_reshape_says_what_does_not_go_together():
+    tensor = HeldTensor("w", np.empty((6, 4)))
+    assert li.Reshape((2, -1)).changed(tensor, None).shape == (2, 12)
+    assert li.Reshape((24,), back=(-1, 4)).restored(HeldTensor("w", np.empty(24))).shape == (6, 4)
+    with refused("Reshape((5, 5)): wanted a tensor of 25 elements, got one of shape [6, 4]."):
+        li.Reshape((5, 5)).changed(tensor, None)
+    with refused("Reshape((5, -1)): wanted a tensor of 5 elements or a multiple, got one of shape"):
+        li.Reshape((5, -1)).changed(tensor, None)
+    with refused("Reshape((24,)): wanted the shape that the tensor had, which the leaf does not"):
+        li.Reshape((24,)).restored(tensor)
+
+
+@pytest.mark.parametrize("sizes", [{"shape": (-2,)}, {"shape": (-1, -1)}, {"back": (3, -4)}])
+def test_sizes_of_a_reshape_are_counts_or_one_rest(sizes):
+    with refused("wanted sizes from 0 on for " + next(iter(sizes))):
+        li.Reshape(**{"shape": (1,), **sizes})

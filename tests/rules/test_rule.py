@@ -48,9 +48,17 @@ def test_an_empty_layout_is_none():
         ),
         (
             ("a", "b", [li.Concat(0)]),
-            "Concat(axis=0): wanted several tensors, and a part from 1 on",
+            "Concat(axis=0): wanted several tensors, got 1. List their patterns",
         ),
-        (("a", "b", [li.Split(0)]), "Split(axis=0): wanted several leaves, and a part from 1 on"),
+        (("a", "b", [li.Split(0)]), "Split(axis=0): wanted several leaves, got 1. List"),
+        (
+            (("a", "b"), "c", [li.Split(0, parts=(1, 0))]),
+            "Split(axis=0, parts=(1, 0)): wanted a part of 1 or more for each of 2 leaves, got 2.",
+        ),
+        (
+            ("a", ("b", "c"), [li.Concat(0, parts=(1, 2, 3))]),
+            "Concat(axis=0, parts=(1, 2, 3)): wanted a part of 1 or more for each of 2 tensors, got",
+        ),
         (
             (("a", "b"), ("c", "d"), [li.Split(0)]),
             "Split(axis=0): wanted one tensor to split, got 2",

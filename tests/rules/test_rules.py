@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyinit import errors
-from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.maps import scanned, sized
 from lazyinit.rules.layout import Transpose
 from lazyinit.rules.renames import Rename, strip_prefix
 from lazyinit.rules.rule import Rule, as_rules
 from lazyinit.rules.torch import TORCH
+from lazyinit.tensors.memory import HeldTensor
 
 
 @pytest.mark.parametrize(

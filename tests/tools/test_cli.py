@@ -30,6 +30,31 @@ def test_inspect_prints_a_table_in_which_layers_fold(checkpoint, capsys):
     ]
 
 
+def test_inspect_prints_a_tree_with_sizes_as_bars(checkpoint, capsys):
+    assert main(["inspect", "--tree", str(checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{checkpoint}: 4 tensors, 80 B"
+    assert [line.split(maxsplit=1)[1].split() for line in lines[3:]] == [
+        ["layer.{0..2}.weight", "3", "float32[2,3]", "72", "B", "█" * 9],
+        ["bias", "1", "float16[4]", "8", "B", "█"],
+    ]
+
+
+@pytest.mark.parametrize("form", [[], ["--tree"]])
+def test_inspect_fits_a_terminal_of_80_columns(form, tmp_path, capsys, monkeypatch):
+    tensors = {
+        f"model.layers.{n}.self_attention.{name}_projection.weight": np.ones((n + 1, 3), np.float32)
+        for n in range(12)
+        for name in ("query", "key")
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["inspect", *form, str(tmp_path / "x.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 20
+    assert max(map(len, lines)) <= 80
+
+
 def test_inspect_prints_json(checkpoint, capsys):
     assert main(["inspect", "--json", str(checkpoint)]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -56,6 +81,42 @@ def test_diff_says_by_its_exit_code_whether_checkpoints_differ(checkpoint, tmp_p
     assert found["equal"] == 3
     (difference,) = found["differences"]
     assert (difference["name"], difference["kind"], difference["elements"]) == ("bias", "values", 1)
+
+
+def test_diff_verifies_a_conversion_by_its_rules(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "diff_rules.py").write_text(
+        "from lazyinit import Rule, Transpose\n"
+        "FLAX = [Rule('l{n}/kernel', 'layer.{n}.weight', Transpose('o i -> i o')), Rule('b', 'bias')]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rules = ["--rules", "diff_rules:FLAX"]
+    there = str(tmp_path / "there.npz")
+    assert main(["convert", str(checkpoint), there, *rules]) == 0
+    assert main(["diff", "--values", str(checkpoint), there, *rules]) == 0
+    assert main(["diff", "--values", there, str(checkpoint), *rules, "--reverse"]) == 0
+    capsys.readouterr()
+    half = str(tmp_path / "half.npz")
+    assert main(["convert", str(checkpoint), half, *rules, "--dtype", "bfloat16"]) == 0
+    wrong = {
+        name: x.read((slice(None),) * x.shape.__len__())
+        for name, x in li.open_checkpoint(there).items()
+    }
+    wrong["l1/kernel"] = wrong["l1/kernel"].copy()
+    wrong["l1/kernel"][2, 1] += 0.25
+    wrong["b"] = np.array([1, 1, np.nan, 1], np.float16)
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    capsys.readouterr()
+    arguments = ["diff", "--values", str(checkpoint), str(tmp_path / "wrong.npz"), *rules]
+    assert main(arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 tensors differ, 2 are equal"
+    assert [line.split() for line in lines[3:]] == [
+        ["l1/kernel", "1", "values", "float32[3,2]", "float32[3,2]", "1", "0.25"],
+        ["b", "1", "values", "float16[4]", "float16[4]", "1", "nan"],
+    ]
+    assert main([*arguments, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["differences"]
+    assert [(d["name"], d["largest"]) for d in found] == [("l1/kernel", 0.25), ("b", "nan")]
 
 
 def test_convert_takes_rules_by_name_and_reads_them_backwards(tmp_path, monkeypatch, capsys):
@@ -120,17 +181,17 @@ def test_errors_are_one_message_and_exit_code_2(checkpoint, capsys, arguments, m
     assert not captured.out
 
 
-def test_it_runs_as_a_module_and_says_how_it_is_used(checkpoint):
-    def run(*arguments):
-        command = [sys.executable, "-m", "lazyinit", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    done = run("inspect", str(checkpoint))
+def test_it_runs_as_a_module(checkpoint):
+    command = [sys.executable, "-m", "lazyinit", "inspect", str(checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 tensors" in done.stdout
-    done = run("inspekt")
-    assert done.returncode == 2
-    assert "invalid choice" in done.stderr
+
+
+def test_a_word_that_is_no_command_says_which_there_are(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspekt"])
+    assert "invalid choice: 'inspekt'" in capsys.readouterr().err
 
 
 def test_an_interrupt_says_that_nothing_is_lost(checkpoint, capsys, monkeypatch):
@@ -147,3 +208,26 @@ def test_a_file_elsewhere_is_inspected_by_ranges(checkpoint, capsys):
         server.files["/x.safetensors"] = checkpoint.read_bytes()
         assert main(["inspect", f"{server.url}/x.safetensors"]) == 0
     assert "4 tensors, 80 B" in capsys.readouterr().out
+
+
+def test_metadata_is_shown_and_what_a_format_cannot_hold_is_named(tmp_path, capsys):
+    said = {"format": "pt", "step": "7", "picture": "x" * 200}
+    save_file({"a": np.ones(2)}, tmp_path / "x.safetensors", said)
+    assert main(["inspect", str(tmp_path / "x.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.strip().split(maxsplit=1) for line in lines[-3:]]
+    assert sorted(shown) == [
+        ["format", "pt"],
+        ["picture", f"{'x' * 80}... (200 characters)"],
+        ["step", "7"],
+    ]
+    assert main(["inspect", "--json", str(tmp_path / "x.safetensors")]) == 0
+    assert json.loads(capsys.readouterr().out)["metadata"] == said
+    assert main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "x.npz")]) == 0
+    told = capsys.readouterr().out.splitlines()[1]
+    kept = [
+        key for key in li.open_checkpoint(tmp_path / "x.safetensors").metadata if key != "format"
+    ]
+    assert told == f"left out: the metadata {', '.join(kept)}, for which the format has no place"
+    assert main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "y")]) == 0
+    assert "left out" not in capsys.readouterr().out

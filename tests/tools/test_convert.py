@@ -14,10 +14,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import lazyinit as li
-from lazyinit.checkpoint import flax_msgpack
+from lazyinit.formats import flax_msgpack
 from lazyinit.tools.convert import convert
 
 TENSORS = {
@@ -254,3 +255,22 @@ def test_a_gibibyte_goes_through_every_format_below_300_mib(gigabyte, monkeypatc
     floor = peak("inspect", "x.bin")
     assert peak("convert", "x.bin", "x") < floor + 64
     assert peak("diff", "--values", "x.bin", "x.safetensors") < floor + 64
+
+
+@pytest.mark.parametrize("target", ["x", "x.safetensors"])
+def test_metadata_is_kept_and_format_says_pt_where_rules_change_names(tmp_path, target):
+    save_file({"a.b": np.ones(2)}, tmp_path / "old.safetensors", {"step": "7", "format": "flax"})
+    old = li.open_checkpoint(tmp_path / "old.safetensors")
+    assert old.metadata == {"step": "7", "format": "flax"}
+    convert(old, tmp_path / target)
+    assert metadata_of(tmp_path / target) == {"step": "7", "format": "flax"}
+    convert(old, tmp_path / target, rules=[li.Rename("a.*", "c.*")])
+    assert metadata_of(tmp_path / target) == {"step": "7", "format": "pt"}
+    convert(opened({"a": np.ones(2)}), tmp_path / target)
+    assert metadata_of(tmp_path / target) == {"format": "pt"}
+
+
+def metadata_of(path):
+    """Returns the metadata of a file or of a folder with one, as the official library reads it."""
+    with safe_open(path / "model.safetensors" if path.is_dir() else path, "numpy") as file:
+        return file.metadata()

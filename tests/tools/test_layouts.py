@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyinit.checkpoint.memory import HeldTensor
 from lazyinit.rules.change import Frame, Grid, Layout
+from lazyinit.tensors.memory import HeldTensor
 from lazyinit.tools import layouts
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from oracles import assert_not_quadratic
 from pipelines import count, nested, values, written, zeros
 from random_models import models
+from tunix_trees import leaves_of, tensors_of
 
 import lazyinit as li
 from lazyinit.match.places import places
@@ -320,7 +321,7 @@ def judged(model):
     return suggestion, right, {*made} - right
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(models())
 def test_where_tensors_of_a_kind_lie_in_the_same_way_nothing_is_wrong(model):
     suggestion, right, wrong = judged(model)
@@ -336,7 +337,7 @@ def conventional(suggestion, paths):
     return fitting([note.partition(" from ")[0] for note in notes if note[0] != "("], paths)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(models(turned=st.booleans()))
 def test_even_where_each_tensor_lies_in_a_way_of_its_own_what_is_wrong_is_marked(model):
     suggestion, _, wrong = judged(model)
@@ -479,3 +480,16 @@ def test_a_tensor_of_another_layer_is_noted():
             f"layers/{n}/up/kernel from h.{1 - n}.up.weight: their numbers differ."
             in suggestion.notes
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "ready"),
+    [("llama", "LLAMA_TUNIX"), ("qwen3_moe", "QWEN3_TUNIX"), ("gemma2", "GEMMA2_TUNIX")],
+)
+def test_a_tree_of_tunix_goes_by_its_map_if_all_of_it_is_there(name, ready):
+    tensors = tensors_of(name)
+    flat = leaves_of(name, tensors)
+    suggestion, made = suggested(flat, tensors)
+    assert f"*maps.{ready}" in str(suggestion)
+    assert all(np.array_equal(x, flat[path]) for path, x in made.items())
+    assert f"*maps.{ready}" not in str(suggested(flat | {"more": count(3)}, tensors)[0])

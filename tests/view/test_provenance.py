@@ -143,3 +143,11 @@ def test_a_traced_key_has_no_words():
         return key
 
     jax.jit(record)(KEY)
+
+
+def test_a_derived_leaf_has_first_what_computes_it_then_what_makes_that():
+    w = li.lazy(lambda key: jax.random.normal(key, (3,)))(jax.random.key(5))
+    record = li.provenance({"half": li.lazy(lambda w: w * 0.5)(w)})["half"]
+    _, made = record.lazy
+    assert (record.state, record.stored) == ("derived", ())
+    assert made == li.provenance({"w": w})["w"].lazy[0]

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyinit.view.table import fold, format_bytes, render
+from lazyinit.view.table import Table, bar, fold, format_bytes
 
 
 def labels(*paths, cell="float32[2]"):
@@ -56,25 +56,6 @@ def test_folding_keeps_every_row_exactly_once(rows):
     assert len({row.label for row in folded}) == len(folded)
 
 
-def test_a_table_is_plain_text_that_never_wraps():
-    text = render("title", ["path", "n"], [["x" * 300, "1"], ["[red]y[/red]", "22"]], right=["n"])
-    assert text == "\n".join(
-        [
-            "title",
-            "path" + " " * 299 + " n",
-            "─" * 305,
-            "x" * 300 + "    1",
-            "[red]y[/red]" + " " * 288 + "   22",
-        ]
-    )
-
-
-def test_characters_that_move_the_cursor_are_escaped():
-    text = render("a\x1b[31m", ["path"], [["b\x1b[2J\n"]])
-    assert "\x1b" not in text
-    assert "b\\x1b[2J\\n" in text
-
-
 def test_bytes_are_shown_in_powers_of_1024():
     assert [format_bytes(n) for n in (0, 1023, 1024, 1024**2 - 1, 1536 * 2**20, 2**60)] == [
         "0 B",
@@ -84,3 +65,17 @@ def test_bytes_are_shown_in_powers_of_1024():
         "1.5 GiB",
         "1024.0 PiB",
     ]
+
+
+def test_what_is_left_out_of_a_table_is_counted():
+    table = Table("title", ["n"], [[str(n)] for n in range(1234)], notes=["a note"])
+    short = table.first(4)
+    assert (short.rows, short.notes) == (
+        [["0"], ["1"], ["2"], ["3"]],
+        ("... and 1,230 more rows; print() shows all", "a note"),
+    )
+    assert table.first(1234) == table
+
+
+def test_a_bar_grows_with_the_part_by_eighths_of_a_column():
+    assert [bar(part, 2) for part in (0, 1 / 16, 0.5, 1)] == ["", "▏", "█", "██"]

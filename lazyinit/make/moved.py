@@ -1,0 +1,210 @@
+"""Elements that are drawn and then only moved: transposed, reshaped, cut.
+
+Eager JAX compiles each equation alone, so an equation that only moves elements changes no bit of
+them. What counts is the shape in which they are computed. So the moves at the end of a work are
+taken off, and say where each element of the leaf is among those that are drawn.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.extend.core as jex
+import numpy as np
+
+from lazyinit import compat
+from lazyinit.make.elementwise import Elementwise, elementwise_of
+from lazyinit.make.limits import COLUMNS
+from lazyinit.make.shards import Bounds
+from lazyinit.make.stacked import Stacked
+from lazyinit.program.slices import Work
+from lazyinit.sources import Shape
+from lazyinit.tensors.views import groups
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Where the elements of a leaf are among those that are drawn, which are counted flat.
+
+    Attributes:
+      shape: of the leaf.
+      strides: how many places apart neighbors along each axis are.
+      start: the place of the first element.
+      size: how many elements could be drawn.
+    """
+
+    shape: Shape
+    strides: tuple[int, ...]
+    start: int
+    size: int
+
+    @classmethod
+    def of(cls, shape: Shape) -> "Order":
+        """Returns that of elements which are drawn in a shape, and not moved."""
+        return cls(shape, _strides(shape), 0, math.prod(shape))
+
+    def keeps_rows(self, rows: int) -> bool:
+        """Tells whether each axis is along rows or within them, if so many rows are drawn."""
+        row = self.size // rows
+        axes = [(n, s) for n, s in zip(self.shape, self.strides, strict=True) if n > 1]
+        within = sum((n - 1) * s for n, s in axes if s < row)
+        return self.start % row + within < row and all(s % row == 0 for _, s in axes if s >= row)
+
+    def of_shard(self, at: Bounds, buffer: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], int]:
+        """Returns a shard with its axes as they are drawn, the strides of these, and its start."""
+        axes = sorted(range(len(at)), key=lambda axis: -self.strides[axis])
+        first = sum(begin * s for (begin, _), s in zip(at, self.strides, strict=True))
+        return buffer.transpose(axes), tuple(self.strides[a] for a in axes), self.start + first
+
+
+class Indices:
+    """The flat indices, among all that could be drawn, of a shard's elements in their order.
+
+    Attributes:
+      width: how many elements to draw in each row of a sheet.
+      rows: how many rows that takes.
+    """
+
+    def __init__(self, shape: Shape, strides: Sequence[int], start: int, size: int) -> None:
+        """Takes the shape of the shard, how far apart neighbors are, the first, and how many."""
+        # The shard is made of runs that lie in one piece.
+        last, self._run = len(shape), 1
+        while last and strides[last - 1] in (0, self._run):
+            last -= 1
+            self._run *= shape[last]
+        self._outer, self._strides, self._start = shape[:last], strides[:last], start
+        self._size = math.prod(shape)
+        # The indices in a row are told from its first by 32 bits.
+        self.width = COLUMNS if size <= 2**32 else max(1, min(COLUMNS, self._run))
+        self.rows = -(-self._size // self.width)
+
+    def of_rows(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns the indices of some rows: of their first elements, and of the others less that.
+
+        Returns:
+          uint32[last-first,2], two words for each; and uint32[last-first,COLUMNS], of which
+          ``width`` count, or ``None`` where all rows count up by one.
+        """
+        begin, end = first * self.width, min(last * self.width, self._size)
+        if len(self._outer) == 0 or self._run % self.width == 0:
+            places = np.arange(begin, end, self.width)
+            runs = places // self._run
+            return _words(self._starts(runs) + places - runs * self._run), None
+        runs = np.arange(begin // self._run, -(-end // self._run))
+        counts = np.full(runs.size, self._run)
+        counts[-1] -= (runs[-1] + 1) * self._run - end
+        counts[0] -= begin - runs[0] * self._run
+        indices = np.arange(begin, end) + np.repeat(self._starts(runs) - runs * self._run, counts)
+        indices = np.pad(indices, (0, (last - first) * self.width - indices.size), "edge")
+        indices = indices.reshape(last - first, self.width)
+        offsets = np.zeros((last - first, COLUMNS), np.uint32)
+        offsets[:, : self.width] = indices - indices[:, :1]
+        return _words(indices[:, 0]), offsets
+
+    def _starts(self, runs: np.ndarray) -> np.ndarray:
+        places = np.unravel_index(runs, self._outer) if self._outer else ()
+        return self._start + sum(
+            (p * stride for p, stride in zip(places, self._strides, strict=True)),
+            start=np.zeros(runs.size, np.int64),
+        )
+
+
+def _words(indices: np.ndarray) -> np.ndarray:
+    return np.stack([indices >> 32, indices & 0xFFFFFFFF], axis=-1).astype(np.uint32)
+
+
+def form_of(work: Work) -> tuple[Elementwise | Stacked, Order] | None:
+    """Returns how the elements of a leaf are drawn, and where they go; ``None`` if they are not.
+
+    Args:
+      work: what makes the leaf.
+    """
+    # If a result were dropped, XLA would fuse the rest in another way than eager JAX.
+    form = (elementwise_of(work) or Stacked.of(work)) if work.keeps_all() else None
+    form = form or Stacked.of_steps(work)
+    if form is not None:
+        return form, Order.of(work.program.avals[work.outputs[0]].shape)
+    taken = _taken_off(work)
+    found = None if taken is None else form_of(taken[0])
+    if taken is None or found is None:
+        return None
+    form, order = found[0], taken[1]
+    is_kept = isinstance(form, Elementwise) or order.keeps_rows(form.count)
+    return (form, order) if is_kept else None
+
+
+def _taken_off(work: Work) -> tuple[Work, Order] | None:
+    """Returns a work less the moves at its end, and what they do; ``None`` if it has no such end.
+
+    Args:
+      work: what makes one leaf.
+    """
+    equations, (value,) = list(work.equations), work.outputs
+    moves: list[jex.JaxprEqn] = []
+    while equations and equations[-1].outputs == (value,) and len(equations[-1].inputs) == 1:
+        found = _moves(equations[-1].origin)
+        if found is None:
+            break
+        moves = [*found, *moves]
+        (value,) = equations.pop().inputs
+    if not moves or value in work.inputs:
+        return None
+    order = Order.of(work.program.avals[value].shape)
+    for move in moves:
+        order = _moved(move, order)
+        if order is None:
+            return None
+    return replace(work, equations=tuple(equations), outputs=(value,)), order
+
+
+def _moves(equation: jex.JaxprEqn) -> Sequence[jex.JaxprEqn] | None:
+    """Returns the equations that an equation stands for, if each moves the result of the last."""
+    body = compat.jit_body(equation)
+    if body is None:
+        kinds = compat.Same | compat.Permuted | compat.Shaped | compat.Box
+        return [equation] if isinstance(compat.layout_of(equation), kinds) else None
+    jaxpr, moves, value = body[0], [], body[0].invars[0]
+    for inner in jaxpr.eqns:
+        found = _moves(inner)
+        if found is None or list(inner.invars) != [value]:
+            return None
+        moves += found
+        (value,) = inner.outvars
+    return moves if list(jaxpr.outvars) == [value] else None
+
+
+def _moved(equation: jex.JaxprEqn, order: Order) -> Order | None:
+    result: Any = equation.outvars[0].aval
+    match compat.layout_of(equation):
+        case compat.Permuted(axes):
+            strides = tuple(order.strides[axis] for axis in axes)
+            return replace(order, shape=result.shape, strides=strides)
+        case compat.Box(box):
+            first = sum(begin * s for (begin, _), s in zip(box, order.strides, strict=True))
+            return replace(order, shape=result.shape, start=order.start + first)
+        case compat.Shaped():
+            strides = _reshaped(order, result.shape)
+            if strides is None:
+                return None
+            return replace(order, shape=result.shape, strides=strides)
+    return order
+
+
+def _reshaped(order: Order, shape: Shape) -> tuple[int, ...] | None:
+    """Returns the strides under another shape; ``None`` if neighbors would not be evenly apart."""
+    old = [(n, s) for n, s in zip(order.shape, order.strides, strict=True) if n > 1]
+    new = [n for n in shape if n > 1]
+    made: list[int] = []
+    for here, there in groups(tuple(new), tuple(n for n, _ in old)):
+        group = [old[axis] for axis in there]
+        if any(s != n * inner for (_, s), (n, inner) in itertools.pairwise(group)):
+            return None
+        made += [group[-1][1] * s for s in _strides([new[axis] for axis in here])]
+    strides = iter(made)
+    return tuple(0 if n == 1 else next(strides) for n in shape)
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -1,0 +1,189 @@
+"""Changes of how long an axis is: repeated, filled up, or cut.
+
+All are made of sources that there are: a repeated one is stacked with itself, a padded one joined
+with a constant.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.rules.change import OneByOne, Wanted, axis_of, resized, size_along
+from lazyinit.sources import Shape, Source
+from lazyinit.tensors.as_dtype import cast
+from lazyinit.tensors.casting import Overflow
+from lazyinit.tensors.joined import Agreeing, Joined
+from lazyinit.tensors.memory import Filled
+from lazyinit.tensors.views import cut, reshaped, selected
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat(OneByOne):
+    """Repeats each place along an axis, as ``numpy.repeat`` does: heads that queries share.
+
+    Read backwards, the places that were repeated are read and compared: they must be equal.
+
+    Attributes:
+      axis: along which; from the end if it is negative.
+      times: how often each place stands in the leaf.
+
+    Raises:
+      FillError: it is not at least once.
+
+    Example:
+      >>> Repeat(axis=1, times=4)
+      Repeat(axis=1, times=4)
+    """
+
+    axis: int
+    times: int
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise errors.FillError(f"{self}: wanted times=1 or more.")
+
+    def wanted_before(self, wanted: Shape) -> Wanted:
+        """Returns the wanted shape, its size along the axis divided by ``times``."""
+        size = size_along(wanted, self.axis)
+        known = size >= 0 and size % self.times == 0
+        return resized(wanted, self.axis, size // self.times if known else -1)
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns the source, each place along the axis repeated."""
+        axis = axis_of(self.axis, len(source.shape), self)
+        stacked = Joined((source,) * self.times, axis + 1, is_stacked=True)
+        size = source.shape[axis] * self.times
+        return reshaped(stacked, (*source.shape[:axis], size, *source.shape[axis + 1 :]))
+
+    def restored(self, source: Source) -> Source:
+        """Returns the source with one of the places that are equal."""
+        axis = axis_of(self.axis, len(source.shape), self)
+        count, rest = divmod(source.shape[axis], self.times)
+        if rest:
+            raise errors.FillError(
+                f"{self}: wanted a multiple of {self.times} along axis {axis}, got a leaf of shape "
+                f"{list(source.shape)}."
+            )
+        apart = (*source.shape[:axis], count, self.times, *source.shape[axis + 1 :])
+        places = [selected(reshaped(source, apart), axis + 1, n) for n in range(self.times)]
+        name = ", ".join(source.names)
+        return places[0] if len(places) == 1 else Agreeing(tuple(places), name)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Resized(OneByOne):
+    """A change of how long an axis is at its end; ``Pad`` and ``Trim`` say which way.
+
+    Attributes:
+      axis: along which; from the end if it is negative.
+      size: of the leaf; -1 for what the leaf says.
+      back: of the tensor, if rules are read backwards; -1 if it is not known.
+      value: what is put where the axis becomes longer.
+    """
+
+    axis: int
+    size: int = -1
+    back: int = -1
+    value: float = 0
+
+    def wanted_before(self, wanted: Shape) -> Wanted:
+        """Returns the wanted shape, along the axis with the tensor's size, if ``back`` says it."""
+        return resized(wanted, self.axis, self.back)
+
+    def _size_of_leaf(self, wanted: Wanted) -> int:
+        size = self.size if self.size >= 0 else size_along(wanted, self.axis)
+        if size < 0:
+            raise errors.FillError(
+                f"{self}: wanted the size of the leaf, which nothing tells here. Say it as size=."
+            )
+        return size
+
+    def _size_of_tensor(self) -> int:
+        if self.back < 0:
+            raise errors.FillError(
+                f"{self}: wanted the size that the tensor had, which the leaf does not tell. Say "
+                "it as back=."
+            )
+        return self.back
+
+    def _padded(self, source: Source, size: int) -> Source:
+        axis = axis_of(self.axis, len(source.shape), self)
+        more = size - source.shape[axis]
+        if more < 0:
+            raise errors.FillError(
+                f"{self}: wanted at most {size} along axis {axis}, got shape {list(source.shape)}."
+            )
+        shape = (*source.shape[:axis], more, *source.shape[axis + 1 :])
+        try:
+            padding = Filled(cast(np.asarray(self.value), source.dtype), shape)
+        except Overflow as error:
+            raise errors.FillError(
+                f"{self}: wanted a value that {source.dtype} holds, got {error.value}, which would "
+                f"become {error.made}. Pad with another value=, or Cast before it."
+            ) from None
+        return Joined((source, padding), axis) if more else source
+
+    def _trimmed(self, source: Source, size: int) -> Source:
+        axis = axis_of(self.axis, len(source.shape), self)
+        if size > source.shape[axis]:
+            raise errors.FillError(
+                f"{self}: wanted at least {size} along axis {axis}, got shape {list(source.shape)}."
+            )
+        return cut(source, {axis: (0, size)}) if size < source.shape[axis] else source
+
+    def __repr__(self) -> str:
+        said = [f"axis={self.axis}"]
+        said += [f"{n}={v}" for n in ("size", "back") if (v := getattr(self, n)) >= 0]
+        said += [f"value={self.value}"] * (self.value != 0)
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Pad(_Resized):
+    """Fills up an axis at its end: a vocabulary or heads whose size is rounded up.
+
+    Attributes:
+      axis: along which; from the end if it is negative.
+      size: of the leaf; -1 for what the leaf says.
+      back: of the tensor, if rules are read backwards: what lies beyond is dropped. -1 if it is not
+        known.
+      value: what is put there.
+
+    Example:
+      >>> Pad(axis=0, back=50257)
+      Pad(axis=0, back=50257)
+    """
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns the source, filled up."""
+        return self._padded(source, self._size_of_leaf(wanted))
+
+    def restored(self, source: Source) -> Source:
+        """Returns what lies before the padding."""
+        return self._trimmed(source, self._size_of_tensor())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Trim(_Resized):
+    """Drops the end of an axis: the padding of a vocabulary that a checkpoint has.
+
+    Attributes:
+      axis: along which; from the end if it is negative.
+      size: of the leaf; -1 for what the leaf says.
+      back: of the tensor, if rules are read backwards: the rest is filled up. -1 if it is not
+        known.
+      value: what is put there.
+
+    Example:
+      >>> Trim(axis=0, back=50304)
+      Trim(axis=0, back=50304)
+    """
+
+    def changed(self, source: Source, wanted: Wanted) -> Source:
+        """Returns the source without its end."""
+        return self._trimmed(source, self._size_of_leaf(wanted))
+
+    def restored(self, source: Source) -> Source:
+        """Returns the source, filled up."""
+        return self._padded(source, self._size_of_tensor())

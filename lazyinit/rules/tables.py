@@ -1,0 +1,161 @@
+"""``rules_from``: the tables that other libraries keep, read as rules.
+
+google-tunix and bonsai have one for each model: from a regular expression for the names of tensors
+to what it is replaced by, the key of a leaf, and to how its axes are moved. A table comes in, and
+rules go out, so that it is read as all rules are: in both directions, by ranges, onto shards.
+"""
+
+import enum
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lazyinit import errors
+from lazyinit.checkpoint import Checkpoint, open_checkpoint
+from lazyinit.patterns import pattern, slashed
+from lazyinit.rules.change import Change
+from lazyinit.rules.layout import Transpose
+from lazyinit.rules.regexes import read_regex
+from lazyinit.rules.renames import Ignore
+from lazyinit.rules.reshape import Reshape
+from lazyinit.rules.rule import AnyRule, Rule
+from lazyinit.sources import Shape
+
+
+def rules_from(
+    table: Mapping[Any, Any],
+    *,
+    like: str | os.PathLike[str] | Mapping[Any, Any] | None = None,
+) -> tuple[AnyRule, ...]:
+    r"""Reads a table of tensor names, as google-tunix and bonsai keep one, as rules.
+
+    Each entry leads from a regular expression for whole names to the key of a leaf, in which
+    ``\1`` is what a group captured, and to a transform: ``None``; a pair of a permutation and of
+    a shape, as ``numpy.transpose`` and then ``reshape`` take them, each of which may be ``None``;
+    with ``True`` as a third if the shape comes first; or a member of an ``enum.Enum`` with such a
+    value. An entry may be a key alone. What goes by the key ``None``, or by one that begins with
+    ``unused``, is not missed.
+
+    What a loader does after its table is not in the table: google-tunix stacks experts, and fuses
+    the heads of Gemma. Put rules for that before these.
+
+    Args:
+      table: of any type that is a mapping; its keys and values are checked here.
+      like: a checkpoint of the tensors that the rules are for. It tells the shapes that a leaf
+        does not tell, so that the rules can be read backwards.
+
+    Raises:
+      FillError: an entry cannot be read, which it names.
+
+    Example:
+      >>> table = {r"h\.([0-9]+)\.up\.weight": (r"layers.\1.up.kernel", ((1, 0), None))}
+      >>> rules_from(table)[0].tensor_for("layers/3/up/kernel")
+      'h/3/up/weight'
+    """
+    if not isinstance(table, Mapping):
+        raise errors.FillError(
+            "rules_from: wanted a mapping from regular expressions to keys and transforms, got "
+            f"{type(table).__name__}. Call the function that makes it first."
+        )
+    checkpoint = None if like is None else open_checkpoint(like)
+    rules: list[AnyRule] = []
+    for regex, entry in table.items():
+        try:
+            rules += _entry(regex, entry, checkpoint)
+        except errors.FillError as error:
+            raise errors.FillError(
+                f"rules_from: entry {_text(regex)!r}: {str(error).rstrip('.')}. Take it out of the "
+                "table, and write a lazyinit.Rule for its tensors."
+            ) from None
+    return tuple(dict.fromkeys(rules))
+
+
+def _text(regex: Any) -> Any:  # Any: what a user wrote as a key, for an error to show.
+    return regex.pattern if isinstance(regex, re.Pattern) else regex
+
+
+def _entry(regex: Any, entry: Any, checkpoint: Checkpoint | None) -> list[AnyRule]:
+    """Returns the rules that one entry of a table says, in any of the forms that it may have.
+
+    Raises:
+      FillError: it has another form.
+    """
+    key, transform = entry if isinstance(entry, Sequence) and len(entry) == 2 else (entry, None)
+    if isinstance(entry, str):
+        key, transform = entry, None
+    regex = _text(regex)
+    if not isinstance(regex, str) or not (key is None or isinstance(key, str)):
+        raise errors.FillError(
+            f"wanted a key, or a key and a transform, of a regular expression, got {entry!r}"
+        )
+    is_unused = key is None or slashed(key).split("/")[0] == "unused"
+    pairs = read_regex(regex, "" if is_unused else str(key))
+    if is_unused:
+        return [Ignore(tensor) for tensor, _ in pairs]
+    permutation, shape, shape_first = _transform(transform)
+    return [
+        _rule(leaf, tensor, permutation, shape, shape_first=shape_first, checkpoint=checkpoint)
+        for tensor, leaf in pairs
+    ]
+
+
+def _transform(given: Any) -> tuple[Sequence[int], Shape, bool]:
+    """Returns a permutation, a shape and whether the shape comes first; ``()`` where none is."""
+    given = given.value if isinstance(given, enum.Enum) else given
+    parts = (None, None) if given is None else given
+    if not isinstance(parts, Sequence) or len(parts) not in (2, 3):
+        raise errors.FillError(f"wanted a transform (permutation, shape) or None, got {given!r}")
+    permutation, shape = (_sizes(part, given) for part in parts[:2])
+    if sorted(permutation) != list(range(len(permutation))):
+        raise errors.FillError(f"wanted a permutation of the axes first, got {given!r}")
+    return permutation, shape, len(parts) == 3 and bool(parts[2])
+
+
+def _sizes(part: Any, given: Any) -> Shape:
+    if part is None:
+        return ()
+    if not isinstance(part, Sequence) or not all(isinstance(size, int) for size in part):
+        raise errors.FillError(f"wanted a transform (permutation, shape) or None, got {given!r}")
+    return tuple(part)
+
+
+def _rule(
+    leaf: str,
+    tensor: str,
+    permutation: Sequence[int],
+    shape: Shape,
+    *,
+    shape_first: bool,
+    checkpoint: Checkpoint | None,
+) -> Rule:
+    """Returns the rule for one pattern of tensors, with the shape of a tensor to read it backwards.
+
+    Raises:
+      FillError: several tensors would make one leaf.
+    """
+    changes: list[Change] = []
+    if tuple(permutation) != tuple(range(len(permutation))):
+        names = [f"a{axis}" for axis in range(len(permutation))]
+        moved = [names[axis] for axis in permutation]
+        changes.append(Transpose(f"{' '.join(names)} -> {' '.join(moved)}"))
+    if shape_first and shape:
+        changes.insert(0, Reshape(shape, _shape_of(tensor, checkpoint)))
+    elif shape:
+        stored = _shape_of(tensor, checkpoint)
+        axes = permutation or range(len(stored))
+        back = tuple(stored[axis] for axis in axes) if len(stored) == len(axes) else ()
+        changes.append(Reshape(shape, back))
+    if missing := set(pattern(tensor).numbers) - set(pattern(leaf).numbers):
+        raise errors.FillError(
+            f"wanted a leaf for each tensor, got {leaf!r} for all that {{{missing.pop()}}} counts "
+            f"in {tensor!r}"
+        )
+    return Rule(leaf, tensor, changes, across_collections=True, optional=True)
+
+
+def _shape_of(tensor: str, checkpoint: Checkpoint | None) -> Shape:
+    """Returns the shape that all tensors of a pattern have, or ``()``."""
+    fits = pattern(tensor)
+    shapes = {s.shape for name, s in (checkpoint or {}).items() if fits.match(slashed(name))}
+    return shapes.pop() if len(shapes) == 1 else ()

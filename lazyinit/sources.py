@@ -1,0 +1,80 @@
+"""An array that can be read in part: what a ``StoredParam`` is read from.
+
+Formats bring sources (``checkpoint``); rules wrap them in others, which map an index back onto what
+they read. Nothing here reads anything.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+Shape: TypeAlias = tuple[int, ...]
+Index: TypeAlias = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of bytes in a file, where the values of one tensor lie plainly.
+
+    Attributes:
+      file: its path or address.
+      start: the position of the first byte in the file.
+      stop: the position after the last byte.
+    """
+
+    file: str
+    start: int
+    stop: int
+
+
+class Source(Protocol):
+    """An array that can be read in part: a tensor in a file, or a layout change of others.
+
+    A law for every implementation: ``read(index)`` equals ``read(everything)[index]``.
+    """
+
+    @property
+    def shape(self) -> Shape:
+        """The shape after any layout change."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype as stored; ``ml_dtypes`` for bfloat16 and its like."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in the checkpoint, of the tensors that it reads."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """The file, or a word for where the tensors lie, for people to read."""
+        ...
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where in files the tensors lie; empty if not as plain bytes (chunks, memory)."""
+        ...
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index`` (one slice with step 1 per dimension).
+
+        The result may be a view of a memory map: it costs no memory until it is copied.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
+        ...
+
+
+_name_of_dtype = cache(str)  # NumPy spells one out in 5 us, and trees have few.
+
+
+def describe(shape: Shape, dtype: np.dtype | str) -> str:
+    """Returns ``float32[768,2]`` for a shape and a dtype."""
+    return f"{_name_of_dtype(dtype)}[{','.join(map(str, shape))}]"

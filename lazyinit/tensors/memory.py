@@ -1,0 +1,225 @@
+"""Arrays in memory, read as if they lay in a checkpoint: trees of them, and what was read whole."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from lazyinit import errors
+from lazyinit.params import Thunk
+from lazyinit.paths import name_string
+from lazyinit.sources import Index, Shape, Source
+from lazyinit.tensors.base import Checkpoint, Derived, Tensor
+from lazyinit.tensors.headers import damaged
+from lazyinit.tensors.held import Ranges, ranges, shards_of, within
+from lazyinit.tensors.mapped import File
+from lazyinit.tensors.torch_arrays import as_array, is_torch_tensor
+
+_ORIGIN = "the mapping"
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class HeldTensor(Tensor):
+    """A ``Source``: an array in memory, under a name. Equal if the array is the same.
+
+    Attributes:
+      name: its path in the mapping, or what the file calls it.
+      array: numpy or JAX.
+      origin: a word for the caller's mapping, or the file that was read whole.
+      header: for a number that stands among the headers of a file, that file; else none. Such a
+        number is refused when the file has changed, and equal to its like.
+    """
+
+    name: str
+    array: np.ndarray | jax.Array
+    # A frozen field, which is read as the property is.
+    origin: str = _ORIGIN  # pyright: ignore[reportIncompatibleMethodOverride]
+    header: tuple[File, ...] = ()
+
+    @property
+    def shape(self) -> Shape:
+        """The array's shape."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's dtype."""
+        return self.array.dtype
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``: a view where one buffer in host memory has them all.
+
+        Raises:
+          CheckpointError: part of it lies on devices of another process.
+        """
+        self.check()
+        if isinstance(self.array, np.ndarray):
+            return self.array[(*index, ...)]
+        return self._read_shards(self.array, index)
+
+    def _read_shards(self, array: jax.Array, index: Index) -> np.ndarray:
+        # Indexing the array as a whole would run a program on all its devices, which a mesh
+        # with explicit axes refuses.
+        wanted = ranges(index, array.shape)
+        parts: dict[Ranges, np.ndarray] = {}
+        for part, held, shard in shards_of(array, wanted):
+            if part not in parts:
+                parts[part] = np.asarray(shard.data)[(*within(part, held), ...)]
+        if wanted in parts:
+            return parts[wanted]
+        if sum(part.size for part in parts.values()) < math.prod(map(len, wanted)):
+            raise errors.CheckpointError(
+                f"{self.origin}: tensor {self.name!r}: part of it lies on devices of another "
+                "process. Pass arrays that every process holds in full, or a file."
+            )
+        values = np.empty([len(r) for r in wanted], array.dtype)
+        for part, data in parts.items():
+            values[within(part, wanted)] = data
+        return values
+
+    def check(self) -> None:
+        """Checks that the file of a number is unchanged; an array in memory is always there."""
+        for file in self.header:
+            file.check()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HeldTensor) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:  # Any: bytes, a dtype, files.
+        if self.header:
+            return self.name, self.header, self.dtype, np.asarray(self.array).tobytes()
+        return self.name, id(self.array)
+
+
+def number(file: File, name: str, value: complex) -> HeldTensor:
+    """Returns the source of a Python number that stands among the headers of a file.
+
+    Raises:
+      CheckpointError: an integer that takes more than 64 bits.
+    """
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        wanted = "an integer of at most 64 bits"
+        raise damaged(file.path, name, wanted, f"one of {int(value.real).bit_length()}")
+    array.flags.writeable = False
+    return HeldTensor(name, array, file.path, (file,))
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Filled(Tensor):
+    """A ``Source``: one value everywhere, or an array that is repeated; it lies in no file.
+
+    Attributes:
+      value: numpy; its shape goes by the rules of broadcasting.
+      shape: of the leaf.
+    """
+
+    value: np.ndarray
+    shape: Shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the value."""
+        return self.value.dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """None: it is made from no tensor."""
+        return ()
+
+    @property
+    def origin(self) -> str:
+        """What messages call the place that the values come from."""
+        return "a constant"
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``: a view of the one value."""
+        return np.broadcast_to(self.value, self.shape)[(*index, ...)]
+
+    def check(self) -> None:
+        """Does nothing: no file can be gone."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filled) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:  # Any: bytes, shapes, a dtype.
+        return self.value.tobytes(), self.value.shape, self.value.dtype, self.shape
+
+    def __repr__(self) -> str:
+        return f"constant {self.value.tolist()!r:.40}"
+
+
+def open_tree(tree: Mapping[Any, Any]) -> Checkpoint:
+    """Names the arrays of a mapping, nested or flat, by their paths; copies nothing.
+
+    The ``value`` of a Flax metadata box goes by the name of the box. What another checkpoint holds
+    is taken as it is, so that whoever needs other names can write a mapping.
+
+    Raises:
+      CheckpointError: a leaf is no array, or two leaves share a path.
+    """
+    tensors: dict[str, Source] = {}
+    for name, array in _named(tree):
+        if name in tensors:
+            raise errors.CheckpointError(
+                f"{_ORIGIN}: two arrays are called {name!r}. Rename one of them."
+            )
+        is_held = isinstance(array, jax.Array | np.ndarray)
+        tensors[name] = HeldTensor(name, array) if is_held else array
+    return Checkpoint(_ORIGIN, tensors)
+
+
+def _named(
+    node: Any, above: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, np.ndarray | jax.Array | Source]]:  # Any: JAX's key paths are untyped.
+    if isinstance(node, Mapping):
+        # Not left to JAX, which takes an unregistered mapping for a leaf, and sorts keys.
+        children = [((jax.tree_util.DictKey(key),), child) for key, child in node.items()]
+    elif isinstance(node, Tensor | Derived):
+        yield name_string(above), cast("Source", node)  # Those are bases of sources alone.
+        return
+    elif is_torch_tensor(node):
+        yield name_string(above), as_array(_ORIGIN, name_string(above), node)
+        return
+    elif isinstance(node, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+        yield name_string(above), node if isinstance(node, jax.Array) else np.asarray(node)
+        return
+    else:
+        children = jax.tree_util.tree_leaves_with_path(node)
+        if isinstance(node, Thunk) or any(leaf is node for _, leaf in children):
+            raise errors.CheckpointError(
+                f"{_ORIGIN}: tensor {name_string(above)!r}: wanted an array, got "
+                f"{type(node).__name__}. Pass arrays only; materialize what is lazy first."
+            )
+    for key_path, child in children:
+        yield from _named(child, (*above, *key_path))
+
+
+def nested(tensors: Mapping[str, Source]) -> dict[str, Any]:
+    """Returns tensors as a tree of dicts, by the ``/`` in their names: what ``open_tree`` undoes.
+
+    Raises:
+      SaveError: a name that stands for a tensor and for what is above another.
+    """
+    tree: dict[str, Any] = {}
+    for name, source in tensors.items():
+        *above, last = name.split("/")
+        node = tree
+        for key in above:
+            node = node.setdefault(key, {}) if isinstance(node, dict) else node
+        if not isinstance(node, dict) or last in node:
+            raise errors.SaveError(
+                f"{name}: wanted a name of its own, but another tensor's name begins with it, or "
+                "it with another's: a tree holds one or the other. Rename it in rules."
+            )
+        node[last] = source
+    return tree

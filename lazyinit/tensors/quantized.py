@@ -1,0 +1,196 @@
+"""Quantized values as numbers: values, less their zero points, times their scales.
+
+To read an index is to read the values that it asks for, and the scales of the blocks that these
+lie in; no others. A product is computed in float32, in which every product of a value of eight
+bits or fewer and a scale of sixteen bits or fewer is exact, and is rounded once, to ``cast``.
+
+Formats: https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf
+(E8M0: a power of two with a bias of 127).
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lazyinit.sources import Index, Shape, Source
+from lazyinit.tensors.as_dtype import cast, told
+from lazyinit.tensors.base import Derived, bounds, slices
+from lazyinit.tensors.casting import may_overflow
+from lazyinit.tensors.joined import Joined
+from lazyinit.tensors.mapped import give_back
+from lazyinit.tensors.views import BoxView, Reshaped
+
+_BYTE = np.dtype("uint8")
+_EXPONENT = np.dtype(ml_dtypes.float8_e8m0fnu)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Scaled(Derived):
+    """A ``Source``: values, each times the scale of the block that it lies in.
+
+    Attributes:
+      source: the values: integers, or floats of eight bits or fewer.
+      scales: as many axes; ``uint8`` are exponents (E8M0).
+      block: how many values along each axis share a scale; the last block may have fewer.
+      cast: the dtype of the products.
+      zeros: what is subtracted first, one for each block, integers; at most one source.
+    """
+
+    source: Source
+    scales: Source
+    block: Shape
+    cast: np.dtype
+    zeros: tuple[Source, ...] = ()
+
+    def __post_init__(self) -> None:
+        is_empty = 0 in self.source.shape
+        counts = blocks_of(self.source.shape, self.block)
+        assert is_empty or all(each.shape == counts for each in (self.scales, *self.zeros)), self
+
+    @property
+    def reads(self) -> tuple[Source, ...]:
+        """The values, the scales and the zero points."""
+        return (self.source, self.scales, *self.zeros)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the values."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the products."""
+        return self.cast
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether a product may be one that the dtype cannot hold."""
+        return may_overflow(np.dtype("float32"), self.cast)
+
+    def read(self, index: Index) -> np.ndarray:
+        """Returns the values at ``index``, times their scales."""
+        ends = bounds(index, self.shape)
+        values = self.source.read(slices(ends))
+        product = _as_float32(values, values.dtype)
+        give_back(values)
+        if product.size:
+            along = zip(ends, self.block, strict=True)
+            there = slices([(start // block, -(-stop // block)) for (start, stop), block in along])
+            with np.errstate(over="ignore", invalid="ignore"):
+                for zeros in self.zeros:
+                    held = zeros.read(there)
+                    _apply(np.subtract, product, _as_float32(held, held.dtype), ends, self.block)
+                held = self.scales.read(there)
+                kind = _EXPONENT if held.dtype == _BYTE else held.dtype
+                _apply(np.multiply, product, _as_float32(held, kind), ends, self.block)
+        if self.cast == product.dtype:
+            return product
+        with told(self):
+            return cast(product, self.cast)
+
+    def __repr__(self) -> str:
+        values = " - ".join(map(repr, (self.source, *self.zeros)))
+        return f"({f'({values})' if self.zeros else values} * {self.scales!r})"
+
+
+def blocks_of(shape: Shape, block: Shape) -> Shape:
+    """Returns how many blocks there are along each axis.
+
+    >>> blocks_of((576, 7168), (128, 128))
+    (5, 56)
+    """
+    return tuple(-(-size // each) for size, each in zip(shape, block, strict=True))
+
+
+def sharing(shape: Shape, scales: Shape, block: Shape = ()) -> Shape | None:
+    """Returns how many values share a scale along each axis; ``None`` if shapes do not fit.
+
+    Args:
+      shape: of the values.
+      scales: the shape of the scales; as many axes.
+      block: along the last axes, where that is known. Where it is not, an axis has one scale for
+        all, or one for each place.
+
+    >>> sharing((4, 6), (4, 1)), sharing((4, 6), (4, 3), (2,)), sharing((4, 6), (4, 3))
+    ((1, 6), (1, 2), None)
+    """
+    if len(scales) != len(shape) or len(block) > len(shape):
+        return None
+    if block:
+        whole = (1,) * (len(shape) - len(block)) + block
+        return whole if blocks_of(shape, whole) == scales else None
+    each = [
+        1 if size == count else max(size, 1) if count == 1 else 0
+        for size, count in zip(shape, scales, strict=True)
+    ]
+    return tuple(each) if all(each) else None
+
+
+def kept_as(source: Source, dtype: Any) -> Source:  # Any: JAX's own dtypes, too.
+    """Returns the values themselves, without scales, if they have this dtype; else the source."""
+    if dtype is None or dtype == source.dtype or getattr(dtype, "itemsize", 2) > 1:
+        return source  # No values of more than eight bits are quantized.
+    match source:
+        case Scaled(source=values):
+            kept = kept_as(values, dtype)
+            return kept if kept.dtype == dtype else source
+        case BoxView(source=inner) | Reshaped(source=inner):
+            return replace(source, source=kept_as(inner, dtype))
+        case Joined(parts=parts):
+            kept = tuple(kept_as(part, dtype) for part in parts)
+            is_kept = all(part.dtype == dtype for part in kept)
+            return replace(source, parts=kept) if is_kept else source
+    return source
+
+
+def _apply(
+    operation: np.ufunc,
+    values: np.ndarray,
+    scales: np.ndarray,
+    ends: Sequence[tuple[int, int]],
+    block: Shape,
+) -> None:
+    """Multiplies values by the scales of their blocks, or subtracts zero points, in place.
+
+    Args:
+      operation: of values and scales.
+      values: those between the ends.
+      scales: of the blocks that have a part there.
+      ends: the first place and the one after the last, for each axis.
+      block: how many values along each axis share a scale.
+    """
+    axis = next((n for n, size in enumerate(block) if size > 1 and scales.shape[n] > 1), None)
+    if axis is None:
+        operation(values, scales, out=values)
+        return
+    (start, stop), size = ends[axis], block[axis]
+    first = start // size
+    if axis == len(block) - 1:
+        begin = start - first * size
+        spread = np.repeat(scales, size, axis)[..., begin : begin + stop - start]
+        operation(values, spread, out=values)
+        return
+    # Band by band: scales that are repeated along the last axis alone stay in the cache.
+    for place in range(scales.shape[axis]):
+        low, high = max(start, (first + place) * size), min(stop, (first + place + 1) * size)
+        before = (slice(None),) * axis
+        here = (*ends[:axis], (low, high), *ends[axis + 1 :])
+        band = values[(*before, slice(low - start, high - start))]
+        _apply(operation, band, scales[(*before, slice(place, place + 1))], here, block)
+
+
+def _as_float32(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns what values of a dtype are as float32, in an array of their own."""
+    if values.dtype.itemsize > 1:
+        return values.astype(np.float32)
+    # Looked up in a table: three times as fast as ml_dtypes casts one by one.
+    return np.asarray(np.take(_table(dtype), values.view(_BYTE), mode="clip"))
+
+
+@functools.cache
+def _table(dtype: np.dtype) -> np.ndarray:
+    return np.arange(256, dtype=_BYTE).view(dtype).astype(np.float32)

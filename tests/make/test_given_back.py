@@ -1,0 +1,47 @@
+"""The memory of replays, measured in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import jax
+from measure import Measured
+import lazyinit as li
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+def model(key, count=8, side=1024):
+    init = jax.nn.initializers.orthogonal()
+    return {f"w{n}": init(jax.random.fold_in(key, n), (side, side)) for n in range(count)}
+
+shard = li.shard_fsdp(jax.make_mesh((8,), ("x",)), "x", min_size=1)
+jax.block_until_ready(li.materialize(li.lazy(lambda key: model(key, 1))(jax.random.key(0)), sharding=shard))
+tree = li.lazy(model)(jax.random.key(1))
+planned = li.plan(tree, shard)
+steady = planned.bytes_per_device
+beside = max(planned.peak_bytes_per_device[d] - steady[d] for d in steady)
+measured = Measured()
+with measured:
+    made = jax.block_until_ready(li.materialize(tree, sharding=shard))
+print(measured.peak_bytes, sum(steady.values()) + beside, measured.peak_was_reset)
+"""
+
+
+@pytest.mark.slow
+def test_orthogonal_leaves_take_no_more_than_is_planned():
+    path = ":".join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    peak, planned, was_reset = done.stdout.split()
+    if was_reset == "False":
+        pytest.skip("the kernel does not reset the peak of a process's memory")
+    assert int(peak) <= 1.1 * int(planned)
