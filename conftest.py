@@ -20,10 +20,16 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-# No limit of time: a first example compiles, and machines are shared.
-hypothesis.settings.register_profile(
-    "lazyinit", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+# No limit of time: a first example compiles, and machines are shared. Runs of the same code try the
+# same examples, so that what fails has been broken; `--hypothesis-profile=search` tries others.
+for profile, is_same in (("lazyinit", True), ("search", False)):
+    hypothesis.settings.register_profile(
+        profile,
+        deadline=None,
+        derandomize=is_same,
+        print_blob=True,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
 hypothesis.settings.load_profile("lazyinit")
 
 

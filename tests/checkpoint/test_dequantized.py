@@ -259,6 +259,8 @@ def test_modules_of_groups_that_differ_are_told_by_name_then_pattern_then_class(
 
 STEM = "model.layers.0.q_proj.weight"
 STATE = "l.q.weight.quant_state.bitsandbytes__nf4"
+# Signaling ones, of which a comparison or a cast in NumPy warns.
+_NANS = np.full(64, 0x7FA00000, "u4").view("f4")
 
 
 def state(**changed):
@@ -278,6 +280,10 @@ WRONG = [
     ("ct_int8", {f"{STEM}_scale": None}, {}, "wanted its 'weight_scale' beside it, got no other"),
     ("mxfp4", {"m.experts.down_proj_scales": None}, {}, "wanted its 'scales' beside it"),
     ("gptq_int4", {"l.q.qzeros": None}, {}, "wanted its 'qzeros' beside it"),
+    ("gptq_int4", {"l.q.g_idx": _NANS}, {}, "wanted int32 or int64, got float32[64]"),
+    ("ct_int4_group", {f"{STEM}_g_idx": _NANS}, {}, "wanted int32 or int64, got float32[64]"),
+    ("bnb_nf4_float16", {STATE: _NANS}, {}, "wanted uint8, got float32[64]"),
+    ("bnb_int8", {"l.q.weight_format": _NANS}, {}, "wanted uint8 or int8, got float32[64]"),
     ("awq", {"l.q.scales": None}, {}, "wanted its 'scales' beside it"),
     ("bnb_nf4_float16", {"l.q.weight.absmax": None}, {}, "wanted its 'absmax' beside it"),
     ("bnb_nf4_float16", {STATE: None}, {}, "wanted its 'quant_state.bitsandbytes__nf4' beside it"),

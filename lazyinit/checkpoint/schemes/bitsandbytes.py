@@ -52,8 +52,8 @@ def _rows(weight: Weight) -> Source:
     values = weight.values
     if values.dtype != np.dtype("int8") or len(values.shape) != 2:
         raise weight.wrong("", "values int8[rows, columns]")
-    if "format" in weight.parts and weight.read("format").any():
-        raise weight.wrong("format", "0, values by rows", weight.read("format").tolist())
+    if "format" in weight.parts and (held := weight.read("format", "uint8", "int8")).any():
+        raise weight.wrong("format", "0, values by rows", held.tolist())
     rows, columns = values.shape
     block = (1, max(columns, 1))
     scales = in_shape(weight.check("SCB", (rows,), "float32"), (rows, 1))
@@ -94,13 +94,13 @@ def _scales(weight: Weight, state: Mapping[str, Any], shape: Shape) -> Source:
 
 def _table(weight: Weight, part: str, size: int) -> tuple[float, ...]:
     weight.check(part, (size,), "float32")
-    return tuple(weight.read(part).tolist())
+    return tuple(weight.read(part, "float32").tolist())
 
 
 def _state(weight: Weight) -> dict[str, Any]:
     """Returns what the weight's state says, checked; its dtype as NumPy's."""
     part = next((_STATE + kind for kind in _KINDS if _STATE + kind in weight.parts), _STATE + "nf4")
-    held = weight.read(part).astype(np.uint8).tobytes()
+    held = weight.read(part, "uint8").tobytes()
     try:
         state = json.loads(held)
     except (ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 
 from lazyinit import errors
 from lazyinit.checkpoint.schemes.weights import (
+    PLACES,
     Scheme,
     Weight,
     by_end,
@@ -107,8 +108,8 @@ def _integers(weight: Weight, args: Mapping[str, Any]) -> Source:
     _wanted(weight, args, bits, "int")
     if packed.dtype != np.dtype("int32") or len(packed.shape) < 2:
         raise weight.wrong("", "values in words, int32[..., n]")
-    weight.check("weight_shape", (len(packed.shape),), "int64", "int32")
-    shape = tuple(map(int, weight.read("weight_shape")))
+    weight.check("weight_shape", (len(packed.shape),), *PLACES)
+    shape = tuple(map(int, weight.read("weight_shape", *PLACES)))
     words = (*shape[:-1], -(-shape[-1] * bits // 32))
     if min(shape) < 0 or words != packed.shape:
         raise weight.wrong("weight_shape", f"the shape of values in {list(packed.shape)}", shape)
@@ -118,7 +119,7 @@ def _integers(weight: Weight, args: Mapping[str, Any]) -> Source:
     scales = weight.scales("weight_scale", shape, block)
     zeros = _zeros(weight, args, bits, scales.shape, shape)
     if "weight_g_idx" in weight.parts:
-        order = weight.read("weight_g_idx")
+        order = weight.read("weight_g_idx", *PLACES)
         size = block[-1]
         # -1 says that there is none.
         if -1 not in order and not np.array_equal(order, np.arange(shape[-1]) // size):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lazyinit.checkpoint.schemes.weights import Scheme, Weight, by_end, is_count
+from lazyinit.checkpoint.schemes.weights import PLACES, Scheme, Weight, by_end, is_count
 from lazyinit.sources import Source
 from lazyinit.tensors.base import Checkpoint
 from lazyinit.tensors.packed import UNSIGNED, Fields
@@ -71,7 +71,7 @@ def _gptq(weight: Weight, said: Mapping[str, Any]) -> Source:
     if str(said.get("checkpoint_format") or said.get("format") or "gptq").lower() == "gptq":
         zeros = Coded(zeros, tuple((n + 1) % size_of for n in range(size_of)))
     dtype, there = scales.dtype, "g_idx" in weight.parts
-    if there and not np.array_equal(weight.read("g_idx"), np.arange(size) // group):
+    if there and not np.array_equal(weight.read("g_idx", *PLACES), np.arange(size) // group):
         scales, zeros = weight.in_order("g_idx", (scales, zeros), 0, size)
         group = 1
     return transposed(Scaled(values, scales, (group, 1), dtype, (zeros,)), (1, 0))

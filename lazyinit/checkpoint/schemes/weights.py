@@ -19,6 +19,7 @@ from lazyinit.tensors.views import reshaped
 
 _READ_LIMIT = 1 << 24  # Bytes of a tensor that is read when a checkpoint is opened: shapes, orders.
 _ADVICE = "The tensors and config.json do not go together: fetch the folder again."
+PLACES = ("int32", "int64")  # Dtypes of what says places of groups, or a shape.
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,15 @@ class Weight:
             raise self.wrong(part, f"{' or '.join(dtypes)}{list(shape)}")
         return source
 
-    def read(self, part: str) -> np.ndarray:
+    def read(self, part: str, *dtypes: str) -> np.ndarray:
         """Returns the values of a small part, which say how the others are to be read.
 
         Raises:
-          CheckpointError: it is missing, or not small.
+          CheckpointError: it is missing, of another dtype, or not small.
         """
         source = self.part(part)
+        if source.dtype.name not in dtypes:
+            raise self.wrong(part, " or ".join(dtypes))
         if math.prod(source.shape) * source.dtype.itemsize > _READ_LIMIT:
             raise self.wrong(part, f"a tensor of at most {_READ_LIMIT} bytes")
         return np.array(source.read((slice(None),) * len(source.shape)))
@@ -132,8 +135,8 @@ class Weight:
         Raises:
           CheckpointError: it is of another shape, or names a group that there is not.
         """
-        self.check(part, (size,), "int32", "int64")
-        held = self.read(part)
+        self.check(part, (size,), *PLACES)
+        held = self.read(part, *PLACES)
         count = sources[0].shape[axis]
         if held.size and not 0 <= held.min() <= held.max() < count:
             raise self.wrong(part, f"groups from 0 to {count - 1}", int(held.max()))
