@@ -23,18 +23,19 @@ def advise(
 ) -> str:
     """Finds the ``at``, the rules and the prefix of names that match the most leaves.
 
-    Each leaf votes for the longest end of its path that names the end of just one tensor: what
-    is left over of the path is an ``at``, what is left over of the name a prefix. The best
-    guesses are then tried. Takes linear time.
+    Each leaf votes for one guess. It looks for the longest tail of its path that, by itself or by
+    a rule, names the tail of exactly one tensor. What stands before the tail in the path is the
+    ``at``; what stands before it in the tensor's name is the prefix. The guesses with the most
+    votes are then tried. Takes linear time.
 
     Args:
-      leaves: the leaves of the tree.
+      leaves: the places of the tree's leaves.
       checkpoint: the tensors.
-      rule_sets: the rules to try, each with how to write them; the simplest first.
+      rule_sets: the rules to try, the simplest first, each set after the code that a user writes.
 
     Returns:
-      The best arguments as one would write them, and how many leaves they would match; ``""`` if
-      none would match any.
+      A sentence with the best arguments, as a user writes them, and how many leaves they would
+      match; ``""`` if no guess matches a leaf.
     """
     advice, most = "", 0
     for written, rules in rule_sets:
@@ -42,7 +43,7 @@ def advise(
             try:
                 tried = [Rename(prefix + "/**", "**"), *rules] if prefix else rules
                 count = len(match(leaves, checkpoint, rules=tried, at=at).matches)
-            # A name with "*" in it, or two tensors that go by one name without the prefix.
+            # A name has "*" in it, or two tensors have one name once the prefix is gone.
             except errors.FillError:
                 continue
             if count > most:
@@ -53,7 +54,7 @@ def advise(
 def guesses(
     leaves: Sequence[Place], checkpoint: Checkpoint, rules: Sequence[AnyRule]
 ) -> list[tuple[str, str]]:
-    """Returns the likeliest ``(at, prefix of names)``, the one that most leaves vote for first."""
+    """Returns guesses ``(at, prefix of names)``, the one with the most votes of leaves first."""
     names, _ = named(checkpoint, [rule for rule in rules if isinstance(rule, Rename)])
     makers = [rule for rule in rules if isinstance(rule, Rule)]
     prefixes: dict[str, str | None] = {}
@@ -61,7 +62,7 @@ def guesses(
         for prefix, rest in _cuts(name):
             prefixes[rest] = None if rest in prefixes else prefix
     votes: dict[tuple[str, str], int] = {}
-    ending: dict[str, list[Rule]] = {}  # The rules that may fit, by the last key of a leaf.
+    ending: dict[str, list[Rule]] = {}  # The rules that may fit a leaf, by its last key.
     for place in leaves:
         last = place.name.rpartition("/")[2]
         if last not in ending:
@@ -77,11 +78,13 @@ def guesses(
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    """Yields each way to cut a name between two keys; the first has an empty start."""
     keys = name.split("/")
     return (("/".join(keys[:n]), "/".join(keys[n:])) for n in range(len(keys)))
 
 
 def _written(at: str, prefix: str, rules: str) -> str:
+    """Returns the arguments of ``fill`` as a user writes them."""
     if prefix:
         strip = f'lazyinit.strip_prefix("{prefix.replace("/", ".")}.")'
         rules = f"[{strip}, *{rules}]" if rules else f"[{strip}]"

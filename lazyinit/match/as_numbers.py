@@ -1,7 +1,7 @@
-"""Whether a quantized folder is read as numbers, where nobody said: so, unless the tree keeps it.
+"""Decides whether a quantized checkpoint is dequantized, where the user did not say.
 
-The leaves of a tree, a checkpoint and its ``config.json`` come in, and the checkpoint goes out: its
-weights as the numbers that they stand for, or as it is.
+The leaves of a tree, a checkpoint and its ``config.json`` come in. The checkpoint goes out:
+dequantized, or unchanged if the tree itself holds quantized weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from lazyinit.patterns import slashed
 def as_numbers(
     leaves: Sequence[Place], checkpoint: Checkpoint, config: Mapping[str, Any], *, at: str = ""
 ) -> Checkpoint:
-    """Returns a checkpoint with its weights as numbers, if its configuration says they are none.
+    """Returns the checkpoint dequantized, if its configuration says that it is quantized.
 
-    A tree that has a leaf for a scale, or for another tensor that would be gone, keeps weights
-    quantized itself: then the checkpoint stays as it is.
+    If the tree has a leaf for a tensor that dequantizing removes (a scale, say), the model works on
+    quantized weights itself, and the checkpoint is returned unchanged.
 
     Args:
-      leaves: those that are to be filled.
-      checkpoint: as its files have it.
-      config: what ``config.json`` says (any JSON).
-      at: the subtree under which the checkpoint hangs.
+      leaves: the places of the leaves that are to be filled.
+      checkpoint: the tensors as the files hold them.
+      config: the content of ``config.json`` (any JSON).
+      at: the path of the subtree that the checkpoint fills; ``""`` for the whole tree.
 
     Raises:
-      CheckpointError: a method that is not dequantized, or a configuration and tensors that do not
-        go together.
+      CheckpointError: the quantization method is not supported, or the tensors are not those that
+        the configuration promises.
     """
     said = quantization_of(config)
     if not said or not checkpoint:

@@ -1,7 +1,7 @@
-"""What the policies of ``fill`` say of the leaves and tensors at hand.
+"""Applies the policies of ``fill`` to the leaves and tensors at hand.
 
-Leaves, what was found for them, and policies come in. What policies put in place of leaves, what is
-to be warned of and what is refused go out. Nothing is read.
+Leaves, their matches and policies come in. Replacements of leaves, paths to warn of and messages
+about what is refused go out. Nothing is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ class Asked:
 
     Attributes:
       problems: a message for each case that is refused.
-      to_warn_of: the paths of leaves that keep their initial values, which is to be said.
+      to_warn_of: the paths of leaves that keep their initial values, for one warning.
     """
 
     def __init__(self, missing: Policy, mismatch: Policy, unexpected: Policy, cast: Policy) -> None:
-        """Takes the policies."""
+        """Takes the policies for missing leaves, mismatches, unexpected tensors and casts."""
         self._missing, self._mismatch, self._unexpected = missing, mismatch, unexpected
         self._cast = cast
         self.problems: list[str] = []
@@ -47,14 +47,14 @@ class Asked:
         found: Matching,
         checkpoint: Checkpoint,
     ) -> dict[str, Any]:  # Any: a leaf, and what a callable puts in its place.
-        """Returns, by path, what goes in place of leaves whose tensors do not fit."""
+        """Returns the replacements of leaves whose tensors do not fit, by path."""
         adapted: dict[str, Any] = {}
         for place, leaf in leaves:
             entry = entries.get(place.path)
             if entry is None or entry.status != "mismatched":
                 continue
             match = found.matches[place.path]
-            # Of tensors that cannot make the leaf, whatever its shape, no callable is asked.
+            # No callable is asked about tensors that cannot make the leaf in any shape.
             case = () if match.problem else (leaf, match.source)
             answer = self._ask(self._mismatch, place.path, *case)
             if answer == "error":
@@ -69,10 +69,10 @@ class Asked:
     def cast(
         self, leaves: Leaves, entries: Mapping[str, LeafReport], found: Matching
     ) -> dict[str, StoredParam]:
-        """Refuses tensors of another dtype than their leaf has, where they may not be cast.
+        """Collects a problem for each tensor that may not be cast to the dtype of its leaf.
 
         Returns:
-          By path, what goes in place of leaves whose tensors may overflow.
+          The replacements of leaves whose values may overflow in the cast, by path.
         """
         overflowing: dict[str, StoredParam] = {}
         for place, leaf in leaves:
@@ -94,7 +94,7 @@ class Asked:
         return overflowing
 
     def missing(self, leaves: Leaves, entries: Mapping[str, LeafReport], at: str) -> list[Place]:
-        """Returns the places of leaves that may not be missing, and are."""
+        """Returns the places of missing leaves that the policy refuses to initialize."""
         refused = []
         for place, leaf in leaves:
             if not is_fillable(leaf) or entries[place.path].status != "missing":
@@ -110,7 +110,7 @@ class Asked:
         return refused
 
     def unexpected(self, checkpoint: Checkpoint, found: Matching) -> list[LeafReport]:
-        """Returns the entries of the tensors left over that are to be reported."""
+        """Returns the entries of unexpected tensors that the policy wants in the report."""
         reported = []
         for entry in _unexpected(checkpoint, found):
             answer = self._ask(self._unexpected, entry.path, checkpoint[entry.tensor])
@@ -135,18 +135,18 @@ class Asked:
 
 
 def is_array_like(leaf: object) -> bool:
-    """Tells whether a tensor may make a leaf: a thunk, an array or a shape."""
+    """Tells whether a leaf is a thunk, an array or a shape, so that a tensor could replace it."""
     kinds = Thunk | jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
     return isinstance(leaf, kinds)
 
 
 def is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
-    """Tells whether rules may say which tensors make a leaf: not of a key."""
+    """Tells whether rules may apply to a leaf: it is like an array, and no PRNG key."""
     return is_array_like(leaf) and not is_typed_key(leaf)
 
 
 def stored_leaf(path: str, like: Any, source: Source) -> StoredParam:
-    """Returns what takes the place of a leaf (any with a shape) that a source makes."""
+    """Returns a leaf that is read from a source, of the shape, dtype and placement of another."""
     return StoredParam(like.shape, like.dtype, source, sharding=placement_of(like), path=path)
 
 

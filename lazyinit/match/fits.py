@@ -1,4 +1,4 @@
-"""How a rule fits a name, and what one rule takes together.
+"""Finds the rules that fit a leaf, and groups what one rule takes together.
 
 A place and rules come in, and a ``Fit`` for each rule that may make the leaf goes out. Fits that
 capture the same text belong to one ``Group``, whose leaves or tensors become one grid.
@@ -21,9 +21,9 @@ class Fit:
 
     Attributes:
       rule: the rule.
-      row: which of its patterns, those of its leaves or those of its tensors.
-      above: the keys of the full name that the rule does not see, each followed by ``/``.
-      captures: what the pattern captured in the others.
+      row: the index of that pattern, among those of the rule's leaves or of its tensors.
+      above: the start of the full name that the pattern does not cover, such as ``"params/"``.
+      captures: what the pattern captured in the rest of the name.
     """
 
     rule: Rule
@@ -32,7 +32,7 @@ class Fit:
     captures: Captures
 
     def key(self, number: str) -> Hashable:
-        """Returns what is equal for all that the rule takes together, whatever their number."""
+        """Returns the key of the fit's group: fits of one rule that differ in ``number`` alone."""
         return id(self.rule), self.above, self.captures.without(number)
 
 
@@ -45,7 +45,10 @@ class RuleIndex:
         self._ending: dict[str, list[tuple[Rule, list[tuple[int, Pattern]]]]] = {}
 
     def fits(self, place: Place, at: str, *, innermost: bool = False) -> Iterator[Fit]:
-        """Yields how the rules, in order, fit a leaf; its shortest name first if ``innermost``."""
+        """Yields the fits of the rules, in order, to the names of a leaf.
+
+        The longest name comes first, or the shortest if ``innermost``.
+        """
         for rule, patterns in self._ending_like(place.name.rpartition("/")[2]):
             names = list(place.names(at, rule))
             for name in reversed(names) if innermost else names:
@@ -64,22 +67,22 @@ class RuleIndex:
 
 
 class Group:
-    """The leaves, or the tensors, that one rule takes together; filled cell by cell."""
+    """The leaves, or the tensors, that one rule takes together, added cell by cell to a grid."""
 
     def __init__(self, fit: Fit, number: str) -> None:
-        """Begins with no cell, for what has the key of a fit; ``number`` counts its columns."""
+        """Makes an empty group for fits like this one; the capture ``number`` counts columns."""
         self.rule, self.captures = fit.rule, fit.captures.without(number)
         self._number = number
         self._cells: dict[tuple[int, int], tuple[str, Source]] = {}
 
     def add(self, fit: Fit, label: str, source: Source) -> None:
-        """Puts a source into the cell of its pattern and number; ``label`` is what it is called."""
+        """Puts a source into the cell of a fit; ``label`` is the path or name for messages."""
         column = int(dict(fit.captures.numbers).get(self._number, 0))
         self._cells[fit.row, column] = (label, source)
 
     @property
     def labels(self) -> list[str]:
-        """The paths of the leaves, or the names of the tensors, in the order of their coming."""
+        """The paths of the leaves, or the names of the tensors, in the order they were added."""
         return [label for label, _ in self._cells.values()]
 
     def grid(self, patterns: Sequence[str]) -> Grid:
@@ -103,9 +106,9 @@ class Group:
     def names(
         self, patterns: Sequence[str], number: str, grid: Grid
     ) -> Iterator[tuple[str, Source]]:
-        """Yields the cells of a grid whose rows have these patterns, each with its name.
+        """Yields the name and the source of each cell of a grid; each row has one pattern.
 
-        ``number`` counts the columns of the grid; where it is ``""``, there is only one.
+        The capture ``number`` counts the grid's columns; if it is ``""``, there is one column.
         """
         for text, row in zip(patterns, grid.rows, strict=True):
             for column, source in enumerate(row):

@@ -1,6 +1,6 @@
-"""What follows a leaf that a checkpoint fills: what is computed from it, and the same leaf again.
+"""Finds what follows a filled leaf: leaves computed from it, and the same leaf at other paths.
 
-The leaves that were filled come in, and for each other leaf what takes its place. ``ema = cast(w)``
+The leaves that were filled come in; replacements of their followers go out. ``ema = cast(w)``
 is computed from the tensor that ``w`` is filled with, not from the ``w`` that an initializer would
 have made: the program of ``ema`` is cut where it meets the value that ``w`` was recorded as.
 """
@@ -29,11 +29,11 @@ _Computed: TypeAlias = LazyParam | DerivedParam
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """What takes the place of a leaf that follows others.
+    """The replacement of a leaf that follows filled leaves.
 
     Attributes:
-      leaf: the leaf that it is now.
-      of: the paths of the leaves that it follows, which were filled.
+      leaf: the leaf that replaces it.
+      of: the paths of the filled leaves that it follows.
     """
 
     leaf: Thunk
@@ -41,10 +41,10 @@ class Follower:
 
 
 class Leaders:
-    """Leaves that were filled, by what they were before."""
+    """The filled leaves, which are looked up by the leaf or the value that each was before."""
 
     def __init__(self, filled: Iterable[tuple[str, Any, Any]]) -> None:
-        """Takes the path of each, the leaf that it was (of any kind), and the one that it is."""
+        """Takes, for each, its path, the leaf before (of any kind), and the leaf after filling."""
         self._by_leaf: dict[int, Follower] = {}
         self._by_value: dict[int, list[tuple[Value, Mapping[str, AnyKey], Follower]]] = {}
         self._of_keys: dict[Any, tuple[dict[Value, Follower], Program]] = {}
@@ -58,7 +58,7 @@ class Leaders:
                 known.append((made.output, was.rng_path.roots, follower))
 
     def follower(self, leaf: Thunk) -> Follower | None:
-        """Returns what takes the place of a leaf; ``None`` if it follows none that was filled."""
+        """Returns the replacement of a leaf; ``None`` if it follows no filled leaf."""
         found = self._by_leaf.get(id(leaf))
         if found is None:
             found = self._computed(leaf) if isinstance(leaf, _Computed) else None
@@ -93,9 +93,10 @@ class Leaders:
     def _with_keys(
         self, made: Slice, keys: Mapping[str, AnyKey]
     ) -> tuple[dict[Value, Follower], Program]:
-        """Returns the leaves, by value, that were filled in a recording with these root keys.
+        """Returns the filled leaves of a recording with these root keys, by value, and a program.
 
-        And the program in which what came out of one equation with them is computed from them.
+        In the program, what one equation (a jit, a scan) returned beside a filled leaf is computed
+        from that leaf, if the equation's body does so.
         """
         which = id(made.program), frozenset(keys.items())
         if which not in self._of_keys:
@@ -108,13 +109,16 @@ class Leaders:
 def tied(
     loaded: Iterable[tuple[str, Any, StoredParam]],
 ) -> tuple[dict[str, StoredParam], list[str]]:
-    """Returns, by path, what fills a leaf that stands at several places, and what is wrong.
+    """Gives a leaf that stands at several paths one tensor; returns replacements, and problems.
 
-    Where a checkpoint has it under several names, all must hold the same values, which are read and
-    compared here if it is not one tensor.
+    If the checkpoint has several tensors for it, they must hold the same values: they are read
+    and compared here.
 
     Args:
-      loaded: path, the leaf that was there (of any kind), and the one that the checkpoint has.
+      loaded: for each loaded leaf, its path, the leaf before (of any kind), and the stored leaf.
+
+    Returns:
+      The leaves to put in place of loaded ones, by path, and a message for each that differs.
     """
     first: dict[Any, tuple[str, StoredParam]] = {}
     same: dict[str, StoredParam] = {}
@@ -138,34 +142,36 @@ def tied(
 
 
 def _identity(leaf: Thunk) -> Any:
+    """Returns what is equal for thunks that are one leaf."""
     if isinstance(leaf, LazyParam) and (made := slice_of(leaf)):
         return id(made.program), made.output, leaf.rng_path
     return id(leaf)
 
 
 def _equal(one: Source, other: Source, dtype: np.dtype) -> bool:
+    """Tells whether two sources, cast to a dtype, hold the same bytes; reads both in pieces."""
     parts = indices(one.shape, dtype.itemsize, PIECE)
     return all(
         as_bytes(cast(one.read(i), dtype, overflow=True))
         == as_bytes(cast(other.read(i), dtype, overflow=True))
-        for i in parts  # What overflows is refused when the leaf is read.
+        for i in parts  # Values that overflow are refused later, when the leaf is read.
     )
 
 
 def slice_of(leaf: _Computed) -> Slice | None:
-    """Returns the program of a leaf; ``None`` for what somebody made by hand."""
+    """Returns the recorded program of a leaf; ``None`` if its ``init_fn`` was not recorded."""
     return leaf.init_fn if isinstance(leaf.init_fn, Slice) else None
 
 
 def _leads(made: Slice) -> bool:
-    """Tells whether what is computed from a leaf follows it: from no key, no count of keys."""
+    """Tells whether other leaves may follow this one: it is no PRNG key, and no count of keys."""
     aval = made.program.avals[made.output]
     is_number = jnp.issubdtype(aval.dtype, jnp.inexact) or not made.program.is_small(made.output)
     return is_number and not is_key(aval)
 
 
 def _agree(some: Mapping[str, AnyKey], others: Mapping[str, AnyKey]) -> bool:
-    """Tells whether root keys are of one recording: another seed gives other values."""
+    """Tells whether two sets of root keys are equal where they have a stream in common."""
     return all(key == others.get(stream, key) for stream, key in some.items())
 
 
@@ -176,7 +182,7 @@ def _placed(leaf: Thunk, like: Thunk) -> Thunk:
 
 
 def _derived(leaf: _Computed, made: Slice, inputs: Mapping[Value, Thunk], met: set[Value]) -> Thunk:
-    """Returns what a leaf is once other leaves are handed in to its program."""
+    """Returns the leaf again, with other leaves as inputs of its program in place of values."""
     key, rng_path = (made.key, leaf.rng_path) if made.key in met else (-1, RngPath({}))
     if made.key < 0:
         streams = {made.program.streams[v] for v in met if v in made.program.streams}

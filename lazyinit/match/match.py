@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint make each leaf of a tree: by the leaf's own name, or by rules.
+"""Finds the tensors of a checkpoint that make each leaf of a tree, by its own name or by rules.
 
 Places and a checkpoint come in, and a ``Match`` for each leaf that has tensors goes out. Nothing
 is read. The search takes linear time: names are looked up, and a rule is tried only on leaves
@@ -30,10 +30,10 @@ class Match:
     """The tensors that make a leaf.
 
     Attributes:
-      tensors: what the checkpoint calls them; none if a rule says a constant.
-      source: them, in the layout of the leaf; the first alone if there is a problem.
-      problem: why they cannot make the leaf whatever its shape; ``""`` if they can.
-      complete: whether all tensors that the rule wants are there.
+      tensors: their names in the checkpoint; empty if a rule gives a constant.
+      source: reads them in the layout of the leaf; if there is a problem, the first tensor alone.
+      problem: why they cannot make the leaf in any shape; ``""`` if they can.
+      complete: whether the checkpoint has all tensors that the rule wants.
     """
 
     tensors: tuple[str, ...]
@@ -47,9 +47,9 @@ class Matching:
     """What was found for the leaves of a tree.
 
     Attributes:
-      matches: by the path of the leaf.
-      unused_rules: rules that had no part in it and are not optional.
-      ignored: tensors that make no leaf, and that a rule says are not missed.
+      matches: the match of each leaf that has one, by the leaf's path.
+      unused_rules: rules that were not used, without optional ones and ``Ignore``.
+      ignored: the names of tensors that make no leaf and that an ``Ignore`` fits.
     """
 
     matches: Mapping[str, Match]
@@ -65,7 +65,7 @@ def match(
     Takes linear time: a rule is tried only on leaves that end in its last key.
 
     Raises:
-      FillError: two tensors go by one name.
+      FillError: two tensors have the same name after renames, with ``.`` read as ``/``.
     """
     at = slashed(at).strip("/")
     names, used = named(checkpoint, [rule for rule in rules if isinstance(rule, Rename)])
@@ -90,14 +90,17 @@ def match(
 
 
 def _may_idle(rule: AnyRule) -> bool:
+    """Tells whether nobody needs to know that a rule was not used."""
     return isinstance(rule, Ignore) or (isinstance(rule, Rule) and rule.optional)
 
 
 def named(checkpoint: Checkpoint, renames: Sequence[Rename]) -> tuple[dict[str, str], set[int]]:
-    """Returns the checkpoint's names by the names to match, and the ids of the renames used.
+    """Returns each tensor's name in the checkpoint by its name after renames.
+
+    Returns also the ids of the renames that were used.
 
     Raises:
-      FillError: two tensors go by one name.
+      FillError: two tensors have the same name after renames, with ``.`` read as ``/``.
     """
     names: dict[str, str] = {}
     used: set[int] = set()
@@ -118,7 +121,7 @@ def named(checkpoint: Checkpoint, renames: Sequence[Rename]) -> tuple[dict[str, 
 
 
 class _Search:
-    """Finds the tensors of one leaf after the other; what several leaves share is kept."""
+    """Finds the tensors of leaves, one leaf at a time, and caches what several leaves share."""
 
     def __init__(
         self,
@@ -143,7 +146,8 @@ class _Search:
     def find(self, place: Place) -> tuple[Match | None, Rule | None]:
         """Returns the tensors that make a leaf, and the rule that led to them.
 
-        ``None`` stands for no tensors, and for no rule: the leaf's own name may be a tensor's.
+        The match is ``None`` if no tensor makes the leaf. The rule is ``None`` if none was needed,
+        since the leaf's own name is a tensor's.
         """
         found, rule = self._find(place)
         if found is None:
@@ -174,13 +178,16 @@ class _Search:
         return second
 
     def _takes(self, fit: Fit, tensor: str) -> bool:
-        """Tells whether a rule makes the leaf of a tensor, among others."""
+        """Tells whether a tensor is among those that a rule makes a leaf of."""
         return any(tensor in row for row in self._tensors(fit.rule, fit.captures)[0])
 
     def _lacks_scales(
         self, second: tuple[Match | None, Rule | None], found: Match, place: Place
     ) -> bool:
-        """Tells whether quantized values would go by a rule for others, as scales are missing."""
+        """Tells whether a later rule would read quantized values without their scales.
+
+        That is so if an earlier rule decodes them, but lacks a tensor (``second``).
+        """
         rule = second[1]
         is_decoded = second[0] is not None and rule is not None and rule.changes().is_decoding
         return is_decoded and self._unfit.are_quantized(found.tensors, place.dtype)
@@ -201,7 +208,7 @@ class _Search:
     def _made(self, fit: Fit, dtype: Any) -> tuple[Match | None, Grid]:
         """Returns the tensors that a rule takes, and the grid of all leaves that it makes of them.
 
-        The match has the first tensor as its source. The grid is empty if there is a problem.
+        The match's source is the first tensor alone. The grid is empty if there is a problem.
         """
         if len(fit.rule.leaves) == 1 and not fit.rule.unstacked:
             return self._made_anew(fit, dtype)
@@ -235,7 +242,7 @@ class _Search:
             return replace(found, problem=str(error).rstrip(".")), Grid(())
 
     def _tensors(self, rule: Rule, captures: Captures) -> tuple[list[tuple[str, ...]], str]:
-        """Returns the tensors that there are for each pattern of a rule, and one that is not."""
+        """Returns the tensors that exist for each pattern of a rule, and one missing name."""
         patterns = [pattern(tensor) for tensor in rule.tensors]
         if not rule.stacked:
             wanted = [each.write(captures) for each in patterns]
@@ -256,7 +263,7 @@ class _Search:
 
 
 class _Numbered:
-    """The tensors of a checkpoint by their names without a number; looked up once a pattern."""
+    """An index of tensors by their names without one number, built once for each pattern."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
@@ -266,7 +273,7 @@ class _Numbered:
             self._by_last.setdefault(name.rpartition("/")[2], []).append(name)
 
     def find(self, text: str, number: str, captures: Captures) -> Mapping[int, str]:
-        """Returns tensors by their number: those of a pattern in which the rest is captured."""
+        """Returns the tensors that fit a pattern with these captures, by the number left open."""
         if (text, number) not in self._found:
             self._found[text, number] = self._look(pattern(text), number)
         return self._found[text, number].get(pattern(text).write(captures.without(number)), {})
@@ -281,6 +288,7 @@ class _Numbered:
 
 
 def _constant(constant: Constant, shape: Shape | None) -> Match:
+    """Returns the match of a leaf whose values a rule gives, broadcast to the leaf's shape."""
     value = np.asarray(constant.value)
     wanted = value.shape if shape is None else shape
     try:

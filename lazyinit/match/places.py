@@ -1,4 +1,4 @@
-"""Where the leaves of a tree are, and the names by which a checkpoint may know them.
+"""Lists the leaves of a tree, with the names that a checkpoint may have for each.
 
 A tree comes in, and a ``Place`` for each leaf goes out. A checkpoint may hang below a subtree
 (``at``), and may know nothing of Linen's collections, so one leaf has several possible names.
@@ -22,8 +22,8 @@ class Place:
 
     Attributes:
       path: its path in the tree.
-      name: its path with ``/`` for ``.``, without the attribute in which a metadata box keeps it.
-      boxed: its name with that attribute; ``""`` if it is in no box.
+      name: its path with ``/`` for ``.``, without the attribute of the metadata box around it.
+      boxed: its name with that attribute; ``""`` if there is no box around it.
       shape: its shape, which gives the sizes that a rule leaves open; ``None`` if not known.
       linen: whether the first keys of its tree are Linen's collections.
       dtype: its dtype; ``None`` if not known.
@@ -34,30 +34,30 @@ class Place:
     boxed: str
     shape: Shape | None
     linen: bool
-    dtype: Any = None  # Also those of JAX's keys.
+    dtype: Any = None  # Any: the dtypes of JAX's PRNG keys are no NumPy dtypes.
 
     def below(self, at: str) -> str:
-        """Returns its name below a subtree, or ``""`` if it lies outside."""
+        """Returns the leaf's name below a subtree, or ``""`` if the leaf lies outside of it."""
         return _below(self.name, at)
 
     def own_names(self, at: str) -> Iterator[str]:
-        """Yields the names of the tensors that make it without any rule."""
+        """Yields the names of tensors that make the leaf without any rule."""
         if boxed := _below(self.boxed, at):
             yield boxed
         if below := self.below(at):
             yield below
 
     def names(self, at: str, rule: Rule) -> Iterator[str]:
-        """Yields the names, ends of its own, by which a rule may know it: the longest first."""
+        """Yields the tails of the leaf's name that a rule's patterns may match, longest first."""
         if below := self.below(at):
             yield below
         if rule.across_collections and (inner := self._below_collection(at)):
             yield inner
 
     def candidates(self, at: str, rules: Sequence[Rule]) -> Iterator[tuple[str, Rule | None]]:
-        """Yields the names that its (first) tensor may have, best first, and the rules.
+        """Yields the names that the leaf's (first) tensor may have, best first, each with its rule.
 
-        A number that is stacked stays as it is in the rule, ``{n}``.
+        The rule is ``None`` for the leaf's own names. A stacked number stays ``{n}`` in a name.
         """
         for name in self.own_names(at):
             yield name, None
@@ -67,6 +67,7 @@ class Place:
                     yield tensor, rule
 
     def _below_collection(self, at: str) -> str:
+        """Returns the name below ``at`` without a Linen collection; ``""`` if there is none."""
         collection, _, inner = at.partition("/")
         if not self.linen or collection not in ("", "params"):
             return ""
@@ -80,7 +81,7 @@ def _below(name: str, at: str) -> str:
 
 
 def places(tree: Any) -> list[tuple[Place, Any]]:
-    """Returns every leaf of any pytree with its place, in JAX's order of leaves."""
+    """Returns every leaf of any pytree after its place, in JAX's order of leaves."""
     named, leaves = [], []
     raw = jax.tree_util.tree_leaves_with_path(tree)
     for (keys, leaf), (with_value, _) in zip(paths.leaves_with_keys(tree), raw, strict=True):
@@ -93,7 +94,7 @@ def places(tree: Any) -> list[tuple[Place, Any]]:
 
 
 def places_of(leaves: Mapping[str, Any]) -> list[tuple[Place, Any]]:
-    """Returns leaves that are given by path (of any type) with their places, in order."""
+    """Returns leaves (of any type) that are given by path, each after its place, in order."""
     return _placed([(path, slashed(path), "") for path in leaves], list(leaves.values()))
 
 

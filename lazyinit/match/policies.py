@@ -18,7 +18,7 @@ UnexpectedWord: TypeAlias = Literal["report", "ignore", "error"]
 MismatchWord: TypeAlias = Literal["error", "init"]
 CastWord: TypeAlias = Literal["report", "overflow", "lossless", "error"]
 
-# Any: a leaf, and a leaf that takes its place.
+# Any: the leaf that is asked about, and the leaf that a callable returns to replace it.
 _DecideMissing: TypeAlias = Callable[[str, Any], MissingWord]
 _DecideUnexpected: TypeAlias = Callable[[str, Source], UnexpectedWord]
 _DecideMismatch: TypeAlias = Callable[[str, Any, Source], Any]
@@ -38,7 +38,7 @@ OnCast: TypeAlias = CastWord | _DecideCast | Mapping[str, CastWord | _DecideCast
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One policy of ``fill``, checked.
+    """One policy of ``fill``, whose words and globs are known to be valid.
 
     Attributes:
       argument: the name of the argument: ``"on_missing"``.
@@ -59,11 +59,11 @@ class Policy:
         Args:
           argument: its name.
           given: its value: a word, a callable, or a mapping from globs to either.
-          words: the words that it may be or say.
+          words: the words that are allowed, as a value and as a callable's answer.
           known: the paths, or names of tensors, that globs select from.
 
         Raises:
-          FillError: it is none of these.
+          FillError: the value is no word, callable or mapping from globs to these.
           PathError: a glob matches nothing that is known.
         """
         if not isinstance(given, Mapping):
@@ -84,14 +84,15 @@ class Policy:
         return cls(argument, words, tuple(choices))
 
     def decide(self, path: str, *case: Any) -> Any:
-        """Returns what is to be done in one case: a word, or what a callable made instead.
+        """Returns what to do in one case: a word, or what a callable returned in place of one.
 
         Args:
-          path: of the leaf, or the name of the tensor.
-          *case: what a callable is told: the leaf, the source. Without it no callable is asked.
+          path: the path of the leaf, or the name of the tensor.
+          *case: what a callable gets besides: the leaf, the source. Without any, the answer is
+            ``"error"`` where a callable would decide.
 
         Raises:
-          FillError: a callable refuses the case by raising it.
+          FillError: a callable raised it to refuse the case.
         """
         name = slashed(path)
         for pattern, choice in self.choices:

@@ -1,4 +1,4 @@
-"""Which tensors make the PRNG keys of a tree: by their names alone, no rule knows of keys."""
+"""Finds the tensors that hold a tree's PRNG keys, by their names alone: rules do not apply."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -18,22 +18,24 @@ from lazyinit.tensors.memory import HeldTensor
 def match_keys(
     leaves: Iterable[tuple[Place, Any]], checkpoint: Checkpoint, names: Mapping[str, str], at: str
 ) -> dict[str, Match]:
-    """Finds the words of each key, by the path of the leaf.
+    """Finds the tensor that holds the words of each PRNG key.
 
     Args:
-      leaves: of typed keys.
-      checkpoint: where to look.
-      names: what the checkpoint calls a tensor, by the name to match.
-      at: the subtree under which it hangs.
+      leaves: the leaves that are typed keys, each after its place.
+      checkpoint: the tensors.
+      names: each tensor's name in the checkpoint, by its name after renames.
+      at: the path of the subtree that the checkpoint fills; ``""`` for the whole tree.
+
+    Returns:
+      The match of each key that was found, by the path of its leaf.
 
     Raises:
-      FillError: keys of another implementation or shape. All problems are collected.
+      FillError: tensors hold keys of another implementation or shape; names all of them.
     """
     found: dict[str, Match] = {}
     problems = []
-    told: dict[
-        str, tuple[str, str]
-    ] = {}  # By the name of the leaf: the tensor, its implementation.
+    # The tensor and the implementation that its name tells, by the name of the leaf.
+    told: dict[str, tuple[str, str]] = {}
     for name, tensor in names.items():
         leaf_name, is_told, impl = name.rpartition(f"/{KEY_DATA}/")
         if is_told:
@@ -43,7 +45,7 @@ def match_keys(
         if tensor and is_typed_key(checkpoint[tensor]):
             impl = implementation(checkpoint[tensor].dtype)
         if not tensor or (impl is None and checkpoint[tensor].dtype != "uint32"):
-            continue  # What only has the name of the leaf may be anything.
+            continue  # A tensor that merely has the leaf's name need not hold a key.
         source, wanted = _as_words(checkpoint[tensor]), implementation(leaf.dtype)
         shape = (*leaf.shape, words(leaf.dtype))
         if impl not in (None, "", wanted):
@@ -64,7 +66,7 @@ def match_keys(
 
 
 def _as_words(source: Source) -> Source:
-    """Returns the words of typed keys in memory; any other source as it is."""
+    """Returns the words of typed keys in memory, and any other source unchanged."""
     if isinstance(source, HeldTensor) and is_typed_key(source):
         return replace(source, array=jax.random.key_data(source.array))
     return source
@@ -73,9 +75,10 @@ def _as_words(source: Source) -> Source:
 def _words_of(
     place: Place, names: Mapping[str, str], told: Mapping[str, tuple[str, str]], at: str
 ) -> tuple[str, str | None]:
-    """Returns the tensor of a key (``""`` if there is none) and what its name says.
+    """Returns the tensor of a key (``""`` if there is none), and the implementation in its name.
 
-    That is the implementation; ``""`` that it holds words; ``None``, that of the leaf alone.
+    The implementation is ``""`` if the name only tells that the tensor holds words, and ``None``
+    if it is the leaf's own name.
     """
     for name in place.own_names(at):
         if name in told:

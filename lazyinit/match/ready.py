@@ -1,7 +1,7 @@
-"""Which ready map is meant, where nobody said: one that explains all of a tree and a checkpoint.
+"""Finds the ready map that explains all of a tree and a checkpoint, where the user gives no rules.
 
 The leaves of a tree, a checkpoint and the ``config.json`` beside it come in. A map goes out if it
-is the only one for this family that has a tensor for every leaf, and a word for every tensor.
+is the only one of its family that has a tensor for every leaf, and that no tensor is left over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class Meant:
-    """The rules that are meant.
+    """The ready map that was found, or why none was.
 
     Attributes:
-      name: of the map, ``""`` if it is none.
-      rules: those of the map.
-      why: why maps of this family are not meant; ``""`` if there is none, or one is.
+      name: the name of the map; ``""`` if none was found.
+      rules: the rules of the map.
+      why: why each map of this family does not fit; ``""`` if one does, or if none was tried.
     """
 
     name: str = ""
@@ -47,18 +47,18 @@ def find_map(
 ) -> Meant:
     """Returns the one map that explains every leaf and every tensor.
 
-    None is meant if the leaves go by the names of the tensors themselves. The embedding's copy
-    that a model with a tied head saves needs no leaf.
+    No map is tried if the leaves have the tensors' own names. If the configuration ties the head
+    to the embedding, the head's tensor needs no leaf.
 
     Args:
-      leaves: those that are to be filled.
-      checkpoint: names and shapes of which are looked at.
-      config: what ``config.json`` says (any JSON): ``model_type`` is the family.
-      at: the subtree under which the checkpoint hangs.
-      ready: the maps that there are.
+      leaves: the places of the leaves that are to be filled.
+      checkpoint: the tensors; only their names and shapes are looked at.
+      config: the content of ``config.json`` (any JSON); its ``model_type`` is the family.
+      at: the path of the subtree that the checkpoint fills; ``""`` for the whole tree.
+      ready: the maps to choose from.
 
     Raises:
-      FillError: several maps explain all of it.
+      FillError: several maps explain every leaf and every tensor.
     """
     family = config.get("model_type")
     known = [each for each in ready if family in each.model_types]
@@ -85,7 +85,7 @@ def _doubt(
     config: Mapping[str, Any],
     at: str,
 ) -> str:
-    """Returns what a map does not explain, or ``""``."""
+    """Returns what a map does not explain; ``""`` if it explains every leaf and every tensor."""
     try:
         rules = ready.rules_for(config)
     except errors.FillError as error:
@@ -105,10 +105,11 @@ def _doubt(
 
 
 def with_config(checkpoint: Any) -> tuple[Checkpoint, Mapping[str, Any]]:
-    """Opens a checkpoint, and returns what is said of its model, which may be nothing.
+    """Opens a checkpoint, and returns it with the configuration of its model, which may be empty.
 
-    That is the ``config.json`` of a local folder, or the architecture that a GGUF file names: its
-    tensors then go by the names of ``transformers``, as ready maps do.
+    A local folder's configuration is its ``config.json``. A GGUF file names an architecture: that
+    gives the ``model_type``, and the tensors get their names in ``transformers``, which ready maps
+    use.
 
     Args:
       checkpoint: what ``open_checkpoint`` takes.

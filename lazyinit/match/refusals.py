@@ -14,13 +14,13 @@ from lazyinit.sources import describe
 
 
 def called(names: Sequence[str]) -> str:
-    """Returns names for people: one, a few, or the first and the last of many."""
+    """Returns names in one line: up to three, or of more the first, the count and the last."""
     several = names if len(names) < 4 else (names[0], f"... ({len(names)})", names[-1])
     return ", ".join(several)
 
 
 def mismatch(entry: LeafReport, problem: str, checkpoint: Checkpoint) -> str:
-    """Returns the message for a leaf whose tensors have another shape or kind, or a problem."""
+    """Returns the message for a leaf whose tensors have the wrong shape or kind, or a problem."""
     return (
         f"{entry.path}: the model wants {entry.array}, "
         f"{_held(entry, checkpoint)}{f'; {problem}' * bool(problem)}. "
@@ -46,7 +46,7 @@ def unlike(path: str, leaf: Any, answer: Any) -> Iterator[str]:
 
 
 def _held(entry: LeafReport, checkpoint: Checkpoint) -> str:
-    """Says which tensors hold what."""
+    """Returns the part of a message that says which tensors there are, and what they hold."""
     if len(entry.tensors) < 2:
         what = "tensor " + repr(entry.tensor) if entry.tensors else entry.tensor
         return f"{what} holds {describe(entry.stored_shape, entry.stored_dtype)}"
@@ -59,7 +59,7 @@ def _held(entry: LeafReport, checkpoint: Checkpoint) -> str:
 
 
 def initialized(absent: Sequence[str], leaves: int, checkpoint: Checkpoint) -> str:
-    """Returns the warning about leaves that no tensor makes, and that are initialized."""
+    """Returns the warning that leaves without a tensor will be initialized."""
     shown = ", ".join(absent[:10]) + f" and {len(absent) - 10} more" * (len(absent) > 10)
     return (
         f"{absent[0]}: {len(absent)} of {leaves} leaves have no tensor in {checkpoint.origin} and "
@@ -99,7 +99,7 @@ def left_over(entry: LeafReport) -> str:
 def nothing_matches(
     leaves: Sequence[Place], checkpoint: Checkpoint, rules: tuple[AnyRule, ...]
 ) -> str:
-    """Returns the message for a checkpoint that makes no leaf at all, and what might help."""
+    """Returns the message that a checkpoint makes no leaf at all, with what might help."""
     rule_sets = [("", ()), ("lazyinit.TORCH", TORCH)]
     if rules and rules != TORCH:
         rule_sets.append(("rules", rules))

@@ -20,21 +20,22 @@ Status: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafReport(Facts):
-    """What ``fill`` found for one leaf, or a tensor that no leaf is made from: facts, and these.
+    """What ``fill`` did with one leaf, or with one tensor that no leaf is made from.
 
-    The facts are those of the leaf as ``fill`` returns it. Of an unexpected tensor they are those
-    of a leaf that would be read from it, and its path is the name of the tensor.
+    The inherited attributes are the facts of the leaf as ``fill`` returns it. For an unexpected
+    tensor they are the facts of a leaf that would be read from it; its path is the tensor's name.
 
     Attributes:
-      status: ``"loaded"`` from the checkpoint; ``"missing"`` from it, and will be initialized;
-        ``"derived"``, which it lacks, but it has what this leaf is computed from, or the same leaf;
-        ``"mismatched"``, so left as it was; ``"adapted"``, mismatched too, and replaced by what
-        ``on_mismatch`` returned; ``"kept"``, an array, a leaf filled before or the state of a
-        random stream, which this checkpoint lacks; ``"unexpected"``, a tensor that makes no leaf.
-      tensor: what the tensors are called in the checkpoint, for people; ``""`` if there are none.
+      status: ``"loaded"``: it is read from the checkpoint. ``"missing"``: the checkpoint lacks it,
+        and it will be initialized. ``"derived"``: the checkpoint lacks it, but has what it is
+        computed from, or the same leaf at another path. ``"mismatched"``: its tensor does not fit,
+        and it was left as it was. ``"adapted"``: its tensor does not fit, and ``on_mismatch``
+        replaced it. ``"kept"``: the checkpoint lacks it, and it is an array, a leaf filled before
+        or the state of a random stream. ``"unexpected"``: it is a tensor that makes no leaf.
+      tensor: the names of its tensors, shortened for people; ``""`` if it has none.
       stored_shape: the shape of the (first) tensor, before any layout change.
       stored_dtype: the dtype of the (first) tensor; that of the leaf if there is none.
-      tensors: the name of each tensor.
+      tensors: the names of all its tensors.
       follows: the paths of the leaves that a derived leaf follows.
     """
 
@@ -59,10 +60,10 @@ class Report(Shown):
       origin: where the tensors lie.
       entries: one for each leaf that a tensor could make, in tree order, then one for each
         unexpected tensor, in the order of the checkpoint.
-      unused_rules: rules that had no part in it; not those of ``TORCH``, which are optional.
+      unused_rules: rules that were not used. Optional ones, such as ``TORCH``'s, are not listed.
       provenance: where each leaf of the filled tree comes from.
-      ready_map: which map of ``lazyinit.maps`` ``from_pretrained`` took by itself, or ``""``.
-      dequantized: by which method weights were quantized that are loaded as numbers, or ``""``.
+      ready_map: the map of ``lazyinit.maps`` that ``from_pretrained`` chose itself, or ``""``.
+      dequantized: the quantization method of weights that are dequantized when read, or ``""``.
 
     Example:
       >>> import numpy as np
@@ -94,7 +95,7 @@ class Report(Shown):
 
     @property
     def derived(self) -> tuple[str, ...]:
-        """Paths of the leaves that the checkpoint lacks, computed from others that it has."""
+        """Paths of the leaves that the checkpoint lacks, and that follow leaves that it fills."""
         return self._paths("derived")
 
     @property
@@ -104,17 +105,17 @@ class Report(Shown):
 
     @property
     def mismatched(self) -> tuple[str, ...]:
-        """Paths of the leaves whose tensor has another shape or kind; left as they were."""
+        """Paths of the leaves whose tensor has another shape or kind; they are unchanged."""
         return self._paths("mismatched")
 
     @property
     def adapted(self) -> tuple[str, ...]:
-        """Paths of the leaves that ``on_mismatch`` replaced, by ``lazyinit.overlap`` for one."""
+        """Paths of the leaves that ``on_mismatch`` replaced, for example by an overlap."""
         return self._paths("adapted")
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Paths of what the checkpoint lacks and the tree had: arrays, and leaves filled before."""
+        """Paths of arrays and of leaves filled before, which this checkpoint lacks."""
         return self._paths("kept")
 
     @property
@@ -129,13 +130,13 @@ class Report(Shown):
 
     @property
     def sources(self) -> Mapping[str, LeafReport]:
-        """By path, the entry of every leaf for which a tensor was found, mismatched ones too."""
+        """The entries of leaves for which a tensor was found, mismatched ones too, by path."""
         found = (entry for entry in self.entries if entry.status != "unexpected")
         return {entry.path: entry for entry in found if entry.tensor}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the loaded leaves once made, over all their shards together."""
+        """The size of the loaded leaves as whole arrays, in bytes, however they are sharded."""
         return sum(entry.nbytes for entry in self.entries if entry.status == "loaded")
 
     def _paths(self, status: Status) -> tuple[str, ...]:

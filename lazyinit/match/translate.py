@@ -21,9 +21,9 @@ def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, 
     """Returns the leaves that rules make of tensors, where the rules alone say which.
 
     If several rules fit a tensor, the one that is narrower than all others counts. A tensor that
-    a rule says to ignore is left out. Tied leaves and constants are not made: a tied tensor lies
-    in its first leaf already, and the shape of a constant is not known. Without any ``Rule`` a
-    tensor keeps its name, or gets the one that a ``Rename`` gives it.
+    an ``Ignore`` fits is left out. Tied leaves and constants are not made: a tied tensor is in its
+    first leaf already, and the shape of a constant is not known. If there is no ``Rule``, a tensor
+    keeps its name, or gets the one that a ``Rename`` gives it.
 
     Args:
       checkpoint: the tensors.
@@ -80,7 +80,7 @@ def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, 
 
 
 class _Choice:
-    """Which rule a tensor goes by."""
+    """Chooses the rule that says what becomes of a tensor."""
 
     def __init__(self, rules: Sequence[AnyRule]) -> None:
         self._rows = [
@@ -91,7 +91,10 @@ class _Choice:
         ]
 
     def fits(self, name: str) -> list[tuple[Rule | Ignore, int, Captures]]:
-        """Returns the narrowest of the rules that fit a tensor: one, if they are told apart."""
+        """Returns the narrowest rules that fit a tensor: one, unless none or several qualify.
+
+        Each comes with the index of its pattern, and what that captured.
+        """
         last = name.rpartition("/")[2]
         found = [
             (rule, row, captures, text)
@@ -104,7 +107,7 @@ class _Choice:
             for rule, row, captures, text in found
             if not any(_is_narrower(other, text) for *_, other in found)
         ]
-        # Rules that say the same of it are as good as one.
+        # A rule counts before an Ignore, and rules that say the same count as one.
         rules = [each for each in narrowest if isinstance(each[0], Rule)]
         return list({_said(each[0]): each for each in rules or narrowest}.values())
 
@@ -115,6 +118,6 @@ def _said(rule: Rule | Ignore) -> object:
 
 @functools.lru_cache(maxsize=4096)
 def _is_narrower(one: str, other: str) -> bool:
-    """Tells whether all that fits one pattern fits the other, but not the other way round."""
+    """Tells whether what fits one pattern fits the other, but not the other way round."""
     inside = pattern(other).match(pattern(one).sample()) is not None
     return inside and pattern(one).match(pattern(other).sample()) is None

@@ -1,4 +1,4 @@
-"""Tensors that cannot make a leaf as they are: those refused, and quantized ones without scales."""
+"""Says why a tensor cannot make a leaf as it is: it is not read, or needs its scales."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from lazyinit.checkpoint import Checkpoint
 from lazyinit.patterns import pattern, slashed
 from lazyinit.tensors.refused import RefusedTensor
 
-_SCALE = "_scale"  # What the names of scales have after the name of their values.
+_SCALE = "_scale"  # Comes after the name of the values in the name of their scales.
 _BY_FOLDER = (
     "open a folder whose config.json says how with "
     "lazyinit.open_checkpoint(folder, dequantize=True)"
@@ -25,13 +25,13 @@ class Unfit:
         self._checkpoint = checkpoint
 
     def refused(self, tensors: Iterable[str]) -> str:
-        """Returns why one of the tensors is not read at all, or ``""``."""
+        """Returns why one of the tensors cannot be read at all; ``""`` if all can."""
         found = (self._checkpoint[tensor] for tensor in tensors)
         problems = (each.problem for each in found if isinstance(each, RefusedTensor))
         return next(problems, "").rstrip(".")
 
     def unscaled(self, tensors: Iterable[str], dtype: Any) -> str:  # Any: JAX's own dtypes, too.
-        """Returns why values may not be cast to a dtype: that they have scales, or ``""``."""
+        """Returns why tensors need scales before a cast to a dtype; ``""`` if they do not."""
         for tensor in tensors:
             if tensor in self._scales and self._is_small(tensor, dtype):
                 return (
@@ -41,10 +41,12 @@ class Unfit:
         return ""
 
     def packed(self, names: Iterable[str]) -> tuple[str, str]:
-        """Returns the tensor that is one of these, quantized and packed, and why it cannot be read.
+        """Returns a packed, quantized tensor that stands for one of the names, and why it is unfit.
+
+        Both are ``""`` if there is none.
 
         Args:
-          names: of tensors that there are not, with ``/`` or ``.``; numbers may stand as ``{n}``.
+          names: names that no tensor has, with ``/`` or ``.``; ``{n}`` may stand for a number.
         """
         for name in names if self._packed else ():
             name = slashed(name)
@@ -60,7 +62,7 @@ class Unfit:
         return is_float and held != dtype and held.itemsize == 1 and held != "bool"
 
     def are_quantized(self, tensors: Iterable[str], dtype: Any) -> bool:  # Any: as above.
-        """Tells whether one of the tensors has fewer bits than a leaf of a dtype of floats."""
+        """Tells whether a tensor holds numbers of one byte where the leaf wants other floats."""
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             return False
         held = (self._checkpoint[tensor].dtype for tensor in tensors)
@@ -68,19 +70,19 @@ class Unfit:
 
     @functools.cached_property
     def _scales(self) -> Mapping[str, str]:
-        """The names of scales by those of their values."""
+        """The names of scales, by the names of the tensors that they scale."""
         found: dict[str, str] = {}
         for name in self._checkpoint:
             values, is_scale, rest = name.rpartition(_SCALE)
             if is_scale and not any(mark in rest for mark in "./"):
                 found.setdefault(values, name)
-            elif name.endswith((".absmax", ".SCB")):  # Those of bitsandbytes.
+            elif name.endswith((".absmax", ".SCB")):  # As bitsandbytes names its scales.
                 found.setdefault(name.removesuffix(".absmax").replace(".SCB", ".weight"), name)
         return found
 
     @functools.cached_property
     def _packed(self) -> Mapping[str, str]:
-        """The names of packed tensors by those that they have where nothing is quantized."""
+        """The names of packed tensors, by the names that they have in an unquantized checkpoint."""
         found: dict[str, str] = {}
         for name in self._checkpoint:
             stem, _, last = name.rpartition(".")
@@ -92,4 +94,4 @@ class Unfit:
         return found
 
 
-_NO_VALUES = ("bool", "uint8")
+_NO_VALUES = ("bool", "uint8")  # One-byte dtypes of masks and packed bits, not of numbers.

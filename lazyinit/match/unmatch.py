@@ -23,21 +23,21 @@ def unmatch(
 ) -> dict[str, Source]:
     """Returns the tensors of a checkpoint from which ``fill`` would make these leaves again.
 
-    Each leaf goes by the first rule that fits it. One that no rule fits keeps its name, with
-    ``.`` between its keys if the rules write tensors so. Where rules make two leaves of one
-    tensor, both are read and compared: they must be equal.
+    The first rule that fits a leaf makes its tensors. A leaf that no rule fits keeps its name,
+    with ``.`` between its keys if the rules' names of tensors have dots. If two leaves share one
+    tensor, both are compared when the tensor is read, and must be equal.
 
     Args:
-      leaves: of one tree, each with what it holds.
+      leaves: the leaves of one tree, each after its place, as sources of their values.
       rules: as ``fill`` takes them.
-      at: the subtree under which the checkpoint hangs; what lies outside it is left out.
+      at: the path of the subtree that the checkpoint is for; leaves outside it are left out.
 
     Returns:
       The sources by the names of tensors, in the order of the leaves.
 
     Raises:
-      FillError: a rule cannot be read backwards, a leaf that it needs is not there, or the
-        tensors would not be read back as these leaves.
+      FillError: a rule cannot be read backwards, a rule needs a leaf that is not there, or
+        ``fill`` would not read these leaves back from the tensors.
     """
     at = slashed(at).strip("/")
     index = RuleIndex([rule for rule in rules if isinstance(rule, Rule)])
@@ -45,7 +45,7 @@ def unmatch(
     groups: dict[Hashable, Group] = {}
     waiting: list[tuple[Place, Source] | Group] = []
     for place, source in leaves:
-        # Rules across collections are for checkpoints whose names have no collection in them.
+        # A rule across collections is for a checkpoint whose names have no collection in them.
         fit = next(index.fits(place, at, innermost=True), None)
         if fit is not None:
             key, number = fit.key(fit.rule.unstacked), fit.rule.unstacked
@@ -66,13 +66,13 @@ def unmatch(
 
 
 def _own_name(place: Place, at: str) -> str:
-    """Returns the name of a leaf that no rule names: its path below ``at``, dots and all."""
-    path = place.path[: len(place.name)]  # Without the "value" of a box.
+    """Returns a tensor's name for a leaf that no rule fits: its path below ``at``, dots and all."""
+    path = place.path[: len(place.name)]  # Cuts off the "value" of a metadata box.
     return path[len(at) + 1 :] if at else path
 
 
 class _Tensors:
-    """Tensors under the names that rules give them, and the leaves that each was made from."""
+    """Collects tensors under the names that rules give them, each with the leaves behind it."""
 
     def __init__(self, rules: Sequence[AnyRule]) -> None:
         self._rules = rules
@@ -82,6 +82,7 @@ class _Tensors:
         self.sources: dict[str, Source] = {}
 
     def put_group(self, group: Group) -> None:
+        """Adds the tensors that a rule, read backwards, makes of a group of leaves."""
         rule = group.rule
         if isinstance(rule.tensor, Constant):
             return
@@ -94,7 +95,7 @@ class _Tensors:
             self.put(name, source, group.labels)
 
     def put(self, name: str, source: Source, paths: list[str]) -> None:
-        """Adds a tensor under the name that renames give it; leaves that share one must agree."""
+        """Adds a tensor under its name after renames; one that is there already must be equal."""
         for rename in self._renames:
             name = rename.tensor_for(slashed(name)) or name
         name = name.replace("/", ".") if self._dotted else name
@@ -111,7 +112,7 @@ class _Tensors:
         self._makers.setdefault(name, []).extend(paths)
 
     def check(self, leaves: Sequence[Place], at: str) -> None:
-        """Raises a ``FillError`` if the tensors would not be read back as these leaves."""
+        """Raises a ``FillError`` if ``fill`` would not read these leaves back from the tensors."""
         made: dict[str, list[str]] = {}
         for name, paths in self._makers.items():
             for path in paths:
@@ -129,6 +130,7 @@ class _Tensors:
 
 
 def _tensor_texts(rules: Sequence[AnyRule]) -> Iterator[str]:
+    """Yields how rules write the names of tensors, to see whether they have dots."""
     for rule in rules:
         if isinstance(rule, Rule):
             yield from rule.tensors
