@@ -8,11 +8,11 @@ for any number of keys. Beyond that the two uses differ in what people need:
   root, and knows ``?`` and ``[...]`` as a shell does. Here ``.`` is a character like any other.
 - ``pattern`` reads what rules take. It fits a whole name, ``{n}`` stands for a number, and ``.``
   means the same as ``/``. Here ``?`` and ``[`` are plain characters, as tensors may have them in
-  their names. What the wildcards captured in one name is written out with another pattern.
+  their names. Another pattern can write out what the wildcards captured in a name.
 
-In both, a backslash takes the meaning from the character after it, if that has one in either:
-``escape`` writes any name so. A ``/`` at the end of a pattern means nothing, and so does one at its
-beginning; with a backslash it belongs to the name.
+In both, a backslash before a character with a meaning in either makes it a plain character;
+``escape`` does this for any name. A ``/`` at the start or the end of a pattern means nothing; with
+a backslash it belongs to the name.
 """
 
 import functools
@@ -24,12 +24,12 @@ from lazyinit import errors
 
 
 def slashed(name: str) -> str:
-    """Returns the form in which names are compared: ``a.b`` and ``a/b`` are one name."""
+    """Returns a name with ``/`` for each ``.``: names are compared in this form."""
     return name.replace(".", "/")
 
 
 def joined_like(name: str, other: str) -> str:
-    """Returns a ``/``-joined name with ``.`` between its keys if another name is joined so."""
+    """Returns a ``/``-joined name, but joined by ``.`` if the other name is."""
     return name.replace("/", ".") if "." in other and "/" not in other else name
 
 
@@ -38,8 +38,8 @@ class Captures:
     """What the wildcards and numbers of a pattern stood for in a name.
 
     Attributes:
-      texts: of the wildcards, in order.
-      numbers: of ``{n}``, as ``(name, digits)``, in order.
+      texts: what each wildcard stood for, in order.
+      numbers: what each ``{n}`` stood for, as ``(name, digits)``, in order.
     """
 
     texts: tuple[str, ...]
@@ -59,12 +59,12 @@ class Pattern:
     """A compiled pattern; ``glob`` and ``pattern`` make it.
 
     Attributes:
-      parts: its text, cut at its wildcards and numbers: plain text, without backslashes, is at
-        even places. Each key, the last one too, is followed by ``/``; that of a ``**`` belongs to
-        the wildcard.
-      regex: the regular expression for names whose keys are each followed by ``/``, so that a
-        ``**`` that stands for no key leaves no stray ``/`` behind.
-      last: the last key of all names that fit, or ``""`` if they may differ in it.
+      parts: the pattern's text, cut so that plain text (without backslashes) is at even indices,
+        and wildcards and numbers at odd ones. A ``/`` follows each key, the last one too; the
+        ``/`` after a ``**`` belongs to the wildcard.
+      regex: the regular expression for names in which a ``/`` follows each key, so that a ``**``
+        that stands for no key leaves no stray ``/`` behind.
+      last: the last key of all names that fit, or ``""`` if it may differ.
     """
 
     parts: tuple[str, ...]
@@ -73,20 +73,20 @@ class Pattern:
 
     @property
     def wildcards(self) -> tuple[str, ...]:
-        """Its wildcards, in order."""
+        """The pattern's wildcards, in order."""
         return tuple(part.removesuffix("/") for part in self.parts[1::2] if part[0] != "{")
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The names of its numbers, in order, once each."""
+        """The names of the pattern's numbers, in order, once each."""
         return tuple(self.regex.groupindex)
 
     def selects(self, path: str) -> bool:
-        """Tells whether a glob selects a leaf: by its path, or by a subtree above it."""
+        """Tells whether a glob fits the path of a leaf, or of a subtree that contains the leaf."""
         return self.regex.match(path + "/") is not None
 
     def match(self, name: str) -> Captures | None:
-        """Returns what is captured in a whole ``/``-joined name, or ``None`` if it does not fit."""
+        """Returns the captures of a whole ``/``-joined name, or ``None`` if it does not fit."""
         found = self.regex.fullmatch(name + "/")
         if found is None:
             return None
@@ -98,7 +98,7 @@ class Pattern:
         return Captures(tuple(texts), tuple((number, found[number]) for number in named))
 
     def write(self, captures: Captures) -> str:
-        """Returns the ``/``-joined name; a number that was not captured is written ``{n}``."""
+        """Returns the ``/``-joined name with these captures; other numbers stay ``{n}``."""
         texts, numbers = iter(captures.texts), dict(captures.numbers)
         written = ""
         for place, part in enumerate(self.parts):
@@ -109,7 +109,7 @@ class Pattern:
         return written.removesuffix("/")
 
     def sample(self) -> str:
-        """Returns a name that fits, and that fits only patterns which take in all that fits."""
+        """Returns a name that fits, and fits another pattern only if all names that fit this do."""
         texts = {"*": _SAMPLE, "**/": f"{_SAMPLE}/{_SAMPLE}/"}
         wild = (texts.get(part, "") for part in self.parts[1::2] if part[0] != "{")
         return self.write(Captures(tuple(wild), tuple((n, _SAMPLE_NUMBER) for n in self.numbers)))
@@ -117,10 +117,10 @@ class Pattern:
 
 @functools.lru_cache(maxsize=4096)
 def glob(text: str) -> Pattern:
-    """Returns the pattern for a glob over paths.
+    """Compiles a glob over paths.
 
     Raises:
-      PathError: a class such as ``[b-a]`` ends before it begins.
+      PathError: a class such as ``[b-a]`` has its end before its start.
 
     >>> glob("params/head").selects("params/head/kernel")
     True
@@ -139,13 +139,13 @@ def glob(text: str) -> Pattern:
 
 
 def escape(name: str) -> str:
-    r"""Returns a pattern for one path or name of a tensor, whatever characters it has.
+    r"""Returns a pattern that fits exactly one path or name, whatever characters the name has.
 
-    It serves everywhere: in ``paths``, sharding rules and policies, where it selects what lies
-    below that path, too, and on both sides of a ``Rule``, a ``Rename`` and in ``Ignore``.
+    The pattern can be used in ``paths``, sharding rules and policies, where it also selects the
+    subtree below that path, and in ``Rule``, ``Rename`` and ``Ignore``.
 
     Args:
-      name: a path of the tree, or what a checkpoint calls a tensor.
+      name: a path of the tree, or the name of a tensor in a checkpoint.
 
     Returns:
       The name with a backslash before each character that means something in patterns, and before
@@ -165,7 +165,7 @@ def escape(name: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def pattern(text: str) -> Pattern:
-    """Returns the pattern for one that a rule has.
+    """Compiles a pattern of a rule.
 
     >>> captures = pattern("layers/{n}/*/kernel").match("layers/3/up/kernel")
     >>> pattern("h.{n}.*.weight").write(captures)
@@ -174,22 +174,24 @@ def pattern(text: str) -> Pattern:
     return _compiled(slashed(text), _IN_RULES)
 
 
-# The first alternative is a whole key. A number is named as Python names a group.
+# What splits a pattern: an escaped character, a key ``**``, or another wildcard or number. The name
+# of a number is that of a Python group.
 _ESCAPED = r"\\[\\*?\[\]{}./]"
 _IN_GLOBS = re.compile(rf"({_ESCAPED}|(?<![^/])\*\*/|\*|\?|\[[^\]/]+\])")
 _IN_RULES = re.compile(rf"({_ESCAPED}|(?<![^/])\*\*/|\*|\{{[A-Za-z_]\w*\}})")
 _REGEX = {"**/": "((?:[^/]*/)*)", "*": "([^/]*)", "?": "([^/])"}
-# What lies between slashes at the ends that have no backslash before them.
+# Captures a pattern without the slashes at its ends, unless a backslash stands before them.
 _BARE = re.compile(r"/*((?:\\.|[^\\]|\\(?=\Z))*?)/*", re.DOTALL)
 _ENDS_WITH_BACKSLASH = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
-_SAMPLE, _SAMPLE_NUMBER = "\ue000", "918273645"  # No name has such a character.
+_SAMPLE, _SAMPLE_NUMBER = "\ue000", "918273645"  # Text that no name is expected to have.
 
 
 def _compiled(text: str, wild: re.Pattern[str]) -> Pattern:
     bare = _BARE.fullmatch(text)
-    assert bare is not None, text  # It takes any text.
+    assert bare is not None, text  # _BARE matches any text.
     parts = [""]
-    ends_so = _ENDS_WITH_BACKSLASH.search(bare[1])  # Which would else be one before the "/".
+    # A backslash at the end would escape the "/" that is added, so that one is escaped for it.
+    ends_so = _ENDS_WITH_BACKSLASH.search(bare[1])
     for place, part in enumerate(wild.split(bare[1] + ("\\/" if ends_so else "/"))):
         if place % 2 and part[0] != "\\":
             parts += [part, ""]
@@ -223,16 +225,16 @@ def _one_of(part: str) -> str:
 def check_alike(
     rule: object, some: Sequence[str], others: Sequence[str], *, apart: int = 1
 ) -> None:
-    """Checks that patterns share their wildcards, and their numbers, but for one at most.
+    """Checks that the patterns of a rule have the same wildcards, and the same numbers but one.
 
     Args:
-      rule: what an error names.
-      some: the patterns of one side; ``{n}`` is in all or in none.
-      others: those of the other side; none if there is no other side.
-      apart: how many numbers one side may have that the other side does not have.
+      rule: the rule, for the error to name.
+      some: the patterns of one side; all of them have the same numbers.
+      others: the patterns of the other side; empty if there is no other side.
+      apart: how many numbers may be on one side alone.
 
     Raises:
-      FillError: they do not, or one is empty.
+      FillError: wildcards or numbers differ, or a pattern is empty.
     """
     every = (*some, *others)
     shown = " and ".join(map(repr, every))

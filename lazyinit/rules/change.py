@@ -1,7 +1,7 @@
-"""What a layout change is: a plain value that is read in both directions, over grids of sources.
+"""What a layout change is: a plain value that maps a grid of sources to another, and back.
 
-A change never reads. It maps sources to sources, each of which maps an index back onto what it
-reads, so that a shard of a changed tensor reads only its own part.
+A change never reads a value. Each source that it makes translates an index into an index of the
+source behind it, so that a shard of a changed tensor reads only its own part.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from lazyinit import errors
 from lazyinit.sources import Shape, Source
 
 Wanted: TypeAlias = Shape | None
-"""The shape that is wanted: -1 for a size that is not known, ``None`` if no size is known."""
+"""The shape that a source has to have: -1 for an unknown size, ``None`` if nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Sources on their way through a layout: a row for each pattern, a column for each number.
+    """The sources that a change takes or makes: a row for each pattern, a column for each number.
 
     Attributes:
-      rows: one for each pattern of a rule; each holds one source, or one for each number.
+      rows: one row for each pattern of a rule; it has one source, or one for each number.
       numbered: whether the columns are numbered, even if there is only one.
     """
 
@@ -34,10 +34,10 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How many rows a grid has, and whether its columns are numbered; known before any source.
+    """The form of a grid, which is known before there are sources.
 
     Attributes:
-      rows: how many.
+      rows: how many rows the grid has.
       numbered: whether the columns are numbered.
     """
 
@@ -52,24 +52,24 @@ class Frame:
 class Change(Protocol):
     """A step between the layout of tensors and that of leaves.
 
-    Laws: ``backward(forward(grid))`` holds the values of ``grid``, and ``forward(backward(grid))``
-    those of ``grid``, as long as the sizes that ``backward`` needs are equal or given.
+    Laws: ``backward(forward(grid))`` has the values of ``grid``, and so has
+    ``forward(backward(grid))``, if the sizes that ``backward`` needs are given, or are equal.
     """
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns the frame of a grid after the change, on the way to these leaves.
+        """Returns the frame of a grid after the change; ``leaves`` is the frame after the last one.
 
         Raises:
-          FillError: the change does not apply to such a grid.
+          FillError: the change does not apply to a grid of the frame ``before``.
         """
         ...
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the shape wanted of each row before the change, from those wanted after it."""
+        """Returns the wanted shapes of the rows of ``grid``, from those after the change."""
         ...
 
     def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
-        """Returns the grid, changed; ``wanted`` are the shapes of its rows after the change.
+        """Returns the changed grid; ``wanted`` are the wanted shapes of its rows.
 
         Raises:
           FillError: the shapes do not go together.
@@ -77,7 +77,7 @@ class Change(Protocol):
         ...
 
     def backward(self, grid: Grid, before: Frame) -> Grid:
-        """Returns the grid as it was before the change.
+        """Returns the grid as it was before the change, in the frame ``before``.
 
         Raises:
           FillError: the grid does not tell what it was before.
@@ -87,19 +87,19 @@ class Change(Protocol):
 
 @runtime_checkable
 class Decoding(Change, Protocol):
-    """A change of values, which a leaf that has the dtype of the tensor does without."""
+    """A change that decodes stored values; a leaf of the stored dtype keeps them encoded."""
 
     def kept(self) -> Change:
-        """Returns the change for such a leaf."""
+        """Returns the change for a leaf that keeps the values as they are stored."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Changes in order, between tensors and leaves of which the number is known.
+    """Changes in order, which are known to lead from these tensors to these leaves.
 
     Attributes:
-      changes: in the order in which they lead from tensors to leaves.
+      changes: the changes, in the order from tensors to leaves.
       tensors: the frame of the tensors.
       leaves: the frame of the leaves.
 
@@ -121,7 +121,7 @@ class Layout:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether a change makes other values of those that are stored."""
+        """Whether one of the changes decodes stored values."""
         return any(isinstance(change, Decoding) for change in self.changes)
 
     def kept(self) -> "Layout":
@@ -130,13 +130,14 @@ class Layout:
         return replace(self, changes=tuple(changes))
 
     def _frames(self) -> list[Frame]:
+        """Returns the frame of the tensors, and the frame after each change."""
         frames = [self.tensors]
         for change in self.changes:
             frames.append(change.after(frames[-1], self.leaves))
         return frames
 
     def forward(self, grid: Grid, leaves: tuple[Wanted, ...]) -> Grid:
-        """Returns what tensors become; ``leaves`` are the shapes wanted of its rows.
+        """Returns the grid of leaves for one of tensors; ``leaves`` are the leaves' shapes.
 
         Raises:
           FillError: the shapes do not go together.
@@ -149,7 +150,7 @@ class Layout:
         return grid
 
     def backward(self, grid: Grid) -> Grid:
-        """Returns the tensors that make these leaves.
+        """Returns the grid of the tensors that make a grid of leaves.
 
         Raises:
           FillError: the shapes do not go together, or the leaves do not tell what a tensor was.
@@ -160,16 +161,16 @@ class Layout:
 
 
 class OneByOne:
-    """A change of each source alone; a base for those that are."""
+    """The base of changes that map each source by itself."""
 
     __slots__ = ()
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the shape that a source must have for the change to give it the wanted one."""
+        """Returns the shape that a source must have, so that the change makes the wanted one."""
         raise NotImplementedError  # Each change has its own.
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
-        """Returns the source, changed."""
+        """Returns the changed source."""
         raise NotImplementedError  # Each change has its own.
 
     def restored(self, source: Source) -> Source:
@@ -177,11 +178,11 @@ class OneByOne:
         raise NotImplementedError  # Each change has its own.
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns the same frame: a change of each source alone keeps rows and columns."""
+        """Returns the same frame: rows and columns are kept."""
         return before
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the shape wanted of each row before the change."""
+        """Returns the wanted shape of each row before the change."""
         return tuple(None if shape is None else self.wanted_before(shape) for shape in wanted)
 
     def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
@@ -191,7 +192,7 @@ class OneByOne:
         return Grid(tuple(changed), grid.numbered)
 
     def backward(self, grid: Grid, before: Frame) -> Grid:
-        """Returns the grid with each source as it was."""
+        """Returns the grid with each source as it was before the change."""
         return grid.map(self.restored)
 
 
@@ -209,12 +210,12 @@ def axis_of(axis: int, ndim: int, change: Change) -> int:
 
 
 def size_along(shape: Wanted, axis: int) -> int:
-    """Returns the size that is wanted along an axis, or -1."""
+    """Returns the wanted size along an axis, or -1 if it is not known."""
     return shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else -1
 
 
 def resized(shape: Wanted, axis: int, size: int) -> Wanted:
-    """Returns a shape with another size along an axis."""
+    """Returns a shape with another size along an axis; ``None`` if the shape has no such axis."""
     if shape is None or not -len(shape) <= axis < len(shape):
         return None
     axis %= len(shape)

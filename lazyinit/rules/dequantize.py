@@ -1,4 +1,4 @@
-"""The change that makes numbers of quantized values and their scales."""
+"""The change that dequantizes: it multiplies quantized values by their scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from lazyinit.tensors.quantized import Scaled, blocks_of, sharing
 from lazyinit.tensors.views import reshaped
 
 _FORMATS = ("scaled", "mxfp4")
-_MX = 32  # Values that share a scale: what the specification of MX formats says.
+_MX = 32  # How many values share a scale in the specification of MX formats.
 _SCALES = "float32, float16, bfloat16, float64, float8_e4m3fn or float8_e8m0fnu"
 
 
 @dataclass(frozen=True, slots=True, repr=False, init=False)
 class Dequantize:
-    """Multiplies quantized tensors by their scales while they are read, by ranges.
+    """Multiplies quantized tensors by their scales while any part of them is read.
 
-    It takes two tensors, the values and the scales, and gives one (or of four two, and so on)::
+    It makes one leaf of two tensors, the values and the scales (two of four, and so on)::
 
         Rule("**/kernel", ("**.weight", "**.weight_scale_inv"),
              [Dequantize(block=(128, 128)), Transpose("o i -> i o")])
@@ -31,20 +31,20 @@ class Dequantize:
     A leaf that has the dtype of the values keeps them as they are, without scales.
 
     Values are float8, float4 or int8. Scales have one element, or an axis for each of the first
-    axes of the values; along each axis there is one scale for all, one for each place, or, where
-    ``block`` says so, one for each block. Scales of ``uint8`` are exponents (E8M0). A product is
-    computed in float32 and rounded once.
+    axes of the values; along each axis there is one scale, one for each index, or, if ``block``
+    is given, one for each block. Scales of ``uint8`` are exponents (E8M0). A product is computed
+    in float32 and rounded once.
 
     Attributes:
       format: ``"scaled"``; or ``"mxfp4"``, values of four bits, two in a byte, with a scale for
-        each 32: ``[..., n, 16]`` with ``[..., n]`` (GPT-OSS's ``blocks`` and ``scales``), or
-        ``[..., 16 n]`` with ``[..., n]`` (compressed-tensors' ``weight_packed``).
+        each 32: values ``[..., n, 16]`` with scales ``[..., n]`` (GPT-OSS's ``blocks`` and
+        ``scales``), or ``[..., 16 n]`` with ``[..., n]`` (compressed-tensors' ``weight_packed``).
       block: how many values share a scale, along each of the last axes: ``(128, 128)``, or
         ``(64,)`` for groups of 64.
-      dtype: of what it gives; the leaf may have another.
+      dtype: the dtype of the products; ``fill`` casts them to the leaf's.
 
     Raises:
-      FillError: no such format or dtype, or sizes of blocks that are none.
+      FillError: the format is unknown, the dtype is none of floats, or a block size is not valid.
 
     Example:
       >>> import ml_dtypes
@@ -106,11 +106,11 @@ class Dequantize:
         return _Kept(self)
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns half as many rows."""
+        """Returns a frame with half as many rows: one for each pair of values and scales."""
         return _half(before, self)
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the shape wanted of the values of each pair, and ``None`` for its scales."""
+        """Returns, for each pair, the wanted shape of its values, and ``None`` for its scales."""
         is_kept = self.format == "scaled"
         return tuple(each for shape in wanted for each in (shape if is_kept else None, None))
 
@@ -123,8 +123,8 @@ class Dequantize:
     def backward(self, grid: Grid, before: Frame) -> Grid:
         """Raises a ``FillError``: products do not tell what the scales were.
 
-        Formats say how values and scales are read, and leave it to the writer how scales are
-        chosen: by the largest value, by data that ran through the model, by a search.
+        A format says how scales are read, not how a writer chose them: by the largest value, by
+        data that ran through the model, or by a search.
         """
         raise errors.FillError(
             f"wanted a layout that can be read backwards, got {self}, which would have to choose "
@@ -164,13 +164,13 @@ class Dequantize:
                 f"{self}: wanted values of float8, float4 or int8, got "
                 f"{describe(values.shape, values.dtype)} in {values!r}"
             )
-        # One scale for all may have no axis, or one.
+        # A single scale for the whole tensor may have the shape () or (1,).
         shape = () if scales.shape == (1,) else scales.shape
         return values, reshaped(scales, shape + (1,) * (len(values.shape) - len(shape)))
 
     def _unpacked(self, values: Source, scales: Source) -> tuple[Source, Source]:
         packed = [(*scales.shape, _MX // 2), (*scales.shape[:-1], scales.shape[-1] * _MX // 2)]
-        if values.dtype == FLOAT4:  # What safetensors calls F4 is unpacked already.
+        if values.dtype == FLOAT4:  # A reader of safetensors has unpacked F4 already.
             packed = [(*scales.shape[:-1], scales.shape[-1] * _MX)]
         elif values.dtype != np.dtype("uint8"):
             packed = []
@@ -204,7 +204,7 @@ def _is_scale(dtype: np.dtype) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Takes the values as they are, and drops their scales."""
+    """Keeps the quantized values, and drops their scales."""
 
     of: Dequantize
 

@@ -1,6 +1,6 @@
 """Changes that join tensors to one leaf, or cut one tensor into leaves.
 
-``Stack`` and ``Concat`` join; ``Unstack`` and ``Split`` are the same two, read the other way.
+``Stack`` and ``Concat`` join. ``Unstack`` and ``Split`` are their inverses.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from lazyinit.tensors.views import cut, selected
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Stacks tensors along a new axis: those that ``{n}`` numbers, or else those of a tuple.
+    """Stacks tensors along a new axis: those that ``{n}`` counts, or those of several patterns.
 
-    The numbers start at 0 and leave none out.
+    The numbers have to start at 0 and leave none out.
 
     Attributes:
-      axis: the new axis of the leaf; from the end if it is negative.
+      axis: the new axis of the leaf; negative to count from the end.
 
     Example:
       >>> from lazyinit.rules.torch import Rule
@@ -31,7 +31,7 @@ class Stack:
     axis: int = 0
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns one column if the tensors are numbered, or else one row for all of them."""
+        """Returns one column per row if the tensors are numbered, else one row for all of them."""
         if before.numbered:
             return Frame(before.rows, False)
         if before.rows > 1:
@@ -42,25 +42,25 @@ class Stack:
         )
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the shapes without the axis."""
+        """Returns the wanted shapes without the new axis."""
         less = tuple(_without(shape, self.axis) for shape in wanted)
         return less if grid.numbered else less * grid.rows
 
     def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
-        """Returns the grid with its columns, or else its rows, stacked."""
+        """Returns the grid with its numbered columns stacked, or else its rows."""
         return _gathered(grid, lambda sources: _stacked(sources, self.axis, self))
 
     def backward(self, grid: Grid, before: Frame) -> Grid:
-        """Returns the grid with each place along the axis alone."""
+        """Returns the grid with one source for each index along the axis."""
         return _scattered(grid, before, self.axis, self)
 
 
 @dataclass(frozen=True, slots=True)
 class Unstack:
-    """Takes each place along an axis of a tensor for a leaf: one that ``{n}`` numbers, or a tuple.
+    """Makes a leaf of each index along an axis: ``{n}`` counts the leaves, or patterns list them.
 
     Attributes:
-      axis: the axis of the tensor that is gone in the leaves; from the end if it is negative.
+      axis: the axis of the tensor that the leaves lack; negative to count from the end.
 
     Example:
       >>> from lazyinit.rules.torch import Rule
@@ -71,7 +71,7 @@ class Unstack:
     axis: int = 0
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns numbered columns if the leaves are numbered, or else a row for each leaf."""
+        """Returns numbered columns if the leaves are numbered, else a row for each leaf."""
         if leaves.numbered and not before.numbered:
             return Frame(before.rows, True)
         if before.rows == 1 and leaves.rows > 1:
@@ -82,28 +82,30 @@ class Unstack:
         )
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the shapes with the axis put in."""
+        """Returns the wanted shapes with the axis inserted."""
         if len(wanted) == grid.rows:
             return tuple(_inserted(shape, self.axis, -1) for shape in wanted)
         return (_inserted(wanted[0], self.axis, len(wanted)),)
 
     def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
-        """Returns the grid with each place along the axis alone."""
+        """Returns the grid with one source for each index along the axis."""
         rows = len(wanted)
         return _scattered(grid, Frame(rows, rows == len(grid.rows)), self.axis, self)
 
     def backward(self, grid: Grid, before: Frame) -> Grid:
-        """Returns the grid stacked again."""
+        """Returns the grid with its sources stacked again."""
         return _gathered(grid, lambda sources: _stacked(sources, self.axis, self))
 
 
 def _gathered(grid: Grid, join: Callable[[Sequence[Source]], Source]) -> Grid:
+    """Returns the grid with the numbered columns of each row joined, or else its rows."""
     if grid.numbered:
         return Grid(tuple((join(row),) for row in grid.rows))
     return Grid(((join([source for (source,) in grid.rows]),),))
 
 
 def _scattered(grid: Grid, target: Frame, axis: int, change: Change) -> Grid:
+    """Returns the grid with each source cut into columns, or else into rows, along an axis."""
     rows = tuple(_unstacked(source, axis, change) for (source,) in grid.rows)
     if target.numbered:
         return Grid(rows, True)
@@ -135,9 +137,9 @@ class Concat:
     """Concatenates tensors: ``Concat(axis=1)`` fuses q, k and v into one kernel.
 
     Attributes:
-      axis: of the leaf, along which they lie; from the end if it is negative.
-      parts: how the leaf is cut if rules are read backwards: sizes, or numbers in proportion to
-        them; if none are given, the parts are equal.
+      axis: the axis of the leaf along which the tensors lie; negative to count from the end.
+      parts: the tensors' sizes along it, or their proportions, to read rules backwards; ``()`` for
+        equal parts.
 
     Example:
       >>> Concat(axis=1, parts=(4, 1, 1))
@@ -151,12 +153,12 @@ class Concat:
         object.__setattr__(self, "parts", tuple(self.parts))
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns one row."""
+        """Returns a frame with one row."""
         _check_parts(self, self.parts, before.rows, "tensors")
         return Frame(1, before.numbered)
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the shapes, of which all but the size along the axis is known."""
+        """Returns the wanted shape for each tensor, with an unknown size along the axis."""
         return (resized(wanted[0], self.axis, -1),) * grid.rows
 
     def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
@@ -164,7 +166,7 @@ class Concat:
         return _concatenated(grid, self.axis, self)
 
     def backward(self, grid: Grid, before: Frame) -> Grid:
-        """Returns the grid, cut into rows."""
+        """Returns the grid with its one row cut into several."""
         return _cut(grid, self.axis, (-1,) * before.rows, self.parts, self)
 
     def __repr__(self) -> str:
@@ -175,11 +177,11 @@ class Concat:
 class Split:
     """Cuts a tensor into several leaves: ``Split(axis=1)`` takes a fused kernel apart.
 
-    The sizes are those of the leaves; where no leaf is known, ``parts`` says them.
+    The shapes of the leaves give the sizes; if they are not known, ``parts`` does.
 
     Attributes:
-      axis: of the tensor, along which they lie; from the end if it is negative.
-      parts: sizes, or numbers in proportion to them; if none are given, the parts are equal.
+      axis: the axis of the tensor along which the leaves lie; negative to count from the end.
+      parts: the leaves' sizes along it, or their proportions; ``()`` for equal parts.
 
     Example:
       >>> Split(axis=1)
@@ -193,7 +195,7 @@ class Split:
         object.__setattr__(self, "parts", tuple(self.parts))
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns a row for each pattern of leaves."""
+        """Returns a frame with a row for each pattern of leaves."""
         if before.rows > 1:
             raise errors.FillError(
                 f"{self}: wanted one tensor to split, got {before.rows}. Write a rule for each."
@@ -202,13 +204,13 @@ class Split:
         return Frame(leaves.rows, before.numbered)
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the one shape."""
+        """Returns the shape of the tensor; its size along the axis is the sum of the leaves'."""
         sizes = [size_along(shape, self.axis) for shape in wanted]
         known = next((shape for shape in wanted if shape is not None), None)
         return (resized(known, self.axis, -1 if -1 in sizes else sum(sizes)),)
 
     def forward(self, grid: Grid, wanted: tuple[Wanted, ...]) -> Grid:
-        """Returns the grid, cut into rows."""
+        """Returns the grid with its one row cut into several."""
         sizes = tuple(size_along(shape, self.axis) for shape in wanted)
         return _cut(grid, self.axis, sizes, self.parts, self)
 

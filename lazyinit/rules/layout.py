@@ -1,7 +1,7 @@
-"""Changes of one tensor alone: its axes in another order, its values in another dtype.
+"""Changes of a single tensor: another order of axes, another dtype.
 
-Each is a plain value that makes a source of another; rules hold such values, print them, and read
-them backwards.
+Each change is a plain value that makes one source from another. Rules hold such values, print
+them, and read them backwards.
 """
 
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ from lazyinit.tensors.views import transposed
 class Transpose(OneByOne):
     """Reorders axes by name: ``Transpose("o i ... -> ... i o")`` for tensors of any rank.
 
-    A tensor with fewer axes than are named, or with more where there is no ``...``, stays as
-    it is: if that is wrong, its shape will not fit the leaf.
+    A tensor that has not the named number of axes (at least that number, with ``...``) is not
+    changed: if that is wrong, its shape will not fit the leaf.
 
     Attributes:
       order: axis names before and after ``->``; ``...`` stands for the axes that are not named.
@@ -60,20 +60,20 @@ class Transpose(OneByOne):
         return tuple(axis for name in after for axis in place[name])
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the wanted shape with its axes in the order in which the tensor has them."""
+        """Returns the wanted shape with its axes in the tensor's order."""
         return tuple(wanted[axis] for axis in np.argsort(self.axes(len(wanted))))
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
-        """Returns the source with its axes reordered; itself if that changes nothing."""
+        """Returns the source with its axes reordered, or the source itself if nothing moves."""
         return transposed(source, self.axes(len(source.shape)))
 
     def restored(self, source: Source) -> Source:
-        """Returns the source with its axes in their old order."""
+        """Returns the source with its axes in the order before the change."""
         axes = np.argsort(self.axes(len(source.shape)))
         return transposed(source, tuple(int(axis) for axis in axes))
 
     def __call__(self, source: Source) -> Source:
-        """Returns the source with its axes reordered; itself if that changes nothing."""
+        """Returns the source with its axes reordered, or the source itself if nothing moves."""
         return self.changed(source, None)
 
     def __repr__(self) -> str:
@@ -82,18 +82,18 @@ class Transpose(OneByOne):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Cast(OneByOne):
-    """Casts values, to another kind of number too: ``Cast("float32")``.
+    """Casts values to another dtype, also from one kind of number to another: ``Cast("float32")``.
 
-    ``fill`` casts within a kind (float to float) by itself, so this is for the rest.
+    ``fill`` casts within one kind (float to float) by itself; other casts need this change.
 
     Attributes:
-      dtype: of the leaf.
-      back: of the tensor, if rules are read backwards; ``""`` leaves it that of the leaf.
-      overflow: whether a value that the dtype cannot hold wraps or becomes infinite, in both
-        directions; without it such a value is an error when it is read.
+      dtype: the dtype of the leaf.
+      back: the dtype of the tensor, to read rules backwards; ``""`` keeps the leaf's dtype.
+      overflow: whether a value that the new dtype cannot hold wraps or becomes infinite, in both
+        directions. If not, such a value is an error when it is read.
 
     Raises:
-      FillError: one of them is no dtype.
+      FillError: ``dtype`` or ``back`` is no dtype.
 
     Example:
       >>> Cast("float32", back="int8")
@@ -119,11 +119,11 @@ class Cast(OneByOne):
         return wanted
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
-        """Returns the source, cast."""
+        """Returns the source, cast to ``dtype``."""
         return self._as_dtype(source, self.dtype)
 
     def restored(self, source: Source) -> Source:
-        """Returns the source, cast to ``back``, if that is said."""
+        """Returns the source, cast to ``back``, or unchanged if there is no ``back``."""
         return self._as_dtype(source, self.back) if self.back else source
 
     def _as_dtype(self, source: Source, dtype: str) -> Source:
@@ -136,8 +136,10 @@ class Cast(OneByOne):
 
 
 def _dtype_name(given: Any) -> str | None:  # Any: whatever jnp.dtype takes.
+    """Returns the name of a dtype, or ``None`` if it is none."""
     try:
         dtype = jnp.dtype(given)
     except TypeError:
         return None
-    return str(dtype) if given is not None and dtype.itemsize else None  # None is float64 to numpy.
+    # NumPy reads None as float64.
+    return str(dtype) if given is not None and dtype.itemsize else None

@@ -1,7 +1,7 @@
-"""Changes of how long an axis is: repeated, filled up, or cut.
+"""Changes of the length of an axis: repeated, padded, or trimmed.
 
-All are made of sources that there are: a repeated one is stacked with itself, a padded one joined
-with a constant.
+They need no kinds of sources of their own: a repeated source is stacked with itself, a padded one
+is joined with a constant.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from lazyinit.tensors.views import cut, reshaped, selected
 
 @dataclass(frozen=True, slots=True)
 class Repeat(OneByOne):
-    """Repeats each place along an axis, as ``numpy.repeat`` does: heads that queries share.
+    """Repeats each index along an axis, as ``numpy.repeat`` does: heads that queries share.
 
-    Read backwards, the places that were repeated are read and compared: they must be equal.
+    Backwards, the repeated parts are compared when they are read: they must be equal.
 
     Attributes:
-      axis: along which; from the end if it is negative.
-      times: how often each place stands in the leaf.
+      axis: the axis; negative to count from the end.
+      times: how often the leaf has each part, 1 or more.
 
     Raises:
-      FillError: it is not at least once.
+      FillError: ``times`` is below 1.
 
     Example:
       >>> Repeat(axis=1, times=4)
@@ -44,20 +44,20 @@ class Repeat(OneByOne):
             raise errors.FillError(f"{self}: wanted times=1 or more.")
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the wanted shape, its size along the axis divided by ``times``."""
+        """Returns the wanted shape with its size along the axis divided by ``times``."""
         size = size_along(wanted, self.axis)
         known = size >= 0 and size % self.times == 0
         return resized(wanted, self.axis, size // self.times if known else -1)
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
-        """Returns the source, each place along the axis repeated."""
+        """Returns the source with each index along the axis repeated."""
         axis = axis_of(self.axis, len(source.shape), self)
         stacked = Joined((source,) * self.times, axis + 1, is_stacked=True)
         size = source.shape[axis] * self.times
         return reshaped(stacked, (*source.shape[:axis], size, *source.shape[axis + 1 :]))
 
     def restored(self, source: Source) -> Source:
-        """Returns the source with one of the places that are equal."""
+        """Returns the source with one of each set of equal parts."""
         axis = axis_of(self.axis, len(source.shape), self)
         count, rest = divmod(source.shape[axis], self.times)
         if rest:
@@ -73,13 +73,13 @@ class Repeat(OneByOne):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Resized(OneByOne):
-    """A change of how long an axis is at its end; ``Pad`` and ``Trim`` say which way.
+    """The base of ``Pad`` and ``Trim``, which make an axis longer or shorter at its end.
 
     Attributes:
-      axis: along which; from the end if it is negative.
-      size: of the leaf; -1 for what the leaf says.
-      back: of the tensor, if rules are read backwards; -1 if it is not known.
-      value: what is put where the axis becomes longer.
+      axis: the axis; negative to count from the end.
+      size: the leaf's size along it; -1 to take it from the leaf's shape.
+      back: the tensor's size along it, to read rules backwards; -1 if it is not known.
+      value: the value that fills the longer axis.
     """
 
     axis: int
@@ -88,7 +88,7 @@ class _Resized(OneByOne):
     value: float = 0
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the wanted shape, along the axis with the tensor's size, if ``back`` says it."""
+        """Returns the wanted shape with ``back`` as its size along the axis."""
         return resized(wanted, self.axis, self.back)
 
     def _size_of_leaf(self, wanted: Wanted) -> int:
@@ -141,14 +141,14 @@ class _Resized(OneByOne):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Pad(_Resized):
-    """Fills up an axis at its end: a vocabulary or heads whose size is rounded up.
+    """Pads an axis at its end: for a vocabulary or heads whose number is rounded up.
 
     Attributes:
-      axis: along which; from the end if it is negative.
-      size: of the leaf; -1 for what the leaf says.
-      back: of the tensor, if rules are read backwards: what lies beyond is dropped. -1 if it is not
-        known.
-      value: what is put there.
+      axis: the axis; negative to count from the end.
+      size: the leaf's size along it; -1 to take it from the leaf's shape.
+      back: the tensor's size along it, to which rules that are read backwards trim; -1 if it is
+        not known.
+      value: the value of the padding.
 
     Example:
       >>> Pad(axis=0, back=50257)
@@ -156,24 +156,24 @@ class Pad(_Resized):
     """
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
-        """Returns the source, filled up."""
+        """Returns the padded source."""
         return self._padded(source, self._size_of_leaf(wanted))
 
     def restored(self, source: Source) -> Source:
-        """Returns what lies before the padding."""
+        """Returns the source without the padding."""
         return self._trimmed(source, self._size_of_tensor())
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Trim(_Resized):
-    """Drops the end of an axis: the padding of a vocabulary that a checkpoint has.
+    """Drops the end of an axis: for a checkpoint whose vocabulary is padded.
 
     Attributes:
-      axis: along which; from the end if it is negative.
-      size: of the leaf; -1 for what the leaf says.
-      back: of the tensor, if rules are read backwards: the rest is filled up. -1 if it is not
-        known.
-      value: what is put there.
+      axis: the axis; negative to count from the end.
+      size: the leaf's size along it; -1 to take it from the leaf's shape.
+      back: the tensor's size along it, to which rules that are read backwards pad; -1 if it is
+        not known.
+      value: the value of that padding.
 
     Example:
       >>> Trim(axis=0, back=50304)
@@ -181,9 +181,9 @@ class Trim(_Resized):
     """
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
-        """Returns the source without its end."""
+        """Returns the source without the end of the axis."""
         return self._trimmed(source, self._size_of_leaf(wanted))
 
     def restored(self, source: Source) -> Source:
-        """Returns the source, filled up."""
+        """Returns the padded source."""
         return self._padded(source, self._size_of_tensor())

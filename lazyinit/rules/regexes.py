@@ -1,7 +1,7 @@
-"""Regular expressions read as patterns, as far as tables of tensor names use them.
+"""Reads regular expressions as patterns, as far as tables of tensor names use them.
 
-A regular expression and what it is replaced by come in. The pairs of patterns that say the same go
-out: one for each choice of what is optional or an alternative, the shortest first.
+A regular expression and its replacement come in. Pairs of patterns that mean the same go out: one
+pair for each choice of alternatives and optional parts.
 """
 
 import itertools
@@ -17,24 +17,30 @@ _MOST_WAYS = 256
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """One way to fit a part of an expression: a pattern, and what each group captures of it."""
+    """One way to match a part of an expression: a pattern, and the piece in each group.
+
+    Attributes:
+      text: the pattern.
+      groups: the name or number of each group, with the piece of the pattern that it captures.
+    """
 
     text: str = ""
     groups: tuple[tuple[str, str], ...] = ()
 
     def then(self, other: "_Way") -> "_Way":
+        """Returns this way followed by another."""
         return _Way(self.text + other.text, self.groups + other.groups)
 
 
 def read_regex(regex: str, template: str) -> list[tuple[str, str]]:
-    r"""Returns pairs of patterns, of names and of what they become, that say what ``re.sub`` does.
+    r"""Returns pairs of patterns, for old and new names, that do what ``re.sub`` would do.
 
     A ``.`` without a backslash is read as a dot, and the whole name has to fit. ``[0-9]+`` and
     ``\d+`` become numbers, ``[^.]+`` and ``\w+`` a part of a key, ``.*`` any number of keys.
 
     Raises:
-      FillError: the expression has anything else that is no plain text, group, alternative or
-        option; or the template names a group that it does not have.
+      FillError: the expression has something else than these, plain text, groups, alternatives
+        and ``?``, or the template names a group that the expression lacks.
 
     Example:
       >>> read_regex(r"h\.(\d+)\.(up|down)\.weight", r"layers.\1.\2.k")
@@ -48,6 +54,8 @@ def read_regex(regex: str, template: str) -> list[tuple[str, str]]:
 
 
 def _written(template: str, groups: dict[str, str]) -> str:
+    """Returns a replacement as a pattern: each ``\\1`` becomes what that group captures."""
+
     def group(found: re.Match[str]) -> str:
         name = found[1] or found[2]
         if found[3] is not None:
@@ -75,12 +83,12 @@ class _Reader:
         numbers = self._numbers
         ways, most = self._sequence(), self._numbers
         while self._take("|"):
-            # Only one of them fits a name, so that they count from the same number on.
+            # A name fits one alternative only, so all of them number ``{n}`` from the same start.
             self._numbers = numbers
             ways = [*ways, *self._sequence()]
             most = max(most, self._numbers)
         self._numbers = most
-        unused = {name: "" for way in ways for name, _ in way.groups}  # As re writes such groups.
+        unused = {name: "" for way in ways for name, _ in way.groups}  # ``re.sub`` writes "", too.
         return [replace(w, groups=tuple((unused | dict(w.groups)).items())) for w in ways]
 
     def _sequence(self) -> list[_Way]:
@@ -112,7 +120,7 @@ class _Reader:
         return f"{{n{self._numbers if self._numbers > 1 else ''}}}"
 
     def _group(self) -> list[_Way]:
-        """Reads what follows an opening parenthesis: a group with a name, a number, or neither."""
+        """Reads the rest of a group after its parenthesis; it may have a name, a number or none."""
         names: list[str] = []
         if found := _NAMED.match(self._regex, self._at):
             self._at = found.end()
@@ -126,7 +134,7 @@ class _Reader:
         return [replace(w, groups=(*w.groups, *((name, w.text) for name in names))) for w in ways]
 
     def _optional(self, ways: list[_Way]) -> list[_Way]:
-        """Returns the ways of a part, and first that of leaving it out if a ``?`` follows it."""
+        """Returns the ways of a part; if a ``?`` follows, leaving it out is the first of them."""
         if not self._take("?"):
             return ways
         groups = {name: "" for way in ways for name, _ in way.groups}
@@ -151,6 +159,6 @@ _WILD = (
 )
 _ANCHOR = re.compile(r"\^|\$|\\Z|\\A")
 _NAMED = re.compile(r"\?P<(\w+)>")
-# No quantifier but ``?`` may follow.
+# One plain character; the only quantifier that may follow it is ``?``.
 _PLAIN = re.compile(r"(?:([\w\-/:.])|\\([^\w\s]))(?![*+{])")
-_PATTERNS_OWN = re.compile(r"[\\*?\[{]")  # What means something in patterns.
+_PATTERNS_OWN = re.compile(r"[\\*?\[{]")  # Characters that have a meaning in patterns.

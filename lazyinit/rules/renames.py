@@ -9,17 +9,17 @@ from lazyinit.patterns import check_alike, escape, pattern, slashed
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Rename:
-    r"""Says that tensors are to be known by another name, before leaves are matched.
+    r"""Gives tensors other names before leaves are matched.
 
-    With a regular expression, each part of a name that it matches is replaced; it sees names
-    joined by ``.``, whatever joins them in the checkpoint.
+    A regular expression replaces each part of a name that it matches. It sees names with ``.``
+    between keys, even if the checkpoint has ``/``.
 
     Attributes:
-      tensor: what the checkpoint calls them: ``"model.**"``, with wildcards as in ``Rule``, or
-        ``re.compile(r"^h\.(\d+)")``.
-      name: what they are to be called: ``"**"``, or ``r"layers.\1"``.
-      back: for a regular expression, another and what to write for it, that turn a new name into
-        the old one; without it the rule cannot be read backwards.
+      tensor: the name in the checkpoint: a pattern such as ``"model.**"``, with wildcards as in
+        ``Rule``, or ``re.compile(r"^h\.(\d+)")``.
+      name: the new name: ``"**"``, or ``r"layers.\1"``.
+      back: a regular expression and its replacement that turn a new name into the old one.
+        Without it a rename by regular expression cannot be read backwards.
 
     Raises:
       FillError: the two patterns do not have the same wildcards.
@@ -46,16 +46,16 @@ class Rename:
         return f"Rename({self.tensor!r}, {self.name!r}{back})"
 
     def name_for(self, name: str) -> str:
-        """Returns the new ``/``-joined name for a tensor, or ``""`` if it keeps its own."""
+        """Returns the new ``/``-joined name of a tensor, or ``""`` if the rule does not fit it."""
         if isinstance(self.tensor, str):
             return _renamed(self.tensor, self.name, name)
         return _substituted(self.tensor, self.name, name)
 
     def tensor_for(self, name: str) -> str:
-        """Returns the old ``/``-joined name for a new one, or ``""`` if it is the same.
+        """Returns the old ``/``-joined name for a new one, or ``""`` if the rule does not fit it.
 
         Raises:
-          FillError: a regular expression does not say what the old name was.
+          FillError: the rule has a regular expression, and no ``back``.
         """
         if isinstance(self.tensor, str):
             return _renamed(self.name, self.tensor, name)
@@ -69,10 +69,10 @@ class Rename:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Ignore:
-    """Says that tensors of a pattern are not to count as unexpected: ``Ignore("**.masked_bias")``.
+    """Keeps tensors from counting as unexpected: ``Ignore("**.masked_bias")``.
 
     Attributes:
-      tensor: what the checkpoint calls them, after any ``Rename``; wildcards as in ``Rule``.
+      tensor: the pattern of their names after any ``Rename``; wildcards as in ``Rule``.
 
     Raises:
       FillError: the pattern is empty.
@@ -92,7 +92,7 @@ class Ignore:
         return f"Ignore({self.tensor!r})"
 
     def fits(self, name: str) -> bool:
-        """Tells whether a ``/``-joined name is one of those."""
+        """Tells whether the pattern fits a ``/``-joined name."""
         return pattern(self.tensor).match(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Changes of a tensor's axes: split, merged and reordered, as einops writes it."""
+"""Changes that split, merge and reorder the axes of a tensor, in the notation of einops."""
 
 import functools
 import math
@@ -17,13 +17,13 @@ from lazyinit.tensors.views import reshaped, transposed
 class Rearrange(OneByOne):
     """Splits, merges and reorders axes by name, as einops does: ``Rearrange("(h k) i -> i h k")``.
 
-    A size that the tensor alone does not tell (``h`` here) is that of the leaf; without a leaf it
-    must be said: ``Rearrange("(h k) i -> i h k", h=12)``. ``1`` is an axis of size 1, and ``...``
-    stands for the axes that are not named.
+    A size that does not follow from the tensor's shape (``h`` here) is taken from the leaf.
+    Without a leaf it must be given: ``Rearrange("(h k) i -> i h k", h=12)``. ``1`` is an axis of
+    size 1, and ``...`` stands for the axes that are not named.
 
     Attributes:
       order: the axes before and after ``->``.
-      sizes: of named axes, as they were given.
+      sizes: the given sizes of named axes, as pairs.
 
     Raises:
       FillError: the two sides do not name the same axes once each, or a size names no axis.
@@ -56,7 +56,7 @@ class Rearrange(OneByOne):
         return _rearrange, (self.order, self.sizes)
 
     def having(self, **sizes: int) -> "Rearrange":
-        """Returns the same with sizes said for those of its axes that are so called."""
+        """Returns the change with more sizes given; it ignores names that are not its axes."""
         axes = _names(_sides(self.order)[0])
         return Rearrange(self.order, **dict(self.sizes) | {n: sizes[n] for n in sizes if n in axes})
 
@@ -77,13 +77,13 @@ class Rearrange(OneByOne):
         return self._rearranged(source, _sides(self.order), wanted)
 
     def restored(self, source: Source) -> Source:
-        """Returns the source with its axes as they were."""
+        """Returns the source with its axes as they were before the change."""
         return self._rearranged(source, _sides(self.order)[::-1], None)
 
     def _rearranged(self, source: Source, sides: "_Sides", wanted: Wanted) -> Source:
         before, after = _spread(sides, len(source.shape))
         known = dict(self.sizes)
-        # What the tensor tells goes first, so that a leaf of another shape is just a mismatch.
+        # The tensor's sizes go first, so that a leaf of another shape is reported as a mismatch.
         _learn(before, source.shape, known)
         if wanted is not None:
             _learn(after, wanted, known)
@@ -107,14 +107,14 @@ class Rearrange(OneByOne):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Reshape(OneByOne):
-    """Gives a tensor another shape, its elements in the same order: ``Reshape((768, 12, 64))``.
+    """Gives a tensor another shape, and keeps its elements in order: ``Reshape((768, 12, 64))``.
 
-    For layouts that are written so elsewhere. ``Rearrange`` says the same with names for axes, and
-    is told the sizes by the leaf.
+    It serves layouts that other libraries write as shapes. ``Rearrange`` does the same with named
+    axes, and takes their sizes from the leaf.
 
     Attributes:
-      shape: of the leaf. One size may be -1: the rest.
-      back: that of the tensor, if rules are read backwards; ``()`` if it is not known.
+      shape: the shape of the leaf. One size may be -1, and is then worked out.
+      back: the shape of the tensor, to read rules backwards; ``()`` if it is not known.
 
     Raises:
       FillError: a size is below -1, or several are -1.
@@ -138,15 +138,15 @@ class Reshape(OneByOne):
                 )
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the shape of the tensor where ``back`` says it, else ``None``."""
+        """Returns ``back``, the shape of the tensor; ``None`` if it is not known."""
         return self.back if self.back and -1 not in self.back else None
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
-        """Returns the source under the shape of the leaf."""
+        """Returns the source in the shape of the leaf."""
         return self._under(self.shape, source)
 
     def restored(self, source: Source) -> Source:
-        """Returns the source under the shape of the tensor."""
+        """Returns the source in the shape of the tensor."""
         if not self.back:
             raise errors.FillError(
                 f"{self}: wanted the shape that the tensor had, which the leaf does not tell. Say "
@@ -178,11 +178,11 @@ _Sides: TypeAlias = Sequence[tuple[tuple[str, ...], ...]]
 
 @functools.lru_cache(maxsize=1024)
 def _sides(order: str) -> _Sides:
-    """Returns the groups of axes on both sides of the arrow, or ``()`` if it is written wrongly."""
+    """Returns the groups of axes on both sides of the arrow; ``()`` if the text is malformed."""
     if order.count("->") != 1 or not _SIDE.fullmatch(order.replace("->", " ")):
         return ()
     return tuple(
-        # A "1" is a group with no name in it.
+        # A "1" becomes a group without names.
         tuple(tuple(n for n in found.split() if n != "1") for found in _GROUP.findall(side))
         for side in order.replace("(", " (").replace(")", ") ").split("->")
     )
@@ -197,7 +197,7 @@ def _names(side: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _spread(sides: _Sides, ndim: int) -> tuple[list[tuple[str, ...]], ...]:
-    """Returns both sides with ``...`` written out, for a first side of ``ndim`` axes."""
+    """Returns both sides with ``...`` replaced by axes, so that the first side has ``ndim``."""
     unnamed = range(ndim - sum(group != ("...",) for group in sides[0]))
     rest = [(f"axis {i}",) for i in unnamed]
     return tuple(
@@ -207,7 +207,7 @@ def _spread(sides: _Sides, ndim: int) -> tuple[list[tuple[str, ...]], ...]:
 
 
 def _learn(groups: Sequence[tuple[str, ...]], shape: Shape, known: dict[str, int]) -> bool:
-    """Learns sizes from those of groups of axes; tells whether they go together."""
+    """Adds to ``known`` each size that a shape tells; returns whether all sizes agree."""
     if len(groups) != len(shape):
         return False
     fits = True
@@ -224,6 +224,7 @@ def _learn(groups: Sequence[tuple[str, ...]], shape: Shape, known: dict[str, int
 
 
 def _product(group: tuple[str, ...], known: Mapping[str, int]) -> int:
+    """Returns the size of a group of axes, or -1 if the size of one is not known."""
     return math.prod(known[n] for n in group) if all(n in known for n in group) else -1
 
 

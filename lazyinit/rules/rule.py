@@ -1,9 +1,9 @@
-"""A rule: which tensors make which leaves, where a checkpoint has names and layouts of its own.
+"""A rule says which tensors make which leaves, and how their layouts differ.
 
-A rule is a pair of patterns that share their wildcards, and a layout that says what is done to
-the tensors. It can be read in both directions: from the leaves that are wanted to the tensors
-that make them, and back. Rules are plain values, and print as they are written. What a user
-passes as ``rules`` becomes a tuple of them here.
+A rule is a pair of patterns that share their wildcards, and a layout that says how the tensors
+are changed. It can be read in both directions: from leaves to the tensors that make them, and
+back. Rules are plain values, and print as they are written. ``as_rules`` makes a tuple of what a
+user passes as ``rules``.
 """
 
 import functools
@@ -23,7 +23,7 @@ Patterns: TypeAlias = str | tuple[str, ...]
 
 
 def as_stored(source: Source) -> Source:
-    """Returns the source itself: the layout of the leaf is that of the tensor."""
+    """Returns the source unchanged, for leaves that have the layout of their tensors."""
     return source
 
 
@@ -31,13 +31,13 @@ def as_stored(source: Source) -> Source:
 class Constant:
     """A value in place of tensors: ``Rule("**/mask", Constant(1.0))``.
 
-    Nothing is written for its leaf if rules are read backwards.
+    ``save`` writes no tensor for such a leaf.
 
     Attributes:
-      value: a number, or an array of the leaf's shape or one that is broadcast to it.
+      value: a number, or an array of a shape that is broadcast to the leaf's.
 
     Raises:
-      FillError: it is no number or array.
+      FillError: the value is no number or array of numbers.
 
     Example:
       >>> Constant(0.5)
@@ -53,6 +53,7 @@ class Constant:
             )
 
     def _identity(self) -> tuple[object, ...]:
+        """Returns what two equal constants have in common, since arrays do not hash."""
         array = np.asarray(self.value)
         return array.dtype, array.shape, array.tobytes()
 
@@ -71,28 +72,27 @@ class Rule:
     """Says that leaves of one pattern are made from tensors of another.
 
     In patterns ``*`` stands for a part of one key, ``**`` for any number of keys and ``{n}`` for
-    a number; ``/`` and ``.`` mean the same. The wildcards of all patterns are the same, in the
-    same order. A number that is only in the tensors' patterns numbers tensors that are stacked,
-    one that is only in the leaves' numbers leaves that are unstacked.
+    a number; ``/`` and ``.`` mean the same. All patterns have the same wildcards in the same
+    order. If only the tensors' patterns have a number, it counts tensors that are stacked; if
+    only the leaves' patterns have it, it counts leaves that are unstacked.
 
     Attributes:
-      leaf: what the path of the leaf, below ``at``, looks like: ``"**/kernel"``; several patterns
-        if one tensor makes several leaves.
-      tensor: what its tensor is called: ``"**.weight"``; several patterns if several tensors make
-        one leaf; or a ``Constant``.
-      layout: from the layout of the tensors to that of the leaves, never guessed from shapes: one
-        change, or several in order. A function from source to source will do, but it cannot be
-        read backwards.
-      across_collections: whether the name of a Linen collection (the first key of a leaf, in a
-        tree that has ``params`` as a first key) may count as nothing.
-      optional: whether the rule may have nothing to do; the report then does not list it as
-        unused.
-      tied: whether the tensor makes other leaves in the first place, and this one only where it
-        has no tensor of its own; such a rule is not read without a tree.
+      leaf: the pattern of the leaf's path below ``at``: ``"**/kernel"``; several patterns if one
+        tensor makes several leaves.
+      tensor: the pattern of the tensor's name: ``"**.weight"``; several patterns if several
+        tensors make one leaf; or a ``Constant``.
+      layout: the change, or several in order, from the layout of the tensors to that of the
+        leaves. It is never guessed from shapes. A function from source to source is allowed,
+        but cannot be read backwards.
+      across_collections: whether a pattern may also match the path without its Linen collection
+        (the first key, in a tree that has ``params`` as a first key).
+      optional: whether the rule may match nothing; if so, the report does not list it as unused.
+      tied: whether the tensor makes this leaf only as a second one, if the leaf has no tensor of
+        its own. Such a rule is left out where there is no tree.
 
     Raises:
-      FillError: the patterns do not have the same wildcards, or the layout does not lead from so
-        many tensors to so many leaves.
+      FillError: the patterns do not have the same wildcards, or the layout does not make as many
+        leaves as there are patterns of leaves.
 
     Example:
       >>> from lazyinit.rules.layout import Transpose
@@ -131,29 +131,29 @@ class Rule:
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """The patterns of its leaves."""
+        """The patterns of the rule's leaves."""
         return _several(self.leaf)
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The patterns of its tensors; none if they are a constant."""
+        """The patterns of the rule's tensors; empty if it has a ``Constant``."""
         return () if isinstance(self.tensor, Constant) else _several(self.tensor)
 
     @property
     def stacked(self) -> str:
-        """The name of the number that only its patterns of tensors have, or ``""``."""
+        """The name of the number that only the patterns of tensors have, or ``""``."""
         return _extra(self.tensors, self.leaves) if self.tensors else ""
 
     @property
     def unstacked(self) -> str:
-        """The name of the number that only its patterns of leaves have, or ``""``."""
+        """The name of the number that only the patterns of leaves have, or ``""``."""
         return _extra(self.leaves, self.tensors) if self.tensors else ""
 
     def changes(self) -> Layout:
-        """Returns the changes, checked against the numbers of its tensors and leaves.
+        """Returns the rule's changes, and checks that they fit its patterns of tensors and leaves.
 
         Raises:
-          FillError: the changes do not lead from so many tensors to so many leaves.
+          FillError: the changes do not make as many leaves of the tensors as the rule has.
         """
         tensors = Frame(len(self.tensors or self.leaves), bool(self.stacked))
         return _layout(self.layout, tensors, Frame(len(self.leaves), bool(self.unstacked)))
@@ -161,7 +161,7 @@ class Rule:
     def tensor_for(self, path: str) -> str:
         """Returns the ``/``-joined name of the first tensor for a leaf, or ``""`` if it has none.
 
-        A number that is stacked is written as in the pattern, ``{n}``.
+        A number that counts stacked tensors stays ``{n}`` in the name.
         """
         for leaf in self.leaves:
             if self.tensors and (found := pattern(leaf).match(path)):
@@ -184,10 +184,10 @@ def _extra(these: tuple[str, ...], others: tuple[str, ...]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _layout(layout: Any, tensors: Frame, leaves: Frame) -> Layout:  # Any: what Rule.layout takes.
-    """Returns what a user wrote as the layout of a rule, checked.
+    """Makes a ``Layout`` of what a user wrote as the layout of a rule, and checks it.
 
     Raises:
-      FillError: something in it is no change, or it does not lead from the tensors to the leaves.
+      FillError: a part is no change, or the changes do not lead from the tensors to the leaves.
     """
     if layout is as_stored:
         changes = ()
@@ -205,10 +205,10 @@ def _layout(layout: Any, tensors: Frame, leaves: Frame) -> Layout:  # Any: what 
 
 @dataclass(frozen=True, slots=True)
 class Applied(OneByOne):
-    """A change that is any function from source to source.
+    """A change that calls a user's function from source to source.
 
     Attributes:
-      function: what makes the leaf's source of the tensor's source.
+      function: makes the leaf's source from the tensor's source.
     """
 
     function: Callable[[Source], Source]
@@ -231,14 +231,14 @@ class Applied(OneByOne):
 
 AnyRule: TypeAlias = Rule | Rename | Ignore
 Rules: TypeAlias = Iterable[AnyRule] | None
-"""What is passed as ``rules``, wherever that is: rules in order, once; ``None`` for none."""
+"""The type of every ``rules`` argument: rules in order; ``None`` for none. It is iterated once."""
 
 
 def as_rules(rules: Rules) -> tuple[AnyRule, ...]:
-    """Returns the ``rules`` that a user passed as a tuple.
+    """Returns a ``rules`` argument as a tuple.
 
     Raises:
-      FillError: something in it is not a rule.
+      FillError: the argument is no iterable, or one of its elements is not a rule.
     """
     if rules is None:
         return ()

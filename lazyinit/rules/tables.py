@@ -1,8 +1,8 @@
-"""``rules_from``: the tables that other libraries keep, read as rules.
+"""``rules_from``: reads the tables of tensor names of other libraries as rules.
 
-google-tunix and bonsai have one for each model: from a regular expression for the names of tensors
-to what it is replaced by, the key of a leaf, and to how its axes are moved. A table comes in, and
-rules go out, so that it is read as all rules are: in both directions, by ranges, onto shards.
+google-tunix and bonsai have a table for each model. It leads from a regular expression for the
+names of tensors to the path of a leaf, and to how the axes move. A table comes in, and rules go
+out, so that it can be used as all rules are: in both directions, and for each shard alone.
 """
 
 import enum
@@ -31,22 +31,22 @@ def rules_from(
     r"""Reads a table of tensor names, as google-tunix and bonsai keep one, as rules.
 
     Each entry leads from a regular expression for whole names to the key of a leaf, in which
-    ``\1`` is what a group captured, and to a transform: ``None``; a pair of a permutation and of
-    a shape, as ``numpy.transpose`` and then ``reshape`` take them, each of which may be ``None``;
-    with ``True`` as a third if the shape comes first; or a member of an ``enum.Enum`` with such a
-    value. An entry may be a key alone. What goes by the key ``None``, or by one that begins with
-    ``unused``, is not missed.
+    ``\1`` is what a group captured, and a transform. An entry may also be a key alone. The
+    transform is ``None``, or a pair of a permutation and a shape, as ``numpy.transpose`` and then
+    ``reshape`` take them; each may be ``None``. A third element ``True`` means that the shape comes
+    first. A member of an ``enum.Enum`` stands for its value. Tensors whose key is ``None``, or
+    begins with ``unused``, are ignored.
 
-    What a loader does after its table is not in the table: google-tunix stacks experts, and fuses
+    A table does not contain what a loader does after it: google-tunix stacks experts, and fuses
     the heads of Gemma. Put rules for that before these.
 
     Args:
-      table: of any type that is a mapping; its keys and values are checked here.
-      like: a checkpoint of the tensors that the rules are for. It tells the shapes that a leaf
-        does not tell, so that the rules can be read backwards.
+      table: any mapping; its keys and values are checked here.
+      like: a checkpoint with the tensors that the rules are for. The rules take from it the shapes
+        that a leaf does not tell, and can then be read backwards.
 
     Raises:
-      FillError: an entry cannot be read, which it names.
+      FillError: an entry cannot be read; the message names it.
 
     Example:
       >>> table = {r"h\.([0-9]+)\.up\.weight": (r"layers.\1.up.kernel", ((1, 0), None))}
@@ -71,15 +71,16 @@ def rules_from(
     return tuple(dict.fromkeys(rules))
 
 
-def _text(regex: Any) -> Any:  # Any: what a user wrote as a key, for an error to show.
+def _text(regex: Any) -> Any:  # Any: a user may have written anything as a key.
+    """Returns the text of a compiled regular expression, and anything else unchanged."""
     return regex.pattern if isinstance(regex, re.Pattern) else regex
 
 
 def _entry(regex: Any, entry: Any, checkpoint: Checkpoint | None) -> list[AnyRule]:
-    """Returns the rules that one entry of a table says, in any of the forms that it may have.
+    """Returns the rules for one entry of a table, in any of the forms that entries have.
 
     Raises:
-      FillError: it has another form.
+      FillError: the entry has another form.
     """
     key, transform = entry if isinstance(entry, Sequence) and len(entry) == 2 else (entry, None)
     if isinstance(entry, str):
@@ -101,7 +102,7 @@ def _entry(regex: Any, entry: Any, checkpoint: Checkpoint | None) -> list[AnyRul
 
 
 def _transform(given: Any) -> tuple[Sequence[int], Shape, bool]:
-    """Returns a permutation, a shape and whether the shape comes first; ``()`` where none is."""
+    """Returns the permutation, the shape, and whether the shape is first; ``()`` for ``None``."""
     given = given.value if isinstance(given, enum.Enum) else given
     parts = (None, None) if given is None else given
     if not isinstance(parts, Sequence) or len(parts) not in (2, 3):
@@ -129,10 +130,12 @@ def _rule(
     shape_first: bool,
     checkpoint: Checkpoint | None,
 ) -> Rule:
-    """Returns the rule for one pattern of tensors, with the shape of a tensor to read it backwards.
+    """Returns the rule for one pattern of tensors.
+
+    The checkpoint tells the tensors' shape, so that the rule can be read backwards.
 
     Raises:
-      FillError: several tensors would make one leaf.
+      FillError: the pattern fits several tensors that would make one leaf.
     """
     changes: list[Change] = []
     if tuple(permutation) != tuple(range(len(permutation))):
@@ -155,7 +158,7 @@ def _rule(
 
 
 def _shape_of(tensor: str, checkpoint: Checkpoint | None) -> Shape:
-    """Returns the shape that all tensors of a pattern have, or ``()``."""
+    """Returns the shape of the tensors that fit a pattern; ``()`` if they differ or none fits."""
     fits = pattern(tensor)
     shapes = {s.shape for name, s in (checkpoint or {}).items() if fits.match(slashed(name))}
     return shapes.pop() if len(shapes) == 1 else ()

@@ -1,4 +1,4 @@
-"""``TORCH``: PyTorch's names and layouts, whatever the model."""
+"""``TORCH``: rules for PyTorch's names and layouts that serve any model."""
 
 from collections.abc import Callable
 
@@ -23,14 +23,14 @@ TORCH: tuple[AnyRule, ...] = (
     _torch("**/var", "**.running_var"),
     _torch("**", "**"),
 )
-"""PyTorch's names and layouts, for leaves that go by Flax's.
+"""Rules from PyTorch's names and layouts to those of Flax.
 
 Linear and convolution weights are transposed to kernels; normalizations, embeddings and BatchNorm
-running statistics get Flax's names; every other leaf is looked for under its own. ``gamma`` and
-``beta`` are LayerNorm's names in checkpoints that came from TensorFlow. PyTorch has no
-collections, so the first key of a Linen path counts as nothing.
+running statistics get Flax's names; every other leaf keeps its name. ``gamma`` and ``beta`` are
+LayerNorm's names in checkpoints that came from TensorFlow. PyTorch has no collections, so these
+rules do not need the first key of a Linen path.
 
-Not covered, as neither name nor shape tells: transposed convolutions (PyTorch stores them
-``(in, out, *spatial)``, and Flax flips the spatial axes unless ``transpose_kernel=True``), and
-kernels with heads as an axis of their own (``nn.DenseGeneral``).
+They do not cover two cases that neither a name nor a shape tells: transposed convolutions (PyTorch
+stores them ``(in, out, *spatial)``, and Flax flips the spatial axes unless
+``transpose_kernel=True``), and kernels with an axis for heads (``nn.DenseGeneral``).
 """

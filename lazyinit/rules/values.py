@@ -1,4 +1,4 @@
-"""Changes of values: multiplied and shifted, or interpolated on another grid."""
+"""Changes that compute new values: scaled and shifted, or interpolated on another grid."""
 
 import math
 from dataclasses import dataclass
@@ -16,23 +16,24 @@ from lazyinit.tensors.views import cut, reshaped
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
 class Scale(OneByOne):
-    """Multiplies each value and adds to it, where a library folds a number into its weights.
+    """Multiplies each value by a factor and adds a number, as some libraries store weights so.
 
-    ``Scale(by=0.125)`` for queries that a model keeps divided by 8, ``Scale(plus=1)`` for norms
-    whose weights are stored less 1. Computed in float32 (float64 if the values are) and rounded
-    once, to the dtype of the leaf; backwards the shift is taken off and the rest divided, in the
-    dtype of the leaf, so that values come back up to a rounding.
+    ``Scale(by=0.125)`` is for a model that keeps queries divided by 8, ``Scale(plus=1)`` for a
+    checkpoint whose norms are stored with 1 subtracted. Values are computed in float32 (in float64
+    if they are float64), and rounded once, to the dtype of the leaf. Backwards, ``plus`` is
+    subtracted and the result divided, in the dtype of the leaf, so that values come back up to a
+    rounding.
 
     Attributes:
-      by: what each value is multiplied by.
-      plus: what is added then.
-      axis: whose size, to the ``power``, is a factor, too; from the end if it is negative.
-        ``Scale(axis=-1, power=-0.5)`` divides by the root of the last size.
-      power: of that size.
-      dtype: to which the factor is rounded.
+      by: the factor.
+      plus: the number that is added after the multiplication.
+      axis: an axis whose size, to the ``power``, is another factor; negative to count from the
+        end. ``Scale(axis=-1, power=-0.5)`` divides by the root of the last size.
+      power: the exponent of that size.
+      dtype: the dtype to which the whole factor is rounded.
 
     Raises:
-      FillError: the factor is 0 or no number, or the dtype is none of floats.
+      FillError: ``by`` is 0, a number is not finite, or ``dtype`` is no dtype of floats.
 
     Example:
       >>> Scale(plus=1), Scale(axis=-1, power=-0.5)
@@ -61,11 +62,11 @@ class Scale(OneByOne):
         return wanted
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
-        """Returns the source, scaled."""
+        """Returns the source, scaled and shifted."""
         return self._scaled(source, inverted=False)
 
     def restored(self, source: Source) -> Source:
-        """Returns the source, its shift taken off and divided by the factor."""
+        """Returns the source with ``plus`` subtracted, and then divided by the factor."""
         return self._scaled(source, inverted=True)
 
     def _scaled(self, source: Source, *, inverted: bool) -> Source:
@@ -73,7 +74,7 @@ class Scale(OneByOne):
         size = 1
         if self.axis is not None:
             size = max(1, source.shape[axis_of(self.axis, len(source.shape), self)])
-        with np.errstate(over="ignore"):  # What is too large is infinite, which is refused.
+        with np.errstate(over="ignore"):  # A factor that overflows is infinite; refused below.
             factor = np.float64(size) ** self.power * self.by
             factor = float(factor.astype(jnp.dtype(self.dtype)))
         if not factor or not math.isfinite(factor):
@@ -95,28 +96,28 @@ _PLAIN = {"by": 1, "plus": 0}
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
 class ResizeGrid(OneByOne):
-    """Interpolates position embeddings to another grid: an image or patches of another size.
+    """Interpolates position embeddings to another grid, for images or patches of another size.
 
-    Along one axis lie some places that stay as they are (a class token), then those of a grid, row
-    by row. The grid is resized to that of the leaf; if nothing else is said, both are squares. It
-    is lossy, and cannot be read backwards. Every shard reads the whole grid of its own columns.
+    One axis has some positions that are kept (a class token), and then those of a grid, row by
+    row. The grid is resized to that of the leaf; by default both are squares. The change is lossy,
+    and cannot be read backwards. Every shard reads the whole grid, but only its own columns.
 
     PyTorch and JAX differ. ``"torch bicubic"`` is ``interpolate(..., mode="bicubic",
     align_corners=False)``, as ViT, CLIP and SigLIP of ``transformers`` call it: the kernel of
-    Keys with -0.75, values beyond the edge are those at the edge, and no blurring where the grid
-    shrinks. ``"jax cubic"`` is ``jax.image.resize(..., "cubic")``: with -0.5, no weight beyond the
-    edge, and a wider kernel where the grid shrinks. ``"torch bilinear"`` and ``"jax linear"``
-    likewise. If the grids are equal, the values stay as they are.
+    Keys with -0.75, the edge repeated beyond itself, and no blurring where the grid shrinks.
+    ``"jax cubic"`` is ``jax.image.resize(..., "cubic")``: the kernel with -0.5, no weight beyond
+    the edge, and a wider kernel where the grid shrinks. ``"torch bilinear"`` and ``"jax linear"``
+    differ in the same way. If the grids are equal, the values are not changed.
 
     Attributes:
-      axis: along which the places lie; from the end if it is negative.
-      first: how many places before the grid stay as they are.
-      grid: of the tensor, rows and columns; ``()`` for a square.
-      to: of the leaf; ``()`` for a square of the size that the leaf has.
-      method: one of the four.
+      axis: the axis of positions; negative to count from the end.
+      first: how many positions before the grid are kept.
+      grid: the rows and columns of the tensor's grid; ``()`` for a square.
+      to: the rows and columns of the leaf's grid; ``()`` for a square.
+      method: one of these four.
 
     Raises:
-      FillError: no such method, or sizes that are none.
+      FillError: the method is unknown, or a size is not valid.
 
     Example:
       >>> ResizeGrid(axis=1, first=1)
@@ -147,7 +148,7 @@ class ResizeGrid(OneByOne):
             raise errors.FillError(f"ResizeGrid: wanted first=0 or more, got {self.first}.")
 
     def wanted_before(self, wanted: Shape) -> Wanted:
-        """Returns the wanted shape, along the axis with the tensor's size, if ``grid`` says it."""
+        """Returns the wanted shape with the tensor's size along the axis: -1 without ``grid``."""
         return resized(wanted, self.axis, self.first + math.prod(self.grid) if self.grid else -1)
 
     def changed(self, source: Source, wanted: Wanted) -> Source:
@@ -170,13 +171,14 @@ class ResizeGrid(OneByOne):
         return Joined((cut(source, {axis: (0, self.first)}), flat), axis) if self.first else flat
 
     def restored(self, source: Source) -> Source:
-        """Raises a ``FillError``: what was interpolated does not tell what it was."""
+        """Raises a ``FillError``: interpolation cannot be undone."""
         raise errors.FillError(
             f"wanted a layout that can be read backwards, got {self}, which is lossy. Save without "
             "it: the file then has the grid of the leaf."
         )
 
     def _grid(self, said: tuple[int, ...], size: int, name: str) -> tuple[int, int]:
+        """Returns the given rows and columns, or those of a square, checked against a size."""
         count = size - self.first
         root = math.isqrt(max(count, 0))
         rows, columns = said or (root, root)
