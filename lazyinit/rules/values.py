@@ -16,7 +16,7 @@ from lazyinit.tensors.views import cut, reshaped
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
 class Scale(OneByOne):
-    """Multiplies each value by a factor and adds a number, as some libraries store weights so.
+    """Multiplies each value and adds to it, for libraries that fold numbers into their weights.
 
     ``Scale(by=0.125)`` is for a model that keeps queries divided by 8, ``Scale(plus=1)`` for a
     checkpoint whose norms are stored with 1 subtracted. Values are computed in float32 (in float64
