@@ -1,19 +1,18 @@
 """Ready rules for families of models: from the names of Hugging Face's PyTorch checkpoints.
 
-Nothing comes in but for the functions of ``scanned.py``, and tuples of rules go out, as ``fill``,
-``save`` and the others take them. The one idea is that support for a family of models is a table of
-rules, so that it needs no code of its own. Read ``parts.py`` first, which has the rules of one
-module of each kind, then ``llama.py`` as an example of a family; the others are like it.
+Maps are tuples of rules, as ``fill``, ``save`` and the others take them. A few functions take other
+rules or a configuration, and return a map. The one idea is that support for a family of models is a
+table of rules, so that it needs no code of its own. Read ``parts.py`` first, which has the rules of
+one module of each kind, then ``llama.py`` as an example of a family; the others are like it.
 
 ``BERT``, ``GPT2``, ``LLAMA`` (Mistral too), ``T5``, ``VIT`` and ``CLIP`` lead to the Flax modules
-of ``transformers`` 4; those that end in ``_NNX`` to the trees that the docstring of their module
-shows; ``LLAMA``, ``QWEN2``, ``QWEN3``, ``GEMMA``, ``GEMMA2`` and ``GEMMA3`` with ``_TUNIX`` to the
-models of google-tunix, ``GEMMA3_VISION_TUNIX`` with its vision tower. ``maxtext`` makes the rules
-for a decoder of MaxText; ``QWEN_MAXTEXT`` are those for Qwen, without scanned layers.
-``scanned`` makes rules for stacked layers of any of them, ``counted`` writes out how many experts
-there are, ``sized`` says the sizes of axes that a tree would tell, and ``quantized``
-(``with_scales.py``) multiplies weights by their scales. ``ready_maps.py`` lists which map is for
-which family, for those who name none.
+of ``transformers`` 4. Maps that end in ``_NNX`` lead to the trees that the docstrings of their
+files show. Maps that end in ``_TUNIX`` lead to the models of google-tunix, ``GEMMA3_VISION_TUNIX``
+to one with a vision tower. ``maxtext`` makes the rules for a decoder of MaxText; ``QWEN_MAXTEXT``
+has those for Qwen, without scanned layers. ``scanned`` makes rules for stacked layers from any map,
+``counted`` writes out the tensors of each expert, ``sized`` gives the sizes of axes that no tree
+tells, and ``quantized`` (``with_scales.py``) adds rules that multiply weights by their scales.
+``ready_maps.py`` lists which map is for which family, for users who name none.
 
 Example:
   >>> import numpy as np, lazyinit as li

@@ -19,7 +19,7 @@ BERT: tuple[AnyRule, ...] = (
     *embed("**/position_embeddings", "**.position_embeddings"),
     *embed("**/token_type_embeddings", "**.token_type_embeddings"),
     *norm("**/LayerNorm", "**.LayerNorm"),
-    # Checkpoints that came from TensorFlow.
+    # Checkpoints that were converted from TensorFlow have these names.
     rule("**/LayerNorm/scale", "**.LayerNorm.gamma"),
     rule("**/LayerNorm/bias", "**.LayerNorm.beta"),
     *linear("**/self/query", "**.self.query"),
@@ -40,7 +40,7 @@ BERT: tuple[AnyRule, ...] = (
     Ignore("**.position_ids"),
     Ignore("**.token_type_ids"),
     Ignore("**.cls.predictions.decoder.weight"),
-    Ignore("**.cls.predictions.decoder.bias"),  # The same as cls.predictions.bias.
+    Ignore("**.cls.predictions.decoder.bias"),  # It equals cls.predictions.bias.
 )
 
 _LAYER, _TENSORS = "layers/{n}", "encoder.layer.{n}"

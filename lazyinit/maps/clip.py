@@ -25,7 +25,7 @@ CLIP: tuple[AnyRule, ...] = (
     *norm("**/layer_norm1", "**.layer_norm1"),
     *norm("**/layer_norm2", "**.layer_norm2"),
     *norm("**/final_layer_norm", "**.final_layer_norm"),
-    *norm("**/pre_layrnorm", "**.pre_layrnorm"),  # Theirs.
+    *norm("**/pre_layrnorm", "**.pre_layrnorm"),  # transformers spells it so.
     *norm("**/post_layernorm", "**.post_layernorm"),
     *linear("**/q_proj", "**.q_proj"),
     *linear("**/k_proj", "**.k_proj"),

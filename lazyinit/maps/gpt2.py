@@ -33,7 +33,7 @@ GPT2: tuple[AnyRule, ...] = (
     *linear("**/c_fc", "**.c_fc"),
     rule("**/lm_head/kernel", "**.lm_head.weight", AXES),
     rule("**/lm_head/kernel", "**.transformer.wte.weight", AXES, tied=True),
-    Ignore("**.lm_head.weight"),  # The same as wte, unless the model has a head of its own.
+    Ignore("**.lm_head.weight"),  # It equals wte, unless the model has a head of its own.
     *_BUFFERS,
     Ignore("**.crossattention.bias"),
     Ignore("**.crossattention.masked_bias"),

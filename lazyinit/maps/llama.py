@@ -1,7 +1,7 @@
 """Llama and Mistral: ``LLAMA`` for ``transformers.FlaxLlama*`` and ``FlaxMistral*``.
 
 ``LLAMA_NNX`` fits, for a checkpoint of ``LlamaForCausalLM`` and any with its names, a tree with
-layers in a list, with as many key heads as there are::
+layers in a list, and with any number of key heads::
 
     embed/embedding   layers/0/attention_norm/scale   layers/0/attention/{query,key,value,out}
     layers/0/mlp_norm/scale   layers/0/mlp/{gate,up,down}   norm/scale   head

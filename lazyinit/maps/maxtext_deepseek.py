@@ -1,4 +1,4 @@
-"""Layers of DeepSeek 2 and 3 in MaxText: latent attention, and experts beside those that all share.
+"""Rules for one layer of DeepSeek 2 or 3 in MaxText: latent attention, shared and routed experts.
 
     {dense,moe}_layers_0/{pre,post}_self_attention_layer_norm/scale
     .../self_attention/{wkv_a,wkv_b,out}/kernel, kv_norm/scale
@@ -35,9 +35,9 @@ def deepseek_layer(here: str, there: str, *, has_experts: bool) -> tuple[Rule, .
     """Returns the rules of one layer.
 
     Args:
-      here: the path of the layer.
-      there: what the checkpoint calls it.
-      has_experts: whether its feed-forward part is one of experts.
+      here: the path of the layer in the tree.
+      there: the name of the layer in the checkpoint.
+      has_experts: whether the layer has experts, in place of one feed-forward block.
     """
     block, experts = f"{here}/DeepSeekMoeBlock_0", f"{here}/DeepSeekMoeBlock_0/MoeBlock_0"
     into, tensors = f"{here}/mlp", f"{there}.mlp"

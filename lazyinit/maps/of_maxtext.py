@@ -1,7 +1,7 @@
-"""MaxText's decoders: ``maxtext(config)`` makes the rules that lead from a checkpoint to one.
+"""``maxtext(config)`` makes the rules from a Hugging Face checkpoint to a decoder of MaxText.
 
-They fit, for checkpoints of Llama, Mistral, Mixtral, Qwen 2 and 3 with MoE, Gemma 1 to 3, and
-DeepSeek 2 and 3, the decoders of MaxText, unscanned::
+It knows checkpoints of Llama, Mistral, Mixtral, Qwen 2 and 3 with MoE, Gemma 1 to 3, and DeepSeek
+2 and 3. Its rules fit MaxText's decoders, unscanned::
 
     token_embedder/embedding   decoder/decoder_norm/scale   decoder/logits_dense/kernel
     decoder/layers_0/{pre,post}_self_attention_layer_norm/scale
@@ -12,12 +12,14 @@ DeepSeek 2 and 3, the decoders of MaxText, unscanned::
     decoder/layers_0/{self_attention,mlp,...}_{local,global} for two layers of Gemma 2
     decoder/dense_layers_0, decoder/moe_layers_0 in DeepSeek (``deepseek``)
 
-and scanned: ``decoder/layers`` with the layers along axis 1; for Gemma 3 six of them,
-``decoder/layers/layers_0`` and so on, and the rest in ``decoder/layers_remainder``.
+and scanned: ``decoder/layers`` with the layers along axis 1. For Gemma 3, each step of the scan has
+six layers, ``decoder/layers/layers_0`` to ``layers_5``; the layers that are left over stand in
+``decoder/layers_remainder``.
 
-In places MaxText keeps other numbers than its peers: queries divided by the root of their size,
-where the model does not divide them (Llama, Mistral, Mixtral, Gemma 1 and 2), norms of Gemma plus
-1, embeddings of Gemma times the root of their size, and, for Llama 3.1, rotary pairs side by side.
+Some of MaxText's values are not those of the checkpoint. It divides queries by the root of their
+size where the model itself does not (Llama, Mistral, Mixtral, Gemma 1 and 2), adds 1 to Gemma's
+norms, multiplies Gemma's embeddings by the root of their size, and puts Llama 3.1's rotary pairs
+side by side.
 
 Names and numbers: ``maxtext/checkpoint_conversion/utils/param_mapping.py`` and
 ``maxtext/layers/attentions.py``, 0.2.5.
@@ -61,7 +63,7 @@ _GEMMA3_NORMS = (
 )
 _GEMMA_1_NORMS = (_GEMMA_NORMS[0], ("pre_ffw_norm", "post_attention_layernorm"))
 _QUERY, _KEY = (HEADS_OUT, _DIVIDED), (GROUPS_OUT,)
-# PyTorch's rotary halves, one after the other, become pairs, side by side.
+# PyTorch has all first halves of rotary pairs before all second ones; here each pair is adjacent.
 _QUERY_PAIRS = (Rearrange("(h p k) i -> i h (k p)", p=2), _DIVIDED)
 _KEY_PAIRS = (Rearrange("(g p k) i -> i g (k p)", p=2),)
 
@@ -129,7 +131,7 @@ def _gemma3(config: Mapping[str, Any], model: str, *, is_scanned: bool) -> tuple
     query, layers = (HEADS_OUT,), _count(config, "num_hidden_layers", 1000)
     if not is_scanned:
         return _gemma_layer(_LAYER, f"{model}.layers.{{n}}", _GEMMA3_NORMS, query)
-    full = layers - layers % 6  # Five local layers and a global one lie in each step of the scan.
+    full = layers - layers % 6  # Each step of the scan has five local layers and a global one.
     made = []
     for n in range(layers):
         head = "decoder/layers_0" if n < full else "decoder/layers_remainder"
@@ -149,7 +151,7 @@ def _deepseek(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, 
             here = f"decoder/{head}_{0 if is_scanned else n - numbers.start}"
             each.append(deepseek_layer(here, f"model.layers.{n}", has_experts=kind == "moe"))
         made += _stacked(each, 1, len(each), head) if is_scanned else (r for x in each for r in x)
-    # Layers that predict further tokens lie behind the others, and MaxText has none of them.
+    # After these come layers that predict further tokens, which MaxText does not have.
     if "num_nextn_predict_layers" in config:
         more = _count(config, "num_nextn_predict_layers", 1000, least=0)
         made += (Ignore(f"model.layers.{n}.**") for n in range(layers, layers + more))
@@ -159,15 +161,19 @@ def _deepseek(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, 
 def _stacked(
     layers: list[tuple[Rule, ...]], period: int, count: int, head: str = "layers"
 ) -> tuple[Rule, ...]:
-    """Returns rules that stack the layers which a scan runs in its steps, along axis 1."""
+    """Returns rules that stack layers along axis 1, for a scan with ``period`` layers in a step.
+
+    ``layers`` are the rules of each layer, ``count`` is how many of them the scan runs, and
+    ``head`` is the name of the scanned module.
+    """
     made = []
     for place in range(min(period, count)):
         for each, *more in zip(*layers[place:count:period], strict=True):
             leaf = str(each.leaf).replace(f"decoder/{head}_0", f"decoder/{head}", 1)
             tensors = tuple(str(r.tensor) for r in (each, *more))
-            # What MaxText does not train is no nnx.Param there, and other variables lie along 0.
+            # MaxText stacks variables that it does not train, which are no nnx.Param, along axis 0.
             axis = 0 if leaf.endswith("gate/bias") else 1
-            # One step of a scan is an axis of size 1.
+            # A scan of a single step has an axis of size 1.
             one = Rearrange("d ... -> d 1 ..." if axis else "... -> 1 ...")
             last: Change = Stack(axis) if more else one
             tensor = tensors if more else tensors[0]
@@ -186,16 +192,16 @@ def maxtext(
     """Returns rules for a decoder of MaxText, from a checkpoint with names of Hugging Face.
 
     Args:
-      config: what the ``config.json`` of the checkpoint says (any JSON): ``model_type``, for Gemma
-        2 and 3 and DeepSeek the numbers of layers, for scanned experts how many there are.
-      scanned_layers: whether layers lie in one leaf, as MaxText's ``scan_layers`` says.
-      interleaved: whether rotary pairs lie side by side: in models that MaxText calls
+      config: the content of the checkpoint's ``config.json`` (any JSON). It needs ``model_type``,
+        for Gemma 2 and 3 and DeepSeek the numbers of layers, for scanned experts their number.
+      scanned_layers: whether one leaf holds all layers, as MaxText's ``scan_layers`` says.
+      interleaved: whether rotary pairs are side by side, as in models that MaxText calls
         ``llama3.1-...``, or whose ``rope_type`` is ``"llama3.1"``.
-      vocab_size: that of MaxText's model, where it pads the embedding with zeros; 0 for that of
-        the checkpoint.
+      vocab_size: the size of MaxText's vocabulary, if it pads the embedding with zeros; 0 for the
+        checkpoint's size.
 
     Raises:
-      FillError: the configuration is of another family, or a number that is needed is none.
+      FillError: the configuration is of another family, or lacks a number that is needed.
 
     Example:
       >>> rules = maxtext({"model_type": "llama"}, scanned_layers=False)
@@ -254,7 +260,7 @@ FAMILIES = (
 def _with_ends(
     rules: tuple[AnyRule, ...], model: str, embedding: tuple[Change, ...], *, is_gemma: bool
 ) -> Iterator[AnyRule]:
-    """Yields rules with those for what lies before and behind the layers."""
+    """Yields rules for the embedding, the last norm and the head, and then the given rules."""
     plus = (_PLUS_1,) if is_gemma else ()
     yield rule("token_embedder/embedding", f"{model}.embed_tokens.weight", *embedding)
     yield rule("decoder/decoder_norm/scale", f"{model}.norm.weight", *plus)
@@ -268,7 +274,7 @@ def _with_ends(
 
 
 def _count(config: Mapping[str, Any], name: str, most: int, *, least: int = 1) -> int:
-    """Returns a number of a configuration, which nobody vouches for."""
+    """Returns a number of a configuration, and checks it, since the file may hold anything."""
     count = config.get(name)
     if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
         raise errors.FillError(

@@ -1,4 +1,4 @@
-"""What maps are made of: the rules of one module of a kind, as Flax and PyTorch each store it."""
+"""Building blocks of maps: the rules for one module of each kind, from PyTorch to Flax."""
 
 from lazyinit.rules.change import Change
 from lazyinit.rules.joins import Split
@@ -14,12 +14,12 @@ HEADS = Rearrange("(h k) -> h k")
 
 
 def rule(leaf: Patterns, tensor: Patterns | Constant, *layout: Change, tied: bool = False) -> Rule:
-    """Returns a rule as all in maps are: for trees with collections and without, and optional."""
+    """Returns a rule as maps have them: it is optional, and fits with or without collections."""
     return Rule(leaf, tensor, layout, across_collections=True, optional=True, tied=tied)
 
 
 def same(*names: str) -> tuple[Rule, ...]:
-    """Returns rules for leaves that go by the names of their tensors, and have their layout."""
+    """Returns rules for leaves that have the names and the layouts of their tensors."""
     return tuple(rule(name, name.replace("/", ".")) for name in names)
 
 
@@ -54,7 +54,7 @@ def from_heads(leaf: str, tensor: str) -> tuple[Rule, ...]:
 
 
 def fused_heads(leaves: tuple[str, ...], tensor: str) -> tuple[Rule, ...]:
-    """Returns rules for projections to heads that a ``Conv1D``, ``[in, out]``, makes in one."""
+    """Returns rules for projections to heads that one ``Conv1D`` ``[in, out]`` has fused."""
     kernels = tuple(f"{leaf}/kernel" for leaf in leaves)
     biases = tuple(f"{leaf}/bias" for leaf in leaves)
     return (

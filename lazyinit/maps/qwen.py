@@ -19,9 +19,9 @@ or ``Qwen3MoeForCausalLM``, google-tunix's trees::
     decoder/layers_0/mlp/{wi_0,wi_1,wo}/kernel
     decoder/layers_0/moe_block/gate/kernel, decoder/layers_0/moe_block/{wi_0,wi_1,wo} [e, in, out]
 
-With scanned layers, that lie along axis 1 there, and for MoE the number of experts, it is
+MaxText's scanned layers lie along axis 1. The rules for them, with 128 experts in each layer, are
 ``scanned(counted(QWEN_MAXTEXT, e=128), "model.layers.{n}", "decoder/layers", axis=1)``.
-MaxText pads a vocabulary with zeros where its own is larger: put a rule with ``Pad(0)`` first.
+If MaxText's vocabulary is larger, it is padded with zeros: put a rule with ``Pad(0)`` first.
 
 Names: ``transformers/models/{qwen2,qwen3,qwen3_moe}``, 4.57; ``tunix/models/{qwen2,qwen3}``, 0.1.7;
 ``maxtext/checkpoint_conversion/utils/param_mapping.py``, 0.2.5.

@@ -1,4 +1,4 @@
-"""Which ready map is for which family: what ``from_pretrained`` looks through without rules."""
+"""Lists the ready maps by family; ``from_pretrained`` searches the list where it gets no rules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class ReadyMap:
     """A map, and the checkpoints that it is for.
 
     Attributes:
-      name: what it is called in ``lazyinit.maps``.
-      rules: the map, or what makes it of a configuration.
-      model_types: what ``config.json`` calls the families.
-      parts: globs over the names of tensors that a model of a part of the family does without.
+      name: the name of the map in ``lazyinit.maps``, or the call that makes it.
+      rules: the rules, or a function that makes them from a configuration.
+      model_types: the ``model_type`` in ``config.json`` of each family that the map is for.
+      parts: patterns of tensors that need no leaf, since the model may lack that part (vision).
     """
 
     name: str

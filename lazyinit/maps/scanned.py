@@ -1,4 +1,4 @@
-"""Maps made of maps: for layers that are scanned, for numbers and sizes that no leaf tells."""
+"""Makes maps from maps: for scanned layers, for a given number of experts, and with given sizes."""
 
 from dataclasses import replace
 
@@ -13,16 +13,16 @@ from lazyinit.rules.rule import AnyRule, Patterns, Rule, Rules, as_rules
 def scanned(rules: Rules, tensor: str, leaf: str, *, axis: int = 0) -> tuple[AnyRule, ...]:
     """Returns rules for a tree in which ``nn.scan`` keeps the layers of a checkpoint stacked.
 
-    Rules about leaves anywhere (``"**/q_proj/kernel"``) and rules about numbered layers
-    (``"layers/{n}/attention/key/kernel"``, with ``tensor`` as the start of the tensor's name) are
-    read below the scanned leaf too, and come before the rules as they were, which the other
-    leaves go by.
+    Each rule for leaves anywhere (``"**/q_proj/kernel"``), and each for numbered layers
+    (``"layers/{n}/attention/key/kernel"``, with ``tensor`` as the start of the tensor's name), is
+    rewritten for the scanned module. These rules come first; the given ones follow, for all other
+    leaves.
 
     Args:
-      rules: for the tree whose layers are not scanned.
-      tensor: what the checkpoint calls a layer: ``"model.layers.{n}"``.
-      leaf: what the scanned module is called: ``"model/layers"``.
-      axis: the axis of every leaf along which the layers lie.
+      rules: the rules for a tree whose layers are not scanned.
+      tensor: the name of a layer in the checkpoint: ``"model.layers.{n}"``.
+      leaf: the path of the scanned module: ``"model/layers"``.
+      axis: the axis of every leaf along which the layers are stacked.
 
     Raises:
       FillError: the name of a layer has no number, or several.
@@ -44,6 +44,7 @@ def scanned(rules: Rules, tensor: str, leaf: str, *, axis: int = 0) -> tuple[Any
 
 
 def _moved(rule: Rule, tensor: str, leaf: str, axis: int) -> Rule | None:
+    """Returns a rule rewritten for the scanned module; ``None`` if it is not about layers."""
     if not rule.tensors or rule.stacked or rule.unstacked or rule.tied:
         return None
     number = f"{{{pattern(tensor).numbers[0]}}}"
@@ -64,10 +65,10 @@ def _moved(rule: Rule, tensor: str, leaf: str, axis: int) -> Rule | None:
 
 
 def _along(changes: tuple[Change, ...], axis: int) -> tuple[Change, ...]:
-    """Returns changes that put layers along an axis of the leaf, too.
+    """Returns the changes with one more ``Stack``, of layers along an axis of the leaf.
 
-    Numbered tensors are stacked before those of several patterns, whose axis then is counted with
-    that of the layers.
+    Numbered tensors are stacked before those of several patterns. If the last change stacks
+    patterns, the axis that comes later in the leaf is renumbered.
     """
     if not changes or not isinstance(changes[-1], Stack):
         return (*changes, Stack(axis))
@@ -82,13 +83,14 @@ def _along(changes: tuple[Change, ...], axis: int) -> tuple[Change, ...]:
 
 
 def counted(rules: Rules, **counts: int) -> tuple[AnyRule, ...]:
-    """Returns rules in which the tensors that a number stacks are written out.
+    """Returns rules that list stacked tensors one by one, in place of a number in their pattern.
 
-    So that a number of layers can be stacked beside it: ``scanned(counted(rules, e=128), ...)``.
+    A rule can stack by only one number. Once experts are listed, layers can be stacked by theirs:
+    ``scanned(counted(rules, e=128), ...)``.
 
     Args:
-      rules: any.
-      counts: of numbers that only the patterns of tensors have: ``e=128`` experts.
+      rules: the rules; those that stack by no such number are returned unchanged.
+      counts: how many tensors each number counts: ``e=128`` experts.
 
     Raises:
       FillError: a count is under 2, no rule stacks by that number, or a rule that does has several
@@ -132,13 +134,13 @@ def _one(patterns: tuple[str, ...]) -> Patterns:
 
 
 def sized(rules: Rules, **sizes: int) -> tuple[AnyRule, ...]:
-    """Returns rules whose ``Rearrange`` changes say the sizes of axes, where they have them.
+    """Returns rules in which the ``Rearrange`` changes have the sizes of their named axes.
 
-    Needed where there is no leaf to tell them: to convert a checkpoint without a tree.
+    They are needed to convert a checkpoint without a tree, where no leaf tells the sizes.
 
     Args:
-      rules: any.
-      sizes: of named axes: ``h=32`` heads, ``g=8`` groups of keys and values.
+      rules: the rules; those without such axes are returned unchanged.
+      sizes: the sizes of named axes: ``h=32`` heads, ``g=8`` groups of keys and values.
 
     Example:
       >>> from lazyinit.maps.llama import LLAMA_NNX

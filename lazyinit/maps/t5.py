@@ -22,7 +22,7 @@ _TIED = (
     rule("**/shared/embedding", "**.encoder.embed_tokens.weight", tied=True),
     Ignore("**.encoder.embed_tokens.weight"),
     Ignore("**.decoder.embed_tokens.weight"),
-    # In checkpoints of the first release, and never used.
+    # Checkpoints of the first release have this tensor, which no model uses.
     Ignore("**.EncDecAttention.relative_attention_bias.weight"),
 )
 

@@ -1,7 +1,7 @@
-"""What maps for google-tunix are made of: the modules that its decoders share.
+"""Building blocks of maps for google-tunix: the rules for modules that its decoders share.
 
-Kernels of heads lie as its ``Einsum`` has them: ``[d, h, k]`` to heads and ``[h, k, d]`` from them
-in Llama and Qwen, ``[h, d, k]`` to heads in Gemma.
+Kernels have the axes of google-tunix's ``Einsum``: in Llama and Qwen ``[d, h, k]`` to heads and
+``[h, k, d]`` from heads, in Gemma ``[h, d, k]`` to heads.
 """
 
 from lazyinit.maps.parts import AXES, HEADS_IN, HEADS_OUT, linear, rule
@@ -9,12 +9,12 @@ from lazyinit.rules.reshape import Rearrange
 from lazyinit.rules.rule import Rule
 
 LAYER, TENSORS = "layers/{n}", "model.layers.{n}"
-# Queries may share keys: their heads are counted apart.
+# Several queries may share a key: the number of key heads (g) is not that of query heads (h).
 GROUPS_OUT = Rearrange("(g k) i -> i g k")
 
 
 def attention() -> tuple[Rule, ...]:
-    """Returns rules for the projections of an attention of Llama or Qwen."""
+    """Returns the rules for the projections of Llama's or Qwen's attention."""
     here, there = f"{LAYER}/attn", f"{TENSORS}.self_attn"
     return (
         rule(f"{here}/q_proj/w", f"{there}.q_proj.weight", HEADS_OUT),
@@ -38,7 +38,7 @@ def gated(layer: str, tensors: str) -> tuple[Rule, ...]:
 
 
 def decoder() -> tuple[Rule, ...]:
-    """Returns rules for all that Llama and Qwen share."""
+    """Returns the rules that the decoders of Llama and Qwen have in common."""
     return (
         rule("embedder/input_embedding", "model.embed_tokens.weight"),
         *attention(),

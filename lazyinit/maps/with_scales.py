@@ -1,4 +1,4 @@
-"""Maps made of maps: for checkpoints whose weights are quantized."""
+"""``quantized``: makes a map for quantized checkpoints from one for plain checkpoints."""
 
 from dataclasses import replace
 
@@ -13,19 +13,18 @@ def quantized(
 ) -> tuple[AnyRule, ...]:
     """Returns rules for a checkpoint in which each weight may have scales beside it.
 
-    Each rule about weights is preceded by one that takes their scales, too. A weight without scales
-    goes by the rule as it was, unless its values are quantized: then its scales are missing, which
-    is an error.
+    Before each rule for weights comes one that takes their scales, too. A weight without scales is
+    loaded by the given rule, unless its values are quantized: then the missing scales are an error.
 
     Args:
-      rules: for the checkpoint that is not quantized.
-      change: what makes numbers of values and scales.
-      scale: the last key of scales: ``"weight_scale_inv"``.
-      weight: the last key of what they belong to, where it is another than in ``rules``:
+      rules: the rules for a checkpoint that is not quantized.
+      change: the change that makes one tensor of values and scales.
+      scale: the last key in the names of scales: ``"weight_scale_inv"``.
+      weight: the last key in the names of the weights, if it is another than in ``rules``:
         ``"weight_packed"``.
 
     Raises:
-      FillError: the change is none that dequantizes.
+      FillError: ``change`` is no ``Dequantize``.
 
     Example:
       >>> from lazyinit.maps.llama import LLAMA
@@ -46,6 +45,7 @@ def quantized(
 
 
 def _with_scales(rule: AnyRule, change: Dequantize, weight: str, scale: str) -> tuple[Rule, ...]:
+    """Returns the rule that takes scales too, if the given one is about weights; else nothing."""
     if not isinstance(rule, Rule) or not rule.tensors:
         return ()
     if any(slashed(text).rpartition("/")[2] != "weight" for text in rule.tensors):
