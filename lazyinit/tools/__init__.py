@@ -9,6 +9,7 @@ checkpoint in another format, and ``compare`` says how two differ, both in bound
 ``suggest`` proposes rules for a model and a checkpoint whose names differ: ``starts`` tries the
 rules that exist, ``words`` compares names, ``families`` and ``pairing`` find leaves and tensors
 that belong together, ``layouts`` lists the ways from one to the other, ``decide`` chooses between
-these or leaves them open, and ``propose`` writes the rules. ``plan_command`` prices a model or a
-checkpoint on a mesh; ``planning`` records the one, opens the other and looks for the smallest mesh.
+these or leaves them open, and ``propose`` writes the rules. ``plan_command`` plans a model or a
+checkpoint on a mesh. ``planning`` records the model or opens the checkpoint, and finds the smallest
+mesh; ``from_config`` lists the tensors of a model of which there is only a ``config.json``.
 """

@@ -30,21 +30,21 @@ _PATH = (
     "address of safetensors or GGUF (https://, s3://, gs://, hf://)"
 )
 
-_TEXT = 80  # Characters of one entry of the metadata that are shown.
+_TEXT = 80  # How many characters of an entry of the metadata are shown.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     Args:
-      arguments: those of the command line; ``None`` for the process's own.
+      arguments: the words of the command line; ``None`` for those of this process.
     """
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
     except errors.LazyinitError as error:
         print(f"lazyinit: {error}", file=sys.stderr)
-    except BrokenPipeError:  # The reader of the output, head for one, has closed it.
+    except BrokenPipeError:  # The reader of the output, such as ``head``, has closed it.
         sys.stderr.close()
     except KeyboardInterrupt:
         print("lazyinit: interrupted; what was there before still is", file=sys.stderr)
@@ -125,7 +125,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _cut(text: str) -> str:
-    """Returns the beginning of a long text: a picture may stand there, too."""
+    """Returns the beginning of a long text: metadata may be as long as a picture."""
     return text if len(text) <= _TEXT else f"{text[:_TEXT]}... ({len(text)} characters)"
 
 
@@ -178,7 +178,8 @@ def _diff(options: argparse.Namespace) -> int:
     return 1 if found.differences else 0
 
 
-def _plain(value: Any) -> Any:  # Any: what JSON can hold, but for numbers that it cannot.
+def _plain(value: Any) -> Any:  # Any: a value for JSON.
+    """Returns a value with text in place of numbers that JSON cannot hold: infinity and nan."""
     match value:
         case dict():
             return {key: _plain(inner) for key, inner in value.items()}

@@ -1,7 +1,4 @@
-"""``lazyinit diff``: two checkpoints in, their differences out.
-
-Names, shapes and dtypes are compared, and values if they are asked for.
-"""
+"""``lazyinit diff`` compares two checkpoints: names, shapes, dtypes and, if asked to, values."""
 
 import math
 from collections.abc import Iterator
@@ -21,15 +18,15 @@ class Difference:
     """How one tensor differs between two checkpoints.
 
     Attributes:
-      name: of the tensor.
+      name: the name of the tensor.
       kind: ``"only in the first"``, ``"only in the second"``, ``"shape"``, ``"dtype"`` or
         ``"values"``.
-      first: what it is in the first checkpoint; ``""`` if it is not there.
-      second: what it is in the second.
-      elements: how many elements differ: bit by bit, or in value if the dtypes differ; 0 unless
-        values were compared and differ.
-      largest: the largest absolute difference between two elements; ``nan`` if one of them is no
-        number and the other is. 0 if only bits differ, as of 0 and -0.
+      first: its shape and dtype in the first checkpoint, as text; ``""`` if it is not there.
+      second: its shape and dtype in the second.
+      elements: how many elements differ in their bits, or in value if the dtypes differ; 0 if
+        values were not compared.
+      largest: the largest absolute difference between two elements; ``nan`` if only one of them
+        is ``nan``; 0 if they differ in bits alone, as 0 and -0 do.
     """
 
     name: str
@@ -45,10 +42,10 @@ class Comparison(Shown):
     """What differs between two checkpoints; prints as a table in which numbered layers fold.
 
     Attributes:
-      first: where the first lies.
-      second: where the second lies.
+      first: the origin of the first checkpoint.
+      second: the origin of the second.
       equal: how many tensors are equal in all that was compared.
-      differences: one for each other tensor.
+      differences: one for each tensor that differs.
     """
 
     first: str
@@ -72,10 +69,10 @@ def compare(first: Checkpoint, second: Checkpoint, *, values: bool = False) -> C
     """Compares two checkpoints, in bounded memory.
 
     Args:
-      first: opened.
-      second: opened.
-      values: whether to read the values of tensors of equal shape: bit by bit, or, where the
-        dtypes differ, as numbers.
+      first: the one checkpoint.
+      second: the other one.
+      values: whether to read and compare the values of tensors of equal shape: bit by bit, or as
+        numbers if the dtypes differ.
 
     Raises:
       CheckpointError: a file is gone, has changed or is damaged.
@@ -147,14 +144,14 @@ def _elements(one: Source, other: Source) -> tuple[int, float]:
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:
-    """Returns values in a dtype in which differences are exact, or as good as."""
+    """Returns values in a wider dtype, in which their differences are exact or nearly so."""
     if np.iscomplexobj(values):
         return values.astype(np.complex128)
     return values.astype(np.longdouble if values.dtype.itemsize == 8 else np.float64)
 
 
 def _largest(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the largest difference; ``nan`` if there is one beside the numbers."""
+    """Returns the largest absolute difference; ``nan`` if only one of two elements is ``nan``."""
     both = np.isnan(x) & np.isnan(y)
     with np.errstate(invalid="ignore"):
         apart = np.where((x == y) | both, 0, np.abs(x - y))
@@ -162,5 +159,6 @@ def _largest(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _bytes(flow: Flow, size: int) -> np.ndarray:
+    """Returns the next bytes of a tensor, ``size`` of them or what is left."""
     parts = [np.frombuffer(part, np.uint8) for part in flow.take(size)]
     return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, np.uint8)])

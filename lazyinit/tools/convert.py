@@ -1,4 +1,4 @@
-"""A checkpoint of any format -> one of another, under other names: streamed, in bounded memory."""
+"""Converts a checkpoint to another format, other names or another dtype, in bounded memory."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from lazyinit.tensors.pieces import nbytes
 Format: TypeAlias = Literal["by suffix", "orbax"]
 
 _PT = {"format": "pt"}
-_ONE_FILE = 2**62  # Bytes: more than there can be in one.
+_ONE_FILE = 2**62  # Bytes. No file is as large, so that all tensors go into one.
 _WRITTEN = (".safetensors", ".npz", ".msgpack")
 _NOT_WRITTEN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".gguf", ".npy", ".json", ".zip")
 
@@ -44,32 +44,32 @@ def convert(
     format: Format = "by suffix",
     progress: ProgressLike = False,
 ) -> Mapping[str, Source]:
-    """Writes a checkpoint in another format; a reader of the target finds the old or the new.
+    """Writes a checkpoint in another format, so that a reader always finds the old or the new one.
 
-    The metadata of safetensors is kept where safetensors are written. Its ``"format"`` says whose
-    names and layouts the tensors have, and so is ``"pt"`` wherever there are rules, or where the
-    checkpoint has none: transformers wants one.
+    Safetensors that are written get the checkpoint's metadata. The entry ``"format"``, which
+    ``transformers`` wants, becomes ``"pt"`` if there are rules, or if the checkpoint has no such
+    entry.
 
     Args:
-      checkpoint: opened, of any format.
-      target: a file whose suffix says the format (``.safetensors``, ``.npz``, ``.msgpack``); or a
-        folder, which gets Hugging Face's safetensors: what is one already, or ends otherwise.
-      rules: what the tensors become: from the names of the checkpoint to those of leaves.
-      reverse: whether the rules are read from leaves to tensors.
-      dtype: a dtype (whatever ``numpy`` takes for one) for the floating-point tensors.
+      checkpoint: the opened checkpoint, of any format.
+      target: a file whose suffix says the format (``.safetensors``, ``.npz``, ``.msgpack``), or
+        any other path: a folder, which gets Hugging Face's safetensors.
+      rules: rules that make leaves of the checkpoint's tensors; the leaves are written.
+      reverse: whether to read the rules backwards: the checkpoint then has the leaves.
+      dtype: a dtype (any that ``numpy`` takes) for the floating-point tensors.
       max_shard_size: bytes of values in one file of a folder.
-      format: ``"orbax"`` has Orbax write a folder, in a tree that nests where a name has ``/``; it
-        takes all tensors at once.
+      format: ``"orbax"`` lets Orbax write a folder, as a tree that nests at each ``/`` of a name.
+        All tensors are then in memory at once.
       progress: as for ``materialize``.
 
     Returns:
-      What was written, by name.
+      The sources that were written, by name.
 
     Raises:
       FillError: the rules do not say unambiguously what becomes of a tensor.
       SaveError: the target's format cannot hold a tensor.
       CastError: the dtype cannot hold a value.
-      WriteError: it cannot be written; the old one is left as it was.
+      WriteError: the target cannot be written; what was there before is unchanged.
       CheckpointError: the checkpoint has changed, or is damaged.
     """
     path, rules = local_path(target), as_rules(rules)
@@ -113,7 +113,7 @@ def _write_orbax(path: Path, tensors: Mapping[str, Source], tell: Tell) -> None:
 def renamed(
     checkpoint: Checkpoint, rules: Sequence[AnyRule], *, reverse: bool = False
 ) -> Mapping[str, Source]:
-    """Returns what rules make of a checkpoint's tensors; without rules the tensors themselves.
+    """Returns what rules make of a checkpoint's tensors, by name; without rules, the checkpoint.
 
     Raises:
       FillError: the rules do not say unambiguously what becomes of a tensor.

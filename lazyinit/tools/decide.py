@@ -1,14 +1,14 @@
-"""Decides between layouts that shapes leave open: by siblings and conventions, or not at all.
+"""Decides between layouts that shapes leave open, by siblings and conventions, or not at all.
 
 Pairs of families come in, each with all layouts that its shapes allow. A ``Decision`` goes out for
-each. What decides is only what people would accept as a reason:
+each. Only reasons that people would accept decide:
 
 - *Names*: a query, a key and a value lead to heads, and an output leads from them.
 - *Siblings*: tensors of the same kind in the same layer, for which shapes do tell, all agree.
-- *The convention* of the checkpoint: PyTorch's weights are ``[out, in]``, and embeddings lie in
-  the same way everywhere. It holds unless siblings elsewhere in the model contradict it.
+- *The convention* of the checkpoint: PyTorch's weights are ``[out, in]``, and embeddings have the
+  same layout everywhere. It holds unless siblings elsewhere in the model contradict it.
 
-What is decided so is said in a note. Anything else stays open: it is listed, and is not applied.
+A note names the reason. Any other layout stays open: it is listed, and not applied.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ class Decision:
 
     Attributes:
       pair: the pair.
-      options: the layouts that are left.
-      why: why it is this one, or why none is; ``""`` if shapes alone tell.
+      options: the layouts that are still possible; one if it is decided.
+      why: the reason for this layout, or for leaving it open; ``""`` if shapes alone tell.
       is_open: whether the layout is not decided.
     """
 
@@ -41,7 +41,7 @@ _Told = Mapping[_Kind, Sequence[tuple[tuple[str, ...], bool, str]]]
 
 
 def decide(pairs: Sequence[Pair]) -> list[Decision]:
-    """Returns for each pair of one model which of its layouts is right, or that it stays open."""
+    """Decides the layout of each pair of one model, or leaves it open."""
     pairs = [_by_heads(pair) for pair in pairs]
     told: dict[_Kind, list[tuple[tuple[str, ...], bool, str]]] = {}
     for pair in pairs:
@@ -61,6 +61,7 @@ def _by_heads(pair: Pair) -> Pair:
 
 
 def _said(pair: Pair) -> set[str]:
+    """Returns whether the names of a pair say that it leads to heads or from them."""
     keys = (*pair.tensors[0].keys[-2:], *pair.leaves[0].keys[-2:])
     return {_HEADS.get(meaning(word), "") for key in keys for word in words(key)} - {""}
 
@@ -69,7 +70,7 @@ _HEADS = {"q": "to", "k": "to", "v": "to", "o": "from"}
 
 
 def _kind(pair: Pair) -> _Kind:
-    """Returns what siblings have in common: tensors of one kind of module lie in the same way."""
+    """Returns the kind of a pair; siblings of one kind are expected to have one layout."""
     tensor = pair.tensors[0]
     return tensor.keys[-1], min(tensor.rank, 3), _is_embedding(pair)
 
@@ -112,7 +113,10 @@ def _decided(pair: Pair, told: _Told, axes: set[int]) -> Decision:
 
 
 def _turned(pair: Pair, told: _Told) -> tuple[bool | None, str]:
-    """Returns whether a pair is turned where shapes allow both, and why; ``None`` if unknown."""
+    """Decides whether a pair is turned, if shapes allow both; returns that and the reason.
+
+    ``None`` stands for undecided.
+    """
     all_told = told.get(_kind(pair), ())
     near = [each for each in all_told if each[0] == pair.tensors[0].scope]
     if near:
@@ -130,7 +134,7 @@ def _turned(pair: Pair, told: _Told) -> tuple[bool | None, str]:
 
 
 def _convention(pair: Pair) -> bool | None:
-    """Returns whether such tensors lie turned by what their names say; ``None`` if nothing."""
+    """Returns whether a pair is turned by the convention of its names; ``None`` without one."""
     if _is_embedding(pair):
         return False
     if pair.tensors[0].keys[-1] in ("kernel", "embedding"):

@@ -1,7 +1,7 @@
-"""Families of names: those that differ in their numbers alone, and those that belong together.
+"""Groups names into families that differ in their numbers alone, and families into sisters.
 
-Names with their shapes come in. The layers of a model give one family for each of their leaves,
-so that one rule can speak of all layers. *Sisters* are families that other models fuse into one
+Names with their shapes come in, and families go out. A leaf that every layer has is one family,
+so that one rule can serve all layers. *Sisters* are families that other models fuse into one
 tensor: the query, the key and the value of one module.
 """
 
@@ -20,8 +20,8 @@ class Family:
     """Names that differ in their numbers alone.
 
     Attributes:
-      words: what is between the numbers: ``("layers_", "/kernel")``.
-      shapes: by the numbers of a name, its shape.
+      words: the text around the numbers: ``("layers_", "/kernel")``.
+      shapes: the shape of each name, by the numbers in it.
     """
 
     words: tuple[str, ...]
@@ -39,22 +39,22 @@ class Family:
 
     @property
     def names(self) -> list[str]:
-        """The names, in the order in which they came."""
+        """The names, in the order in which they were given."""
         return [self.name(numbers) for numbers in self.shapes]
 
     @property
     def keys(self) -> list[str]:
-        """The keys of its names, ``0`` for each number."""
+        """The keys of the names, with ``0`` for each number."""
         return re.split(r"[/.]", self.name(["0"] * (len(self.words) - 1)))
 
     @property
     def scope(self) -> tuple[str, ...]:
-        """What stands before the last number of its names, without numbers: its kind of layer."""
+        """The text before the last number, without numbers, which tells the kind of layer."""
         return tuple(_NUMBER.split(self.name(["0"] * (len(self.words) - 1)))[:-2:2])
 
     @property
     def rank(self) -> int:
-        """How many axes there are."""
+        """The number of axes of each shape."""
         return len(next(iter(self.shapes.values())))
 
 
@@ -62,7 +62,7 @@ _NUMBER = re.compile(r"(?<![A-Za-z0-9])(0|[1-9][0-9]{0,8})(?![A-Za-z0-9])")
 
 
 def families(shapes: Mapping[str, Shape], *, numbered: bool) -> list[Family]:
-    """Returns the families of these names; each name alone if they are not to be numbered."""
+    """Returns the families of names; unless ``numbered``, each name is a family by itself."""
     found: dict[tuple[tuple[str, ...], int], dict[Numbers, Shape]] = {}
     for name, shape in shapes.items():
         parts = _NUMBER.split(name) if numbered else [name]
@@ -72,12 +72,13 @@ def families(shapes: Mapping[str, Shape], *, numbered: bool) -> list[Family]:
 
 
 def numbers_differ(one: Family, other: Family) -> bool:
-    """Tells whether the first names have other numbers, so that none has all of the other's."""
+    """Tells whether each family's first name has a number that the other's lacks."""
     some, others = (_NUMBER.split(family.names[0])[1::2] for family in (one, other))
     return not (_holds(some, others) or _holds(others, some))
 
 
 def _holds(these: Sequence[str], those: Sequence[str]) -> bool:
+    """Tells whether all of ``those`` are among ``these``, in the same order."""
     rest = iter(these)
     return all(number in rest for number in those)
 
@@ -86,10 +87,10 @@ _FUSED = (("q", "k", "v"), ("k", "v"), ("gate", "up"))
 
 
 def sisters(some: Sequence[Family]) -> Iterator[tuple[Family, ...]]:
-    """Yields families that other models fuse into one tensor, in the order in which they do it.
+    """Yields groups of families that other models fuse into one tensor, in the order of fusing.
 
-    Sisters have the same numbers, and names that differ in one word, which says query, key and
-    value, or gate and up.
+    Sisters have the same numbers, and names that differ in one word: query, key and value, or
+    gate and up.
     """
     groups: dict[object, dict[str, Family]] = {}
     for family in some:
@@ -103,7 +104,10 @@ def sisters(some: Sequence[Family]) -> Iterator[tuple[Family, ...]]:
 
 
 def _part(family: Family) -> tuple[str, tuple[str, ...]]:
-    """Returns which part of something fused a family is, and the rest of its name."""
+    """Returns which part of a fused tensor a family would be (``"q"``), and its other words.
+
+    The part is ``""`` if the name has no such word.
+    """
     keys = family.keys
     for place in range(len(keys) - 1, max(len(keys) - 3, -1), -1):
         first, *others = words(keys[place]) or [""]
@@ -113,7 +117,7 @@ def _part(family: Family) -> tuple[str, tuple[str, ...]]:
 
 
 def says_fused(one: Family, sisters: Sequence[Family]) -> bool:
-    """Tells whether a name says that it holds these sisters: ``qkv_proj``, ``gate_up``."""
+    """Tells whether a family's name says that it fuses these sisters: ``qkv_proj``, ``gate_up``."""
     parts = [_part(sister)[0] for sister in sisters]
     said = [word for key in one.keys[-2:] for word in words(key)]
     meant = [meaning(word) for word in said]

@@ -1,6 +1,6 @@
-"""A Hugging Face ``config.json`` -> the tensors that a checkpoint of this model has, without one.
+"""Lists the tensors of a model from its Hugging Face ``config.json``, without a checkpoint.
 
-Of the families of decoders that ready maps know. What ``config.json`` leaves out has the default of
+Some families of decoders are known. What ``config.json`` leaves out has the default of
 ``transformers``.
 
 Source: ``transformers/models/{llama,mistral,qwen2,qwen3,qwen3_moe,gemma2,gemma3,gpt2}``, 4.57.
@@ -21,19 +21,19 @@ from lazyinit.sources import Index, Shape
 from lazyinit.tensors.base import Tensor
 
 CONFIG = "config.json"
-_NO_WEIGHTS = (".jinja", ".json", ".md", ".model", ".py", ".txt")  # Files beside weights.
-_LIMIT = 1 << 24  # Bytes. A configuration has some thousands.
+_NO_WEIGHTS = (".jinja", ".json", ".md", ".model", ".py", ".txt")  # Files without weights.
+_LIMIT = 1 << 24  # The most bytes that are read. A configuration has some thousands.
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Described(Tensor):
-    """A ``Source`` that is not there: what a configuration says of a tensor.
+    """A ``Source`` without values: a tensor that is known from a configuration alone.
 
     Attributes:
-      name: what a checkpoint calls it.
-      shape: as a checkpoint has it.
-      dtype: as the configuration says.
-      path: of the configuration.
+      name: the name that the tensor has in a checkpoint.
+      shape: the shape that it has there.
+      dtype: the dtype that the configuration says.
+      path: the path of the configuration.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Described(Tensor):
 
 
 def config_at(target: str) -> Path | None:
-    """Returns the path of a configuration that stands alone; ``None`` if there are weights, too."""
+    """Returns the path of a configuration without weights beside it; ``None`` for all else."""
     path = Path(target)
     if path.is_file() and path.name == CONFIG:
         return path
@@ -76,10 +76,10 @@ def config_at(target: str) -> Path | None:
 
 
 def tree_of_config(path: Path) -> dict[str, StoredParam]:
-    """Returns the leaves of a model, by the names of their tensors.
+    """Returns a leaf for each tensor of the model that a configuration describes, by name.
 
     Raises:
-      PlanError: it is no configuration, of a family that is not known, or says too little.
+      PlanError: the file is no configuration, its family is not known, or it lacks a size.
     """
     try:
         said = json.loads(path.read_bytes()[:_LIMIT])
@@ -146,16 +146,16 @@ def _linear(name: str, n: int, m: int, bias: bool = False) -> _Shapes:
 
 @dataclass(frozen=True, slots=True)
 class _Decoder:
-    """What a family of decoders has beside what all have.
+    """What distinguishes a family of decoders; a call yields its tensors, by name and shape.
 
     Attributes:
-      head: the size of a head, where the configuration does not say it; 0 for ``width / heads``.
-      biases: of query, key and value: ``"asked"`` (with ``attention_bias``, of the output too),
-        ``"always"`` or ``"never"``.
+      head: the default size of a head; 0 for ``width / heads``.
+      biases: whether query, key and value have biases: ``"always"``, ``"never"``, or ``"asked"``,
+        if ``attention_bias`` says so; then the output has one, too.
       has_head_norms: whether query and key are normalized.
-      has_outer_norms: whether what a layer's parts give is normalized as well.
-      is_tied: whether the head is the embedding, where the configuration does not say it.
-      has_experts: whether feed-forward layers are of experts.
+      has_outer_norms: whether the outputs of attention and MLP are normalized, too.
+      is_tied: whether by default the head is the embedding.
+      has_experts: whether some layers have experts.
     """
 
     head: int = 0

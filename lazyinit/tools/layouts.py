@@ -1,4 +1,4 @@
-"""Layouts that rules may propose, and which of them lead from given shapes to others.
+"""Lists the layouts that may be proposed, and finds those that lead from given shapes to others.
 
 The one idea is that *all* layouts that shapes allow are kept. A square kernel may be transposed or
 not, and nothing here chooses: ``decide.py`` does, by siblings and conventions, or leaves it open.
@@ -21,7 +21,7 @@ from lazyinit.tensors.base import Tensor
 from lazyinit.tensors.memory import HeldTensor
 
 Ends: TypeAlias = tuple[tuple[Shape, ...], tuple[Shape, ...]]
-"""Shapes of tensors, and those of the leaves that they make."""
+"""The shapes of tensors, and the shapes of the leaves that they make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Option:
     """One way from tensors to leaves.
 
     Attributes:
-      changes: as a rule has them.
-      turned: whether the last axis of the leaf comes from the first of the tensor, as it does where
-        ``[out, in]`` becomes ``[in, out]``; ``None`` where there is nothing to turn.
+      changes: the changes of a rule.
+      turned: whether the last axis of the leaf is the first axis of the tensor, as it is where
+        ``[out, in]`` becomes ``[in, out]``; ``None`` for vectors, which have no second axis.
       heads: ``"to"`` if the outputs are split into heads, as those of a query are, ``"from"`` if
-        the inputs are; ``""`` if there are none.
-      stacked: which of the tensors' numbers counts what is stacked, or -1.
+        the inputs are; ``""`` if neither is.
+      stacked: the index of the number, in the tensors' names, that counts stacked ones; or -1.
     """
 
     changes: tuple[Change, ...]
@@ -44,13 +44,13 @@ class Option:
 
     @property
     def stack(self) -> tuple[int, int]:
-        """What is stacked, and along which axis; ``(-1, -1)`` if nothing is."""
+        """The number that counts stacked tensors, or -1, and the axis of the stack, or -1."""
         axes = (change.axis for change in self.changes if isinstance(change, Stack))
         return self.stacked, next(axes, -1)
 
 
 TRANSPOSED_CONVOLUTION = Transpose("i o ... -> ... i o")
-"""PyTorch keeps the kernels of transposed convolutions ``[in, out, ...]``."""
+"""The change for PyTorch's transposed convolutions, whose kernels are ``[in, out, ...]``."""
 
 _T = Transpose("o i -> i o")
 _VECTORS = (Option(()), Option((Rearrange("(h k) -> h k"),)))
@@ -87,7 +87,7 @@ def alone(rank: int) -> tuple[Option, ...]:
 
 
 def stacked(rank: int, place: int) -> Iterator[Option]:
-    """Yields the ways from numbered tensors to one leaf; ``place`` is which number counts them."""
+    """Yields the ways from numbered tensors to one leaf; number ``place`` counts the tensors."""
     for axis in (0, 1):
         for option in alone(rank):
             yield replace(option, changes=(*option.changes, Stack(axis)), stacked=place)
@@ -96,7 +96,7 @@ def stacked(rank: int, place: int) -> Iterator[Option]:
 def joined(rank: int) -> Iterator[Option]:
     """Yields the ways from several tensors to one leaf."""
     for option in alone(rank):
-        # What is fused are outputs: the last axis of a leaf, or, as stored, the first.
+        # Models fuse outputs: the last axis of a turned leaf, else the first or the last.
         for axis in (1,) if option.turned else (0, 1):
             yield replace(option, changes=(*option.changes, Concat(axis)))
         for axis in (0, 1):
@@ -112,9 +112,9 @@ def leads(option: Option, tensors: Sequence[Shape], leaves: Sequence[Shape]) -> 
     """Tells whether a way leads from tensors to leaves of these shapes.
 
     Args:
-      option: the way; what it stacks are tensors of several patterns, or else numbered.
-      tensors: shapes, one for each pattern, or for each number that is stacked.
-      leaves: shapes, one for each pattern.
+      option: the way.
+      tensors: the shape of each pattern's tensor, or of each numbered tensor that is stacked.
+      leaves: the shape of each pattern's leaf.
     """
     made = _made(option, [nothing_of(shape) for shape in tensors], leaves)
     return [source.shape for source in made] == list(leaves)
@@ -123,9 +123,9 @@ def leads(option: Option, tensors: Sequence[Shape], leaves: Sequence[Shape]) -> 
 def possible(options: Iterable[Option], known: Collection[Ends]) -> list[Option]:
     """Returns the ways that lead from tensors to leaves of all these shapes.
 
-    Of ways that put every element in the same place the first alone is returned. Where an axis has
-    size 1, ways that are written otherwise are one: with one head, ``(h k) i -> i h k`` is
-    ``o (h k) -> h k o``.
+    Of several ways that put every element in the same place, only the first is returned. An axis
+    of size 1 can make two ways the same: with one head, ``(h k) i -> i h k`` does what
+    ``o (h k) -> h k o`` does.
     """
     found = [o for o in options if all(leads(o, before, after) for before, after in known)]
     if len(found) < 2:
@@ -138,6 +138,7 @@ def possible(options: Iterable[Option], known: Collection[Ends]) -> list[Option]
 
 
 def _effect(option: Option, tensors: Sequence[Shape], leaves: Sequence[Shape]) -> Iterator[int]:
+    """Yields where a way takes some elements of leaves from; equal for ways that do the same."""
     starts = [sum(map(math.prod, tensors[:n])) for n in range(len(tensors))]
     sources = [_Positions(s, first) for s, first in zip(tensors, starts, strict=True)]
     for source in _made(option, sources, leaves):
@@ -145,7 +146,7 @@ def _effect(option: Option, tensors: Sequence[Shape], leaves: Sequence[Shape]) -
 
 
 def _made(option: Option, sources: Sequence[Source], leaves: Sequence[Shape]) -> tuple[Source, ...]:
-    """Returns the leaves that a way makes; none if it does not lead there."""
+    """Returns the leaves that a way makes; none if the way does not fit the shapes."""
     numbered = option.stacked >= 0
     rows = (tuple(sources),) if numbered else tuple((source,) for source in sources)
     frame = Frame(len(rows), numbered)
@@ -157,9 +158,10 @@ def _made(option: Option, sources: Sequence[Source], leaves: Sequence[Shape]) ->
 
 
 def _probed(source: Source) -> Iterator[int]:
-    """Yields what stands at both ends of a source, and next to them along each axis.
+    """Yields the first and the last element of a source, and their neighbors along each axis.
 
-    Every way here maps each axis evenly, but for joints between tensors of equal size.
+    These tell ways apart, since each way here maps an axis evenly, except at joints between
+    tensors of equal size.
     """
     for end, step in ((0, 1), (-1, -1)) if math.prod(source.shape) else ():
         corner = [end % size for size in source.shape]
@@ -171,7 +173,7 @@ def _probed(source: Source) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class _Positions(Tensor):
-    """A source whose elements count from ``first``; it takes no memory."""
+    """A source of the numbers from ``first`` on, in order; it takes no memory."""
 
     shape: Shape
     first: int
@@ -190,5 +192,5 @@ class _Positions(Tensor):
 
 
 def nothing_of(shape: Shape) -> HeldTensor:
-    """Returns a source of a shape that takes no memory, to try layouts on."""
+    """Returns a source of zeros that takes no memory, to try a layout on a shape."""
     return HeldTensor("", np.broadcast_to(np.uint8(0), shape))

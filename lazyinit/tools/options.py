@@ -1,4 +1,4 @@
-"""What options of the command line name: rules, dtypes."""
+"""Looks up the rules and dtypes that options of the command line name."""
 
 import importlib
 from typing import Any
@@ -11,11 +11,11 @@ from lazyinit.rules.torch import TORCH
 
 
 def rules_of(name: str, option: str = "--rules") -> tuple[AnyRule, ...]:
-    """Returns the rules of this name: ``torch``, a family's, or ``module:NAME``; none for none.
+    """Returns the rules of a name: ``torch``, a map, or ``module:NAME``; ``()`` for ``""``.
 
     Args:
-      name: what the option was given.
-      option: which one, for messages.
+      name: the value of the option.
+      option: the option, for messages.
 
     Raises:
       FillError: there are no such rules.
@@ -42,14 +42,14 @@ def rules_of(name: str, option: str = "--rules") -> tuple[AnyRule, ...]:
 
 
 def dtype_of(name: str, option: str = "--dtype") -> Any:
-    """Returns a dtype, those of ``ml_dtypes`` too; ``None`` for no name.
+    """Returns the dtype of a name, also one of ``ml_dtypes``; ``None`` for ``""``.
 
     Args:
-      name: what the option was given.
-      option: which one, for messages.
+      name: the value of the option.
+      option: the option, for messages.
 
     Raises:
-      SaveError: it is no dtype.
+      SaveError: no dtype has this name.
     """
     if not name:
         return None

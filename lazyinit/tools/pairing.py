@@ -1,10 +1,10 @@
 """Guesses which tensors make which leaves, by shapes, numbers and words, for people to judge.
 
 A family of leaves and one of tensors may be a pair if their numbers agree and some layout leads
-from the shapes of the one to those of the other; so may sisters and what they are fused into. Of
-the possible pairs, those are chosen that share the most words on both sides; what is learned from
-them (this checkpoint writes ``enc`` for ``encoder``) tells others apart. Which of the layouts a
-pair has is another question, which is not asked here.
+from the shapes of the tensors to those of the leaves. Sisters may pair with what they are fused
+into. Of the possible pairs, those whose names share the most words are chosen. What is learned from
+them (this checkpoint writes ``enc`` for ``encoder``) tells other pairs apart. A pair keeps all its
+possible layouts: ``decide.py`` chooses one.
 """
 
 import math
@@ -35,7 +35,7 @@ class Pair:
 
     @property
     def families(self) -> set[int]:
-        """The identities of its families."""
+        """The identities of the pair's families."""
         return {id(family) for family in (*self.leaves, *self.tensors)}
 
     @property
@@ -59,7 +59,7 @@ class Pair:
         ]
 
     def may_be(self, turned: bool) -> bool:
-        """Tells whether it is possible if all kernels are turned, or if none is."""
+        """Tells whether the pair is possible if all kernels of a model are turned, or none is."""
         return not self.is_kernel or any(option.turned == turned for option in self.options)
 
 
@@ -69,8 +69,8 @@ def feasible(leaves: Sequence[Family], tensors: Sequence[Family], shared: set[st
     Args:
       leaves: families of leaves.
       tensors: families of tensors.
-      shared: names of modules that both sides have. They are the same: a ``gate`` is not made from
-        a ``down`` where there is a ``gate`` on the other side and a ``down`` on this.
+      shared: names of modules that both sides have. Two different ones are never paired: no leaf
+        of ``gate`` is made from a tensor of ``down`` if both sides have both names.
     """
     sizes: dict[int, list[Family]] = {}
     for tensor in tensors:
@@ -85,7 +85,7 @@ def feasible(leaves: Sequence[Family], tensors: Sequence[Family], shared: set[st
 
 
 def modules(names: Iterable[str]) -> set[str]:
-    """Returns the modules that leaves or tensors stand in: the last keys but one of names."""
+    """Returns the names of the modules of leaves or tensors: the last key but one of each name."""
     return {_module(family) for name in names for family in families({name: ()}, numbered=False)}
 
 
@@ -94,7 +94,7 @@ def _module(family: Family) -> str:
 
 
 def pair(leaf: Family, tensor: Family) -> Pair | None:
-    """Returns in which ways these tensors may make these leaves; ``None`` if in none."""
+    """Returns two families with all ways in which they may be a pair; ``None`` if there is none."""
     if set(leaf.shapes) == set(tensor.shapes):
         known = {((tensor.shapes[numbers],), (shape,)) for numbers, shape in leaf.shapes.items()}
         options = possible(layouts.alone(tensor.rank), known)
@@ -107,7 +107,10 @@ def pair(leaf: Family, tensor: Family) -> Pair | None:
 
 
 def given(leaf: str, tensor: str, shapes: tuple[Shape, Shape]) -> Pair | None:
-    """Returns the pair of a leaf and a tensor of which it is known that they belong together."""
+    """Returns the pair of a leaf and a tensor that are known to belong together.
+
+    ``shapes`` are theirs, in this order. Returns ``None`` if no layout leads from one to the other.
+    """
     (one,), (other,) = (
         families({name: shape}, numbered=True)
         for name, shape in zip((leaf, tensor), shapes, strict=True)
@@ -117,6 +120,7 @@ def given(leaf: str, tensor: str, shapes: tuple[Shape, Shape]) -> Pair | None:
 
 
 def _stacked(leaf: Family, tensor: Family, place: int) -> list[Option]:
+    """Returns the ways to make the leaves if number ``place`` of the tensors is stacked."""
     stacks: dict[Numbers, dict[int, Shape]] = {}
     for numbers, shape in tensor.shapes.items():
         rest = (*numbers[:place], *numbers[place + 1 :])
@@ -129,7 +133,7 @@ def _stacked(leaf: Family, tensor: Family, place: int) -> list[Option]:
 
 
 def _agreement(leaf: Family, tensor: Family, place: int) -> int:
-    """Returns how many numbers come after the same word if one of the tensors' is stacked."""
+    """Counts the numbers that follow the same word on both sides if number ``place`` is stacked."""
     rest = [word for n, word in enumerate(tensor.words[:-1]) if n != place]
     return sum(
         _word_before(one) == _word_before(other)
@@ -147,7 +151,7 @@ def fusible(leaves: Sequence[Family], tensors: Sequence[Family], *, said: bool) 
     Args:
       leaves: families of leaves.
       tensors: families of tensors.
-      said: whether only those are wanted of which the fused name says so, as ``qkv`` does.
+      said: whether to yield only pairs whose fused name says what it holds, as ``qkv`` does.
     """
     for many, ones in ((leaves, tensors), (tensors, leaves)):
         for some in sisters(many):
@@ -181,11 +185,11 @@ class Pairing:
     """What was paired, and what could not be.
 
     Attributes:
-      chosen: pairs, the surest first.
-      scores: how well the names of each of the chosen go together, from -1 to 1.
-      rivals: for each of the chosen, how many others were possible for its leaves or its tensors.
-      open: for each leaf that is in none of them, its likeliest pairs: several, or one whose
-        tensor is as likely to make another leaf.
+      chosen: the chosen pairs, the surest first.
+      scores: for each chosen pair, how alike the names are, from -1 to 1.
+      rivals: for each chosen pair, how many other pairs had one of its families.
+      open: for each family of leaves that is in no chosen pair, its likeliest pairs: several, or
+        one whose tensor is as likely to make other leaves.
     """
 
     chosen: tuple[Pair, ...]
@@ -199,7 +203,7 @@ def pair_up(feasible: Sequence[Pair], known: Dictionary) -> Pairing:
 
     Args:
       feasible: all pairs that are possible.
-      known: what is known of the words of names; it is taught nothing.
+      known: what is known of the words of names; a copy of it learns, it does not.
     """
     waiting, known = list(feasible), known.copy()
     count = Counter(family for each in waiting for family in each.families)
@@ -239,7 +243,10 @@ def _size(family: Family) -> int:
 
 
 def _sure(waiting: Sequence[Pair], scores: Sequence[float]) -> list[tuple[Pair, float]]:
-    """Returns the pairs to choose next: those without a rival, or else the best of the best."""
+    """Returns the pairs to choose next: those without rivals, or else those with the top score.
+
+    A pair with the top score must be likelier than every rival.
+    """
     by_family: dict[int, list[float]] = {}
     for each, score in zip(waiting, scores, strict=True):
         for family in each.families:

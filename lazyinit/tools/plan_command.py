@@ -18,11 +18,11 @@ from lazyinit.tools.planning import as_json, mesh_text, optimizer_of, smallest_m
 
 
 def add_to(commands: Any, path: str) -> None:
-    """Adds the command.
+    """Adds the command ``plan`` to a parser.
 
     Args:
-      commands: what ``ArgumentParser.add_subparsers`` returned, of a type that is private.
-      path: what a checkpoint may be, for the help.
+      commands: what ``ArgumentParser.add_subparsers`` returned (Any: its type is private).
+      path: the part of the help that says what a checkpoint may be.
     """
     price = commands.add_parser("plan", help="bytes on each device of a mesh; 1 if they do not fit")
     price.add_argument(
@@ -82,7 +82,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 class _Price:
-    """Plans what the options say on any mesh."""
+    """Plans the target of the command on any mesh, with all other options fixed."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -104,7 +104,7 @@ class _Price:
         return plan(self._tree, self._shard(mesh), **self._more)
 
     def rules(self, mesh: Any) -> ShardByRules:
-        """Returns what ``--auto`` chooses on a mesh."""
+        """Returns the sharding rules that ``--auto`` chooses on a mesh."""
         return shard_auto(mesh).rules(self._tree)
 
     def _shard(self, mesh: Any) -> Any:

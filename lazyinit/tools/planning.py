@@ -1,4 +1,4 @@
-"""What ``lazyinit plan`` plans: what a factory makes, or a checkpoint; on which mesh it fits."""
+"""Records or opens what ``lazyinit plan`` plans, and finds the smallest mesh on which it fits."""
 
 import importlib
 import inspect
@@ -23,16 +23,16 @@ _MOST_DEVICES = 2**16
 
 
 def tree_of(target: str) -> Any:
-    """Returns what is planned: what a factory makes, recorded, or what is in a checkpoint.
+    """Returns the tree to plan: what a factory makes, recorded, or the tensors of a checkpoint.
 
     Args:
       target: ``package.module:factory``, a function without arguments that makes an NNX module or
-        returns a pytree (what ``module.init`` returns, for one); else a checkpoint, or a
-        ``config.json`` that stands alone.
+        returns a pytree (such as the result of ``module.init``); or a checkpoint, or a
+        ``config.json`` without weights.
 
     Raises:
-      PlanError: the factory is not there, needs arguments, fails, or makes no arrays; or nothing
-        knows the model of the configuration.
+      PlanError: the factory does not exist, needs arguments, fails, or makes no arrays; or the
+        family of the configuration is not known.
       CheckpointError: the checkpoint cannot be opened.
     """
     module, colon, name = target.partition(":")
@@ -54,7 +54,7 @@ def tree_of(target: str) -> Any:
 
 def _attribute(target: str, module: str, name: str) -> Any:
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # As `python -m` does: a script has its own folder there.
+        sys.path.append(os.getcwd())  # As ``python -m`` does; an installed command does not.
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -69,7 +69,7 @@ def _recorded(target: str, factory: Any) -> Any:
         raise errors.PlanError(
             f"{target}: wanted a function without arguments, got {type(factory).__name__}."
         )
-    # A module class has a metaclass, whose call takes anything.
+    # The signature of a module class is that of its metaclass, which takes anything.
     called = factory.__init__ if inspect.isclass(factory) else factory
     parameters = list(inspect.signature(called).parameters.values())[inspect.isclass(factory) :]
     needed = [
@@ -95,15 +95,16 @@ def _recorded(target: str, factory: Any) -> Any:
 
 
 def _is_graph(x: Any) -> bool:
+    """Tells whether a value is an NNX graph definition, without importing Flax."""
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(x, nnx.GraphDef)
 
 
 def optimizer_of(name: str) -> Any:
-    """Returns an optimizer: one of optax by its name, with a learning rate, or ``module:NAME``.
+    """Returns the optimizer of a name: that of optax with a learning rate, or ``module:NAME``.
 
     Raises:
-      PlanError: there is none of that name, or it needs more than a learning rate.
+      PlanError: no optimizer has this name, or it needs more than a learning rate.
     """
     module, colon, attribute = name.partition(":")
     if colon:
@@ -130,24 +131,25 @@ def optimizer_of(name: str) -> Any:
 def smallest_mesh(
     start: AbstractMesh, price: Callable[[AbstractMesh], Plan], memory: int | str
 ) -> tuple[AbstractMesh, Plan] | None:
-    """Returns the mesh of fewest devices on which a plan fits, and that plan; ``None`` if none is.
+    """Returns the mesh of fewest devices on which a plan fits, and the plan; ``None`` if none does.
 
-    Of meshes with as many devices, the one is taken that grows its first axes. Meshes whose axes do
-    not divide a dimension are passed over.
+    Among meshes of as many devices, those with larger first axes are tried first. Meshes whose axes
+    do not divide a dimension are skipped.
 
     Args:
-      start: its axes, and the least sizes; each is doubled any number of times.
-      price: plans on a mesh.
-      memory: bytes of each device, or text such as ``"16GiB"``.
+      start: the mesh with the least size of each axis; sizes are doubled any number of times.
+      price: a function that returns the plan on a mesh.
+      memory: the memory of each device, in bytes or as text such as ``"16GiB"``.
 
     Raises:
-      ShardingError: what is planned does not go on ``start``.
+      ShardingError: the tree cannot be placed on ``start``.
       PlanError: ``memory`` is no size.
     """
     planned = price(start)
     limit = planned.fits(memory).limit
     least = sum(leaf.nbytes for leaf in (*planned.leaves, *planned.training) if _arrives(leaf))
-    whole, before = 0, math.inf  # What no axis cuts; the least that stays on half the devices.
+    # Bytes that no axis cuts, and the least bytes on each device with half as many devices.
+    whole, before = 0, math.inf
     for meshes in _grown(start):
         best = math.inf
         for mesh in meshes:
@@ -160,15 +162,16 @@ def smallest_mesh(
             if planned.fits(memory):
                 return mesh, planned
             best = min(best, max(planned.bytes_per_device.values(), default=0))
-            if min(mesh.axis_sizes) > 1:  # What is whole here is whole on larger meshes, too.
+            if min(mesh.axis_sizes) > 1:  # A leaf that is whole here is whole on larger meshes.
                 whole = sum(map(_whole, (*planned.leaves, *planned.training)))
         if whole > limit or before <= best < math.inf:
-            return None  # Twice the devices need no less on each, whichever axis grows.
+            return None  # With twice the devices, no mesh needs less on each of them.
         before = min(before, best)
     return None
 
 
 def _arrives(leaf: LeafPlan) -> bool:
+    """Tells whether a leaf takes new memory: it is not there already, nor made at another path."""
     return leaf.action not in ("keep", "share")
 
 
@@ -178,9 +181,9 @@ def _whole(leaf: LeafPlan) -> int:
 
 
 def _grown(start: AbstractMesh) -> Iterator[Sequence[AbstractMesh]]:
-    """Yields the meshes with axes of twice the size, any number of times: the smallest first.
+    """Yields groups of meshes whose axes are doubled any number of times, the smallest first.
 
-    Those that come together have as many devices.
+    All meshes of one group have the same number of devices.
     """
     axes = len(start.axis_sizes)
     for doublings in range(int(math.log2(max(1, _MOST_DEVICES // start.size))) + 1):
@@ -191,7 +194,7 @@ def _grown(start: AbstractMesh) -> Iterator[Sequence[AbstractMesh]]:
 
 
 def mesh_text(mesh: AbstractMesh) -> str:
-    """Returns a mesh as ``--mesh`` takes it.
+    """Returns a mesh as text in the form that ``--mesh`` takes.
 
     >>> mesh_text(AbstractMesh((4, 8), ("data", "model")))
     'data=4,model=8'

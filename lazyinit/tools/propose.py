@@ -1,8 +1,8 @@
-"""From names and shapes to rules: pairs names that may belong together, and notes what is doubtful.
+"""Makes rules from names and shapes: pairs names that may belong together, and notes doubts.
 
-Leaves and tensors that nothing matches come in by name and shape. Rules go out, the surest first,
+Leaves and tensors that no rule matches come in by name and shape. Rules go out, the surest first,
 each with notes, and beside them what is not decided: leaves for which several tensors are equally
-likely, and tensors of which nothing tells how they lie.
+likely, and tensors whose layout nothing tells.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ from lazyinit.tools.words import Dictionary, is_embedding, words
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A rule, or several of which nothing tells which one is right, and what is doubtful.
+    """A proposed rule, or several if nothing tells which of them is right.
 
     Attributes:
-      rules: those that are possible.
-      leaves: names of the leaves that they make.
-      tensors: names of the tensors that they make them from.
+      rules: the possible rules.
+      leaves: the names of the leaves that they make.
+      tensors: the names of the tensors that they take.
       notes: what is doubtful, one line each.
-      is_open: whether nothing tells that the first of them is right.
+      is_open: whether nothing tells which of the rules is right.
     """
 
     rules: tuple[Rule, ...]
@@ -39,13 +39,13 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """The rules that are proposed, and the leaves for which none is.
+    """The rules that are proposed, and the leaves for which there is none.
 
     Attributes:
-      chosen: proposals of which the rule is to be applied, the surest first.
-      open: the others.
-      given: what is known of the layouts of pairs that were given, in their order.
-      ambiguous: by the name of a leaf, the tensors that are equally likely to make it.
+      chosen: the decided proposals, the surest first; their rules are to be used.
+      open: the proposals that are open.
+      given: the decisions on the layouts of the given pairs, in their order.
+      ambiguous: the tensors that are equally likely to make a leaf, by its name.
     """
 
     chosen: tuple[Proposal, ...]
@@ -65,11 +65,11 @@ def propose(
     """Proposes rules that make leaves from tensors, both given by name with their shapes.
 
     Args:
-      leaves: what is to be made.
-      tensors: what there is to make it from.
-      every: all tensors, those too that make other leaves.
-      given: pairs of other leaves and tensors of the same model.
-      like: the name of some tensor, for how names are joined.
+      leaves: the leaves to be made.
+      tensors: the tensors that may make them.
+      every: all tensors, also those that make other leaves.
+      given: pairs of other leaves and tensors of the same model, which are known.
+      like: the name of any tensor: rules join the keys of names as it does.
     """
     pairings: list[Pairing] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
@@ -120,15 +120,16 @@ def propose(
     )
 
 
-_MANY = 100_000  # Pairs beyond which nobody waits.
+_MANY = 100_000  # Stops at more possible pairs than this: trying them takes too long.
 
 
 def _pairings(
     leaves: Sequence[Family], tensors: Sequence[Family], known: Dictionary, shared: set[str]
 ) -> list[Pairing]:
-    """Returns what is paired: first what says that it is fused, then one by one, then what is left.
+    """Pairs families in three steps, each for what the steps before it left.
 
-    Others are fused only where nothing simpler is possible.
+    First come families whose names say that they are fused, then pairs of one with one, then other
+    fused families: these are tried only where nothing simpler is possible.
     """
     said = pair_up(list(fusible(leaves, tensors, said=True)), known)
     gone = {family for pair in said.chosen for family in pair.families}
@@ -142,7 +143,10 @@ def _pairings(
 
 
 def _paired(pairs: Sequence[Pair], known: Dictionary) -> Pairing:
-    """Returns what is paired if all kernels are turned, or none, whichever pairs more leaves."""
+    """Returns the pairing with all kernels turned, or with none, whichever can pair more leaves.
+
+    If both can pair as many, some kernels may be turned and others not.
+    """
     found: list[tuple[tuple[int, int], Pairing]] = []
     for turned in (True, False):
         some = [pair for pair in pairs if pair.may_be(turned)]
@@ -157,6 +161,7 @@ def _paired(pairs: Sequence[Pair], known: Dictionary) -> Pairing:
 
 
 def _proposal(decision: Decision, rivals: int, score: float, like: str) -> Proposal:
+    """Returns the rules for a decided or open pair, with a note on each doubt."""
     pair = decision.pair
     rules = tuple(
         Rule(*_patterns(pair, option.stacked, like), option.changes) for option in decision.options
@@ -180,7 +185,7 @@ def _proposal(decision: Decision, rivals: int, score: float, like: str) -> Propo
     return Proposal(rules, leaves, tensors, said, decision.is_open)
 
 
-_ALIKE = 0.5  # Names that are no more alike than this are no reason by themselves.
+_ALIKE = 0.5  # Names must be more alike than this to be a reason by themselves.
 _LETTERS = "nmklijabcdefgh"
 
 
@@ -199,7 +204,7 @@ def _patterns(pair: Pair, stacked: int, like: str) -> tuple[Patterns, Patterns]:
 
 def _pattern(family: Family, numbers: Sequence[str]) -> str:
     """Returns the pattern of a family's names, in which numbers may be ``{n}``."""
-    marks = [chr(0xE000 + place) for place in range(len(numbers))]  # Which no name has.
+    marks = [chr(0xE000 + place) for place in range(len(numbers))]  # No name has these characters.
     text = escape(family.name(marks))
     for mark, number in zip(marks, numbers, strict=True):
         text = text.replace(mark, number)

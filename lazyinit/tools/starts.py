@@ -1,7 +1,7 @@
-"""Where to start from: where a checkpoint hangs in a tree, and which rules that exist fit.
+"""Finds the existing rules that fit a tree and a checkpoint best, as the base of new ones.
 
-Leaves, a checkpoint and the rules that are known come in, and a ``Base`` goes out: a place, a
-prefix of names that is dropped, and ``TORCH`` or the map that makes most leaves, if it makes half.
+Leaves, a checkpoint and the user's rules come in, and a ``Base`` goes out: an ``at``, a prefix of
+names to drop, and ``TORCH`` or the map that makes the most leaves, if it makes more than half.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,13 @@ READY: dict[str, Sequence[AnyRule]] = {
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The rules to start from, and where the checkpoint hangs.
+    """The rules to start from, and the subtree that the checkpoint fills.
 
     Attributes:
-      at: where.
-      renames: those given, and the prefix that is dropped.
-      makers: the other rules that were given.
-      ready: those of ``TORCH`` or of a map.
+      at: the path of the subtree; ``""`` for the whole tree.
+      renames: the rename that drops a prefix, if there is one, and the user's renames.
+      makers: the user's other rules.
+      ready: the rules of ``TORCH`` or of a map that fit.
     """
 
     at: str
@@ -44,18 +44,18 @@ class Base:
     ready: tuple[AnyRule, ...] = ()
 
     def rules(self, *found: AnyRule) -> tuple[AnyRule, ...]:
-        """Returns all of them, with those that were found since in their place."""
+        """Returns all rules in order, with newly found ones after the renames."""
         return (*self.renames, *found, *self.makers, *self.ready)
 
     def plain(self) -> "Base":
-        """Returns the same without ready rules."""
+        """Returns the same base without ready rules."""
         return replace(self, ready=())
 
 
 def best_base(
     leaves: Sequence[Place], checkpoint: Checkpoint, rules: tuple[AnyRule, ...], at: str
 ) -> Base:
-    """Returns the place, the prefix and the ready rules that make most leaves."""
+    """Returns the ``at``, the prefix and the ready rules that make the most leaves."""
     leaves = one_of_each(leaves)
     renames = tuple(rule for rule in rules if isinstance(rule, Rename))
     makers = tuple(rule for rule in rules if not isinstance(rule, Rename))
@@ -71,10 +71,10 @@ def best_base(
             base = Base(place, (*strip, *renames), makers, new)
             try:
                 made = match(leaves, checkpoint, rules=base.rules(), at=place)
-            except errors.FillError:  # Two tensors that go by one name without the prefix.
+            except errors.FillError:  # Two tensors have one name once the prefix is gone.
                 continue
             count = len(fitting(leaves, made))
-            # Others use such names for trees of their own: only a whole tree is one of theirs.
+            # Other models share some names with these: only a tree that fits as a whole counts.
             if count > most and (
                 not named_as.endswith(("_TUNIX", "_MAXTEXT")) or count == len(leaves)
             ):
@@ -83,14 +83,14 @@ def best_base(
 
 
 def one_of_each(leaves: Sequence[Place]) -> list[Place]:
-    """Returns one leaf of those whose names differ in their numbers alone."""
+    """Returns the first of each group of leaves whose names differ in their numbers alone."""
     by_name = {place.name: place for place in leaves}
     shapes = {place.name: place.shape for place in leaves if place.shape is not None}
     return [by_name[family.names[0]] for family in families(shapes, numbered=True)]
 
 
 def fitting(leaves: Sequence[Place], found: Matching) -> set[str]:
-    """Returns the paths of the leaves that are matched by tensors of their shape."""
+    """Returns the paths of the leaves that match tensors of their own shape."""
     return {
         place.path
         for place in leaves
@@ -105,15 +105,15 @@ class Matched:
     """A leaf that a base makes of one tensor.
 
     Attributes:
-      pair: the two.
-      rule: what makes it; ``None`` if its name alone does.
+      pair: the leaf and the tensor.
+      rule: the rule that makes the leaf; ``None`` if the leaf has the tensor's name.
     """
 
     pair: Pair
     rule: Rule | None
 
     def agrees(self, decision: Decision) -> bool:
-        """Tells whether the rule transposes as a decision says; an open one agrees with none."""
+        """Tells whether the rule transposes as a decision says; with an open one it does not."""
         turned = self.rule is not None and any(
             isinstance(change, Transpose) for change in self.rule.changes().changes
         )
@@ -122,7 +122,7 @@ class Matched:
 
 
 def matched(leaves: Sequence[Place], checkpoint: Checkpoint, base: Base) -> Iterator[Matched]:
-    """Yields what a base makes of one tensor each, once for leaves that differ in numbers alone."""
+    """Yields the leaves that a base makes of one tensor each, one of each group of layers."""
     leaves = one_of_each(leaves)
     names, _ = named(checkpoint, [rule for rule in base.renames if isinstance(rule, Rename)])
     by_tensor: dict[str, str] = {tensor: name for name, tensor in names.items()}
@@ -141,6 +141,6 @@ def matched(leaves: Sequence[Place], checkpoint: Checkpoint, base: Base) -> Iter
 
 
 def own_name(place: Place, base: Base) -> str:
-    """Returns the name by which a rule knows a leaf, without Linen's first collection."""
+    """Returns the name of a leaf below the base's ``at``, without Linen's ``params/``."""
     name = place.below(base.at)
     return name.removeprefix("params/") if place.linen and not base.at else name

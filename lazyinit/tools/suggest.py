@@ -31,15 +31,15 @@ from lazyinit.view import html
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Suggestion:
-    """Rules that a person may paste, once they have read them. ``str`` is Python source.
+    """Proposed rules, for a person to read and then paste. ``str`` is Python source.
 
     Attributes:
-      rules: what ``fill`` would take.
-      at: where the checkpoint would hang.
+      rules: the rules to pass to ``fill``.
+      at: the subtree to pass to ``fill`` as ``at``.
       notes: what is doubtful and should be checked, one line each.
-      open: rules that are not among ``rules``, as neither shapes nor siblings nor conventions tell
-        how the tensor lies: of each group take the one that is right.
-      ambiguous: by the path of a leaf, the tensors that are equally likely to make it.
+      open: groups of rules that are not among ``rules``, since nothing tells which layout a tensor
+        has. Add the right one of each group.
+      ambiguous: the tensors that are equally likely to make a leaf, by its path.
       unmatched_leaves: paths of the leaves that have no tensor even with these rules.
       unmatched_tensors: names of the tensors that make no leaf even with these rules.
     """
@@ -67,7 +67,7 @@ class Suggestion:
         return "\n".join([*at, "rules = [", *(f"    {x}," for x in _written(self.rules)), "]"])
 
     def _doubts(self) -> Iterator[tuple[str, Sequence[str]]]:
-        """Yields what is not decided or not matched, under the name of each sort."""
+        """Yields each kind of what is not decided or not matched: its name, and its lines."""
         yield "open", [f"{' or '.join(map(str, some))}?" for some in self.open]
         told = [f"{leaf}: {' or '.join(tensors)}?" for leaf, tensors in self.ambiguous.items()]
         yield "ambiguous", _few(told)
@@ -84,23 +84,23 @@ def suggest_rules(
 ) -> Suggestion:
     """Proposes rules for the leaves that a checkpoint does not match yet; applies none.
 
-    Looks for a place and a prefix at which the rules given, ``TORCH`` or a ready map fit, then
-    pairs what is left by numbers, shapes and the words of names. How a tensor lies is told by its
-    shape, or else by its siblings and by PyTorch's conventions. What cannot be told, such as
-    which of two tensors of one shape a leaf is made from, is listed, not guessed.
+    First it looks for an ``at`` and a prefix with which the given rules, ``TORCH`` or a ready map
+    fit. Then it pairs the other leaves and tensors by numbers, shapes and the words of names. The
+    shape of a tensor tells its layout, or else its siblings and PyTorch's conventions do. What
+    cannot be told, such as which of two tensors of one shape makes a leaf, is listed, not guessed.
 
     Args:
       tree: any pytree (hence ``Any``), as ``fill`` takes it.
-      checkpoint: as ``fill`` takes it. Names and shapes are looked at, no value is read.
-      rules: what is known already.
-      at: the subtree under which the checkpoint hangs, if that is known.
+      checkpoint: as ``fill`` takes it. Only names and shapes are looked at; no value is read.
+      rules: the rules that are known already.
+      at: the path of the subtree that the checkpoint fills, if that is known.
 
     Returns:
-      The rules, the ones given among them, with notes on what is doubtful.
+      The rules, including the given ones, with notes on what is doubtful.
 
     Raises:
       CheckpointError: the checkpoint is broken, unsafe or of an unknown format.
-      FillError: something in ``rules`` is no rule.
+      FillError: an element of ``rules`` is no rule.
 
     Example:
       >>> import numpy as np
@@ -120,7 +120,7 @@ def suggest_rules(
     base = best_base(leaves, opened, as_rules(rules), slashed(at).strip("/"))
     found = _found(leaves, opened, base)
     if any(each.rule in TORCH and not each.agrees(decision) for each, decision in found.known):
-        base = base.plain()  # TORCH has the names, but the tensors do not lie as PyTorch's do.
+        base = base.plain()  # TORCH's names fit, but its layouts contradict the tensors' shapes.
         found = _found(leaves, opened, base)
     proposals = found.proposals
     across = not base.at and any(place.linen for place in leaves)
@@ -155,13 +155,13 @@ def suggest_rules(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What is proposed beside the rules of a base.
+    """What a base makes, and the proposals for the other leaves.
 
     Attributes:
-      proposals: for the leaves that it does not make.
-      known: what it makes of one tensor each, and what is known of the layout.
-      paths: the paths of the other leaves, by the names that rules know them by.
-      names: what the checkpoint calls its tensors, by their names once renamed.
+      proposals: the proposed rules for leaves that the base does not make.
+      known: the leaves that the base makes of one tensor each, with decisions on their layouts.
+      paths: the paths of the leaves that the base does not make, by their names in rules.
+      names: each tensor's name in the checkpoint, by its name after renames.
     """
 
     proposals: Proposals
@@ -203,11 +203,11 @@ def _notes(known: Sequence[tuple[Matched, Decision]]) -> Iterator[str]:
 
 _MAXTEXT = {"token_embedder/embedding", "decoder/decoder_norm/scale"}
 _OTHER_NUMBERS = ("query/kernel", "key/kernel", "scale", "embedding")
-_PLAIN = ("k_norm.weight", "k_proj.bias")  # Of Qwen 2 and 3, whose numbers are PyTorch's.
+_PLAIN = ("k_norm.weight", "k_proj.bias")  # Tensors of Qwen 2 and 3, whose values MaxText keeps.
 
 
 def _other_numbers(leaves: Sequence[Place], checkpoint: Checkpoint, base: Base) -> Iterator[str]:
-    """Yields a note on leaves of MaxText that are other numbers than the tensors, in any layout."""
+    """Yields a note on leaves of MaxText that differ from the tensors in values, not just layout."""
     shapes = {own_name(place, base): place.shape or () for place in leaves}
     is_plain = any(name.endswith(_PLAIN) for name in checkpoint) and not any(
         name.endswith("post_feedforward_layernorm.weight") for name in checkpoint
@@ -232,7 +232,7 @@ def _is_fillable(leaf: Any) -> bool:  # Any: a leaf may be any Python object.
 
 
 def _written(rules: Sequence[AnyRule]) -> list[str]:
-    """Returns rules as one writes them, those of a ready map by its name."""
+    """Returns rules as Python source, with a ready map's rules written as its name."""
     for name, ready in READY.items():
         if set(ready) <= set(rules):
             kept = [str(rule) for rule in rules if rule not in ready]
@@ -241,6 +241,7 @@ def _written(rules: Sequence[AnyRule]) -> list[str]:
 
 
 def _few(lines: Iterable[str]) -> list[str]:
+    """Returns the first ten lines, and one that says how many more there are."""
     listed = list(lines)
     more = [f"... and {len(listed) - 10} more"] * (len(listed) > 10)
     return [*listed[:10], *more]

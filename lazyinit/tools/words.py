@@ -1,7 +1,7 @@
-"""Words of names: how alike two names are, given words of the same meaning and pairs seen before.
+"""Says how alike two names are, by synonyms of their words, and by what known pairs have taught.
 
-Two names come in, and a number from -1 to 1 goes out. Pairs that are known to belong together teach
-the dictionary what this checkpoint calls things, which then tells other pairs apart.
+Two names come in, and a number from -1 to 1 goes out. From pairs that are known to belong together
+the dictionary learns the words of this checkpoint, which then tells other pairs apart.
 """
 
 import re
@@ -44,28 +44,28 @@ def words(name: str) -> list[str]:
 
 
 def meaning(word: str) -> str:
-    """Returns the first of the words that mean the same: ``"q"`` for ``"query"``."""
+    """Returns one word for all of the same meaning: ``"q"`` for ``"query"`` and ``"wq"``."""
     return _MEANING.get(word, word)
 
 
 def is_embedding(name: str) -> bool:
-    """Tells whether a name is called an embedding, and no kernel: ``embed_tokens.weight``."""
+    """Tells whether a name says embedding, and not kernel: ``embed_tokens.weight``."""
     keys = _keys(name)
     said = {meaning(word) for key in keys[-2:] for word in words(key)}
     return bool(said & {"emb", "pos"}) and keys[-1:] != ["kernel"]
 
 
 class Dictionary:
-    """What a checkpoint calls the words of leaves, as learned from pairs of names."""
+    """The words that a checkpoint has for those of leaves, as learned from pairs of names."""
 
     def __init__(self, leaves: Iterable[str] = (), tensors: Iterable[str] = ()) -> None:
-        """Begins with nothing learned; the names are those between which it is to tell."""
+        """Begins with nothing learned; takes all names of leaves and tensors that there are."""
         self._learned: dict[str, Counter[str]] = {}
         self._taken: dict[str, set[str]] = {}
         self._literal = tuple(map(_names_mlp_norms, (leaves, tensors)))
 
     def copy(self) -> "Dictionary":
-        """Returns another that has learned the same."""
+        """Returns a copy, which learns on its own."""
         other = Dictionary()
         other._literal = self._literal
         other._learned = {word: Counter(counts) for word, counts in self._learned.items()}
@@ -89,36 +89,37 @@ class Dictionary:
         self._taken.setdefault(other, set()).add(one)
 
     def likeness(self, leaf: str, tensor: str) -> float:
-        """Returns how well two names go together, from -1 to 1."""
+        """Returns how alike the names of a leaf and a tensor are, from -1 to 1."""
         mine, theirs = _keys(leaf), _keys(tensor)
         if len(mine) == len(theirs):
             both = list(zip(mine, theirs, strict=True))
             inner = sum(self._key(one, other) for one, other in both[:-1])
-            # Only last keys may share one name: kernel and scale are both weights.
+            # A last key may stand for several: kernels and scales are both called weight.
             last = sum(self._known(_role(one), _role(other)) for one, other in both[-1:])
             return (inner + last) / max(len(both), 1)
         return _overlap(self._all_meant(mine, 0), self._all_meant(theirs, 1))
 
     def _all_meant(self, keys: list[str], side: int) -> set[str]:
-        """Returns what all words of a name mean, those of a phrase together."""
+        """Returns the meanings of all words of a name, for ``side`` as in ``_meant``."""
         *inner, last = [*map(str, keys)] or [""]
         every = {word for key in inner for word in self._meant(key, side)}
         return every | self._meant(_role(last), side)
 
     def _meant(self, key: str, side: int) -> set[str]:
-        """Returns what the words of a key mean.
+        """Returns the meanings of the words of a key; a known phrase has a meaning of its own.
 
         Args:
-          key: of a leaf or of a tensor.
-          side: which of them, 0 or 1.
+          key: a key of a leaf or of a tensor.
+          side: 0 for a leaf, 1 for a tensor.
         """
         meant = tuple(map(meaning, words(key)))
-        # Where the norms of the MLP have names of their own, the one after attention is just that.
+        # If some norms are named after the MLP, "post attention" means the norm after attention.
         if meant[:1] == ("post",) and self._literal[side]:
             return {*meant}
         return _PHRASES.get(meant, {*meant})
 
     def _key(self, one: str, other: str) -> float:
+        """Returns how alike a key of a leaf and one of a tensor are, from -1 to 1."""
         if one in self._learned:
             return self._known(one, other)
         if one not in self._taken.get(other, {one}):
@@ -136,6 +137,7 @@ class Dictionary:
         return sum(self._known(word, called) for word, called in both) / len(inner)
 
     def _known(self, one: str, other: str) -> float:
+        """Returns how alike two words are: as learned, or else 1 for synonyms and 0 for others."""
         if one in self._learned:
             counts = self._learned[one]
             return 2 * counts[other] / counts.total() - 1
@@ -147,12 +149,12 @@ def _keys(name: str) -> list[str]:
 
 
 def _role(key: str) -> str:
-    """Returns the last key of a name, where ``embedding`` says what ``weight`` does."""
+    """Returns ``"weight"`` for the last key ``"embedding"``, and any other key unchanged."""
     return "weight" if key == "embedding" else key
 
 
 def _names_mlp_norms(names: Iterable[str]) -> bool:
-    """Tells whether there is a norm that is called after the MLP."""
+    """Tells whether one of the names is that of a norm that is named after the MLP."""
     keys = {key for name in names for key in _keys(name)}
     return any({"mlp", "ln"} <= {*map(meaning, words(key))} for key in keys)
 
