@@ -54,7 +54,7 @@ def read_regex(regex: str, template: str) -> list[tuple[str, str]]:
 
 
 def _written(template: str, groups: dict[str, str]) -> str:
-    """Returns a replacement as a pattern: each ``\\1`` becomes what that group captures."""
+    r"""Returns a replacement as a pattern: each ``\1`` becomes what that group captures."""
 
     def group(found: re.Match[str]) -> str:
         name = found[1] or found[2]

@@ -207,7 +207,7 @@ _PLAIN = ("k_norm.weight", "k_proj.bias")  # Tensors of Qwen 2 and 3, whose valu
 
 
 def _other_numbers(leaves: Sequence[Place], checkpoint: Checkpoint, base: Base) -> Iterator[str]:
-    """Yields a note on leaves of MaxText that differ from the tensors in values, not just layout."""
+    """Yields a note on leaves of MaxText whose values differ from the tensors, in any layout."""
     shapes = {own_name(place, base): place.shape or () for place in leaves}
     is_plain = any(name.endswith(_PLAIN) for name in checkpoint) and not any(
         name.endswith("post_feedforward_layernorm.weight") for name in checkpoint
