@@ -8,10 +8,10 @@ keeps that for all leaves as a value that outlives the tree. ``table.py`` has ro
 layers fold, ``shown.py`` prints them as wide as the terminal is, and ``html.py`` shows them in a
 notebook. ``lines.py`` is what ``inspect`` says of a leaf, ``nested.py`` finds alike subtrees, and
 ``page.py`` with ``page.js`` shows a tree to unfold, with pictures by treescope (``pictures.py``).
-Read them in this order. ``outline.py`` is a tree as rows of a table, and ``leaf.py`` one leaf, in a
-cell and in trees of treescope.
+Read them in this order. ``outline.py`` writes a tree as rows of a table, and ``leaf.py`` shows one
+leaf in a notebook's cell and in treescope's trees.
 """
 
-from lazyinit.view import leaf  # It says how thunks show themselves, which are of a lower floor.
+from lazyinit.view import leaf  # Registers how thunks are shown; their types are a lower floor's.
 
 __all__ = ["leaf"]

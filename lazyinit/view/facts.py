@@ -1,4 +1,4 @@
-"""What is known of a leaf without making it: the one record behind all who speak of leaves.
+"""What is known of a leaf without making it: the record behind every table and report of leaves.
 
 A leaf is in one of six *states*, and ``inspect`` and ``provenance`` print that word. ``plan``
 prints what ``materialize`` will *do* with a leaf, and the report of ``fill`` what it *found* for
@@ -50,13 +50,13 @@ class Facts:
     """What is known of one leaf, as a plain value that holds neither leaf nor tensor.
 
     Attributes:
-      path: where in the tree it is.
+      path: the path of the leaf in the tree.
       state: ``"lazy"``, ``"stored"``, ``"overlap"``, ``"derived"``, ``"array"`` or
         ``"abstract"``.
-      shape: of the whole array.
-      dtype: of the array; of typed PRNG keys too.
-      origin: what makes it, for people: an initializer, a file, or one over the other; of a derived
-        leaf, what computes it.
+      shape: the shape of the whole array.
+      dtype: the dtype of the array, which may be that of typed PRNG keys.
+      origin: what makes the leaf, as text: an initializer, a file, or one over the other; for a
+        derived leaf, what computes it.
       stored_nbytes: bytes of the part that is read from a checkpoint, in this dtype; 0 for a
         derived leaf, which is computed.
     """
@@ -73,10 +73,10 @@ class Facts:
         """Returns the facts of a leaf: a thunk, or anything with a shape and a dtype.
 
         Args:
-          path: where it is.
+          path: the path of the leaf.
           leaf: any such object.
-          dtype: another dtype, that it will have once made.
-          **more: what a record that extends this one has beside the facts, of any type.
+          dtype: the dtype that the leaf will have once made, if it is another.
+          **more: the further fields of a subclass, of any type.
         """
         is_derived = isinstance(leaf, DerivedParam)
         sources, initialized = ((), ()) if is_derived else origins(leaf)
@@ -95,17 +95,17 @@ class Facts:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole array once made, over all its shards together."""
+        """The size of the whole array once made, in bytes, however it is sharded."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def array(self) -> str:
-        """Its dtype and shape, for people: ``float32[768,2]``."""
+        """The dtype and shape of the array, as text: ``float32[768,2]``."""
         return describe(self.shape, self.dtype)
 
 
 def state(leaf: object) -> State:
-    """Returns the state of a leaf: whether it is read, initialized, both, derived or neither."""
+    """Returns the state of a leaf, as the table at the top of this file defines it."""
     return "derived" if isinstance(leaf, DerivedParam) else _state(leaf, *origins(leaf))
 
 
@@ -116,10 +116,10 @@ def _state(leaf: object, sources: Sequence[object], initialized: Sequence[object
 
 
 def is_array_like(leaf: object) -> bool:
-    """Tells whether a leaf has facts: thunks, arrays, and what else has a shape and a dtype."""
+    """Tells whether a leaf has a shape and a dtype, as thunks and arrays have, and so facts."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def file_name(origin: str) -> str:
-    """Returns the last part of the path or address of a file, or the word that is in its place."""
+    """Returns the last part of a file's path or address; an origin that is no path is unchanged."""
     return os.path.basename(origin.rstrip("/")) or origin

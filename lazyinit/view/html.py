@@ -1,4 +1,4 @@
-"""Tables as HTML for notebooks: no script, light and dark as the page is, no wrapping in cells."""
+"""Writes tables as HTML for notebooks: without scripts, and in the light or dark of the page."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -12,18 +12,18 @@ _MOST_ROWS = 1000  # More make notebooks slow to open.
 
 @functools.cache
 def resource(name: str) -> str:
-    """Returns a file of this folder as text: the style or the script of pages."""
+    """Returns the text of a file in this folder: the style sheet or the script of pages."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def page(*parts: str) -> str:
-    """Returns HTML that needs nothing beside it, in ASCII: it looks the same in every encoding."""
+    """Returns HTML with its style sheet, in ASCII, so that it looks the same in every encoding."""
     whole = f'<div class="lazyinit"><style>{resource("page.css")}</style>{"".join(parts)}</div>'
     return whole.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def table(shown: Table) -> str:
-    """Returns a table, its title and its notes."""
+    """Returns the HTML of a table, its title and its notes."""
     shown = shown.first(_MOST_ROWS)
     heads = [_cell("th", head, head in shown.right, ' scope="col"') for head in shown.columns]
     rows = ["".join(_row(row, shown)) for row in shown.rows]
@@ -37,7 +37,7 @@ def table(shown: Table) -> str:
 
 
 def facts(title: str, state: str, rows: Sequence[tuple[str, str]]) -> str:
-    """Returns what is known of one thing: labels, and what belongs to each."""
+    """Returns the HTML of labeled facts about one leaf, under a title with its state."""
     listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in rows)
     return (
         f'<div class="li-title">{escape(title)} {word(state)}</div>'
@@ -46,7 +46,7 @@ def facts(title: str, state: str, rows: Sequence[tuple[str, str]]) -> str:
 
 
 def source(code: str, remarks: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Returns source code to copy, and lists of remarks below it, each under a title."""
+    """Returns the HTML of source code to copy, with lists of remarks below, each with a title."""
     lists = "".join(
         f'<div class="li-title">{escape(title)}</div>{notes(lines)}'
         for title, lines in remarks
@@ -56,13 +56,13 @@ def source(code: str, remarks: Sequence[tuple[str, Sequence[str]]]) -> str:
 
 
 def notes(lines: Sequence[str]) -> str:
-    """Returns lines of prose as a list; nothing if there are none."""
+    """Returns the HTML of lines of prose as a list; ``""`` if there are none."""
     listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f"<ul>{listed}</ul>" if listed else ""
 
 
 def word(text: str) -> str:
-    """Returns a word for a state, in its color if it has one."""
+    """Returns the HTML of a state's word, in the color of the state if it has one."""
     state = text.replace(",", " ").split(" ")[0]
     return f'<span class="li-word li-{escape(state)}">{escape(text)}</span>'
 

@@ -1,4 +1,4 @@
-"""One leaf in a notebook: as the last value of a cell, and in trees that treescope shows."""
+"""How one leaf is shown in a notebook: as the result of a cell, and within treescope's trees."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from lazyinit.view import html, table
 from lazyinit.view.facts import state
 from lazyinit.view.lines import line_of, size
 
-# treescope sets black letters on these.
+# Background colors, on which treescope writes in black.
 _COLORS = {
     "lazy": "oklch(0.88 0.08 85)",
     "stored": "oklch(0.88 0.07 235)",
@@ -29,7 +29,7 @@ def _leaf_as_html(leaf: Thunk) -> str:
 @leaf_in_treescope.register
 def _leaf_in_treescope(leaf: Thunk, path: str | None, subtree_renderer: Any) -> Any:
     del subtree_renderer
-    # The types are treescope's own, which leaves them open.
+    # treescope calls this with values of its own types, which it does not document (hence Any).
     from treescope import rendering_parts as parts
 
     size = parts.text(f"  # {state(leaf)}, {table.format_bytes(leaf.nbytes)}")

@@ -1,4 +1,4 @@
-"""What an inspector says of a leaf: a line, and more once the leaf is opened."""
+"""What ``inspect`` shows of a leaf: a line, and more facts when the leaf is unfolded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from lazyinit.view.facts import Facts, State
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What is said of one leaf.
+    """What is shown of one leaf.
 
     Attributes:
-      path: where it is.
-      state: what it is, as ``view.facts`` has it.
-      word: what is said of it: its state, or how that changed.
-      array: its dtype and shape.
-      nbytes: of the whole array once made.
-      origin: what makes it, or where it is.
+      path: the path of the leaf.
+      state: its state, as defined in ``view.facts``.
+      word: the word that is shown: the state, or how it changed.
+      array: its dtype and shape, as text.
+      nbytes: the bytes of the whole array once made.
+      origin: what makes the leaf, or where it is.
       more: further facts, each with a label.
       leaf: the leaf itself.
     """
@@ -40,8 +40,8 @@ class Line:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What leaves share that are alike: all but the path, and what belongs to that."""
-        # Layers may lie in several files, and each is computed from leaves of its own.
+        """What alike leaves have in common: all that does not depend on their paths."""
+        # Alike layers may be in different files, or be computed from different leaves.
         if self.state == "stored":
             return self.word, self.array
         is_derived = self.state == "derived"
@@ -50,12 +50,12 @@ class Line:
 
 
 def line_of(path: str, leaf: Any, place: Callable[[Any], str] = where) -> Line:
-    """Returns what is said of a leaf (a thunk, or anything with a shape and a dtype).
+    """Returns the line of a leaf (a thunk, or anything with a shape and a dtype).
 
     Args:
-      path: where it is.
+      path: the path of the leaf.
       leaf: any such object.
-      place: what a sharding is called.
+      place: a function that returns the text for a sharding.
     """
     facts = Facts.of(path, leaf)
     origin, array, more = facts.origin, facts.array, []
@@ -72,12 +72,13 @@ def line_of(path: str, leaf: Any, place: Callable[[Any], str] = where) -> Line:
 
 
 def size(nbytes: int) -> str:
-    """Returns bytes for people, and as a number: ``1.0 KiB (1,024)``."""
+    """Returns a number of bytes as text, in units and exactly: ``1.0 KiB (1,024)``."""
     short = table.format_bytes(nbytes)
     return short if nbytes < 1024 else f"{short} ({nbytes:,})"
 
 
 def _made_by(leaf: Thunk, facts: Facts) -> list[tuple[str, str]]:
+    """Returns labeled facts about what makes a thunk: tensors, initializers and keys, or inputs."""
     if isinstance(leaf, DerivedParam):
         inputs = [part.path or describe(part.shape, part.dtype) for part in leaf.inputs]
         return [("computed by", leaf.made_by), ("inputs", ", ".join(inputs))]
@@ -96,7 +97,7 @@ def _made_by(leaf: Thunk, facts: Facts) -> list[tuple[str, str]]:
 
 
 def rows_of(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    """Returns rows for a table: path, leaves, word, origin, array, bytes; layers fold."""
+    """Returns the rows of a table: path, leaves, word, origin, array, bytes. Alike layers fold."""
     folded = table.fold(
         (x.path, x.word, x.origin, x.array, table.format_bytes(x.nbytes)) for x in lines
     )

@@ -1,4 +1,4 @@
-"""Paths as a tree in which alike subtrees are found: layers that differ in their numbers alone."""
+"""Builds a tree from paths and finds alike subtrees: layers that differ in their numbers alone."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lazyinit.view.table import ranges
 
-_DEPTH = 48  # What lies deeper stays one key: such names are nobody's layers.
+_DEPTH = 48  # All keys below this depth become one key, as no model has layers so deep.
 _NUMBER = re.compile(r"(?:^|(?<=[._-]))(0|[1-9][0-9]{0,17})$")
 
 
@@ -15,9 +15,9 @@ class Row:
     """One child of a branch, or several that are alike.
 
     Attributes:
-      label: its key; for several, with ``{0..31}`` for the number in which they differ.
-      keys: the key of each.
-      members: each of them.
+      label: the key of the child; for several, with ``{0..31}`` for the numbers that vary.
+      keys: the key of each child.
+      members: the children.
     """
 
     label: str
@@ -30,9 +30,9 @@ class Branch:
     """A place in a tree.
 
     Attributes:
-      leaf: the number of the leaf that is there, or -1.
-      rows: what is below.
-      kind: a number; branches of the same kind differ in nothing that was told of their leaves.
+      leaf: the index of the leaf at this place, or -1.
+      rows: the children, of which alike ones are one row.
+      kind: a number that alike branches share: those with the same keys and kinds of leaves below.
     """
 
     leaf: int
@@ -41,11 +41,11 @@ class Branch:
 
 
 def nest(paths: Sequence[Sequence[str]], kinds: Sequence[Hashable]) -> Branch:
-    """Returns paths as a tree. Takes linear time.
+    """Returns the root of a tree of paths. Takes linear time.
 
     Args:
       paths: the keys of each leaf, from the root.
-      kinds: what is known of each leaf; equal for leaves that are alike.
+      kinds: a value for each leaf, which is equal for leaves that are alike.
 
     Example:
       >>> root = nest([("h_0", "w"), ("h_1", "w"), ("head",)], ["f32", "f32", "f32"])
@@ -67,7 +67,7 @@ def nest(paths: Sequence[Sequence[str]], kinds: Sequence[Hashable]) -> Branch:
 
 
 class _Open(dict[str, "_Open"]):
-    """A branch that is not complete yet, by key."""
+    """A branch to which leaves are still added: its children by key."""
 
     __slots__ = ("leaf",)
 
@@ -76,6 +76,7 @@ class _Open(dict[str, "_Open"]):
 
 
 def _closed(node: _Open, kinds: Sequence[Hashable], known: dict[Hashable, int]) -> Branch:
+    """Returns a complete branch; ``known`` collects the number of each kind of branch."""
     told = kinds[node.leaf] if node.leaf >= 0 else None
     if not node:
         return Branch(node.leaf, (), known.setdefault(("leaf", told), len(known)))
@@ -85,6 +86,7 @@ def _closed(node: _Open, kinds: Sequence[Hashable], known: dict[Hashable, int]) 
 
 
 def _rows(children: dict[str, Branch]) -> tuple[Row, ...]:
+    """Returns the rows of children: alike ones whose keys end in a number are one row."""
     if len(children) == 1:
         ((key, child),) = children.items()
         return (Row(key, (key,), (child,)),)

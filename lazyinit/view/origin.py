@@ -1,4 +1,4 @@
-"""Where one leaf comes from: what is known of it, and the same as the fields of JSON.
+"""Where one leaf comes from, as a ``Record``, and as fields for JSON.
 
 ``provenance`` keeps one record for each leaf of a tree.
 """
@@ -24,11 +24,11 @@ class StoredOrigin:
     Attributes:
       file: the file, folder or address, or a word for a mapping in memory.
       tensors: their names in the checkpoint.
-      shapes: that of each tensor, as stored.
-      dtype: of the (first) tensor, as stored.
-      layout: how they make the leaf, as text: ``model.safetensors:fc.weight.T``.
-      shape: of what is read, in the layout of the leaf.
-      extents: which bytes of which files; empty if they do not lie plainly in one.
+      shapes: the shape of each tensor, as stored.
+      dtype: the dtype of the (first) tensor, as stored.
+      layout: how the tensors make the leaf, as text: ``model.safetensors:fc.weight.T``.
+      shape: the shape of what is read, in the layout of the leaf.
+      extents: the byte ranges that are read; empty if the bytes are not plainly in a file.
     """
 
     file: str
@@ -45,10 +45,10 @@ class RootKey:
     """The root key of one stream.
 
     Attributes:
-      stream: its name.
+      stream: the name of the stream.
       impl: the PRNG implementation, ``"threefry2x32"``; ``"traced"`` for a key without a value.
       words: the key's 32-bit words.
-      typed: whether it was given as a typed key, not as raw words.
+      typed: whether the user gave a typed key, not raw words.
     """
 
     stream: str
@@ -62,10 +62,10 @@ class LazyOrigin:
     """The initializer that makes a leaf, or a part of it, and its key.
 
     Attributes:
-      initializer: its name for people.
+      initializer: the name of the initializer, for people.
       keys: the root keys that it depends on.
-      folded: what is folded into the one root key.
-      fold: the 32-bit value that stands for that; ``-1`` if nothing is folded in.
+      folded: what is folded into the one root key: names and counts.
+      fold: the 32-bit value that Flax folds in for these; ``-1`` if nothing is folded in.
     """
 
     initializer: str
@@ -82,12 +82,12 @@ class Record:
       state: ``"stored"``; ``"lazy"``; ``"overlap"``, which is stored in part and lazy for the
         rest; ``"derived"``, computed from leaves that are stored or lazy; or ``"array"``, whose
         past is not known.
-      shape: that it will have.
-      dtype: that it will have in the tree, unless ``materialize`` is given another.
-      stored: the tensors, for ``"stored"`` and ``"overlap"``, and for ``"derived"`` those of all
-        that it is computed from; else empty.
-      lazy: the initializer, for ``"lazy"`` and ``"overlap"``; for ``"derived"`` first what computes
-        it, then the initializers of what it is computed from; else empty.
+      shape: the shape of the leaf.
+      dtype: the dtype of the leaf in the tree; ``materialize`` may be given another.
+      stored: the tensors that the leaf is read from; for ``"derived"`` those of all leaves that it
+        is computed from.
+      lazy: the initializer that makes the leaf; for ``"derived"`` first what computes it, then the
+        initializers of all leaves that it is computed from.
     """
 
     state: State
@@ -98,12 +98,12 @@ class Record:
 
     @property
     def kind(self) -> State:
-        """The state, by the name that it has in the JSON."""
+        """The state, under the name of its field in the JSON."""
         return self.state
 
 
 def record_of(leaf: Any) -> Record:  # Any: a thunk, an array, or what describes one.
-    """Returns where a leaf comes from."""
+    """Returns the record of where a leaf comes from."""
     sources, initialized = origins(leaf)
     own = (leaf,) if isinstance(leaf, DerivedParam) else ()
     stored, lazy = tuple(map(_stored, sources)), tuple(map(_lazy, (*own, *initialized)))
@@ -111,7 +111,7 @@ def record_of(leaf: Any) -> Record:  # Any: a thunk, an array, or what describes
 
 
 def _stored(source: Source) -> StoredOrigin:
-    # One for each name; a constant that a rule says has none.
+    # Several parts may read one tensor, which is listed once. A rule's constant has no name.
     tensors = {name: tensor for tensor in _tensors(source) for name in tensor.names}
     first = next(iter(tensors.values()), source)
     return StoredOrigin(
@@ -126,7 +126,7 @@ def _stored(source: Source) -> StoredOrigin:
 
 
 def _tensors(source: Source) -> Iterator[Source]:
-    """Yields what lies below all layout changes."""
+    """Yields the sources below all layout changes: the tensors of the checkpoint."""
     if not isinstance(source, Derived):
         yield source
         return
@@ -148,16 +148,16 @@ def _root(stream: str, key: AnyKey) -> RootKey:
 
 
 def to_fields(record: Record) -> dict[str, Any]:  # Any, here and below: what JSON holds.
-    """Returns a record as JSON has it."""
+    """Returns a record as the fields of a JSON object."""
     fields = asdict(record)
     return {"kind": fields.pop("state"), **fields}
 
 
 def from_fields(fields: Mapping[str, Any]) -> Record:
-    """Returns the record that ``to_fields`` was given.
+    """Returns the record from the fields that ``to_fields`` made of it.
 
     Raises:
-      KeyError, TypeError, AttributeError: the fields are others.
+      KeyError, TypeError, AttributeError: fields are missing, or are of other types.
     """
     stored = tuple(
         StoredOrigin(
@@ -178,4 +178,5 @@ def from_fields(fields: Mapping[str, Any]) -> Record:
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns fields with tuples in place of lists, which JSON makes of tuples."""
     return {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}

@@ -1,4 +1,4 @@
-"""A tree as rows of a table: lines from branch to branch, sums, and a bar for each part."""
+"""Writes a tree as rows of a table: with lines between branches, sums of bytes, and bars."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lazyinit.view import table
 from lazyinit.view.nested import Branch, nest
 
-_BAR = 10  # Columns for all bytes that there are.
+_BAR = 10  # Columns of the bar that stands for all bytes of the tree.
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +14,9 @@ class Part:
     """A leaf, as an outline shows it.
 
     Attributes:
-      keys: its place, from the root.
-      array: its dtype and shape.
-      nbytes: of the whole array.
+      keys: the keys of its path, from the root.
+      array: its dtype and shape, as text.
+      nbytes: the bytes of the whole array.
     """
 
     keys: tuple[str, ...]
@@ -25,7 +25,7 @@ class Part:
 
 
 def outline(parts: Sequence[Part], separator: str = "/") -> list[tuple[str, str, str, str, str]]:
-    """Returns rows: a line of the tree, how many leaves, what is alike in them, bytes and a bar.
+    """Returns a row for each line of the tree: label, number of leaves, array, bytes and a bar.
 
     Args:
       parts: the leaves.
@@ -52,12 +52,12 @@ class _Outline:
     def rows(
         self, branch: Branch, alike: Sequence[Branch], indent: str
     ) -> Iterator[tuple[str, str, str, str, str]]:
-        """Yields the rows below a branch, which stands for several that are alike."""
+        """Yields the rows below a branch, which stands for all branches in ``alike``."""
         for place, row in enumerate(branch.rows):
             is_last = place == len(branch.rows) - 1
             members = [member for one in alike for member in one.rows[place].members]
             label, first = row.label, row.members[0]
-            while first.leaf < 0 and len(first.rows) == 1:  # It has nothing but one child.
+            while first.leaf < 0 and len(first.rows) == 1:  # An only child shares the line.
                 members = [child for one in members for child in one.rows[0].members]
                 (child,) = first.rows
                 label, first = label + self.separator + child.label, child.members[0]
@@ -73,7 +73,7 @@ class _Outline:
             yield from self.rows(first, members, indent + ("   " if is_last else "│  "))
 
     def _sum(self, branch: Branch) -> tuple[int, int]:
-        """Returns how many leaves a branch has, and their bytes; alike members have the same."""
+        """Returns how many leaves a branch has, and their bytes; all members of a row are alike."""
         count, nbytes = (1, self.parts[branch.leaf].nbytes) if branch.leaf >= 0 else (0, 0)
         for row in branch.rows:
             inner, size = self._sum(row.members[0])

@@ -1,10 +1,10 @@
-"""A tree for notebooks: one HTML text with what is known of each leaf, and a script that opens it.
+"""Writes a tree as HTML for notebooks: data about each leaf, and a script that unfolds the tree.
 
 treescope, the viewer of Flax's notebooks, draws the pictures. It does not draw this tree: it writes
 every node, open or not, which takes 3 s and more for 20,000 leaves, and its nodes are reached by
-mouse alone, on a white page. Here the leaves are data, in which what is alike is kept once, and
-``page.js`` makes ``<details>`` of a place when somebody opens it, which browsers, keyboards and
-screen readers know by themselves.
+mouse alone, on a white page. Here the leaves are data, in which equal parts are written once.
+``page.js`` makes a ``<details>`` element of a branch when somebody opens it: browsers, keyboards
+and screen readers can handle these without more script.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from lazyinit.view.lines import Line, rows_of
 from lazyinit.view.nested import Branch, Row, nest
 from lazyinit.view.table import Table
 
-_PICTURES = 16  # Of either sort in one page; each takes some 17 KB.
-_PLAIN = 300  # Leaves of the table that is shown where scripts do not run.
+_PICTURES = 16  # The most pictures of values, and of shardings, in a page; each takes some 17 KB.
+_PLAIN = 300  # How many leaves the table has that is shown where scripts do not run.
 _DIGITS = re.compile("[0-9]+")
 
-# A number that a text shares with the path of its leaf is written as a character from here on,
-# one for each number of the path: then texts of alike layers are one text. `page.js` undoes it.
+# A number in a text that is also in the leaf's path is replaced by a character of this range, so
+# that the texts of alike layers are equal, and are written once. `page.js` puts the number back.
 _FIRST, _LAST = 0xE000, 0xE0FF
 
 
@@ -35,9 +35,9 @@ def of_tree(
     """Returns the HTML of a tree.
 
     Args:
-      title: the line above it.
-      lines: what is said of each leaf.
-      bars: names of devices, and the bytes on each; drawn as bars if there are some.
+      title: the line above the tree.
+      lines: what is shown of each leaf.
+      bars: names of devices, and the bytes on each, which are drawn as bars; may be empty.
       shardings: the sharding that each leaf has or will have, or ``None``, in the order of lines.
     """
     data = _Data()
@@ -68,7 +68,7 @@ def of_tree(
 
 
 def _drawn(lines: Sequence[Line], shardings: Any) -> dict[int, tuple[str, ...]]:
-    """Returns pictures, by the number of the leaf: of the first arrays, and of each sharding."""
+    """Returns the pictures of each leaf, by its index: of the first arrays, and of shardings."""
     found: dict[int, tuple[str, ...]] = {}
     values, known = 0, dict[Any, str]()
     for number, (line, sharding) in enumerate(zip(lines, shardings, strict=True)):
@@ -84,7 +84,7 @@ def _drawn(lines: Sequence[Line], shardings: Any) -> dict[int, tuple[str, ...]]:
 
 
 def _template(number: int, picture: str) -> str:
-    # A template is parsed and neither shown nor run, until somebody opens a leaf that has it.
+    # Browsers neither show nor run a template. `page.js` does so when somebody opens its leaf.
     return f'<template data-picture="{number}">{picture}</template>'
 
 
@@ -104,7 +104,7 @@ _Node: TypeAlias = "int | tuple[int, tuple[Any, ...]]"  # Any: rows, which hold 
 
 @dataclass(slots=True)
 class _Data:
-    """What ``page.js`` reads. Strings, records and nodes that are equal are kept once."""
+    """The data that ``page.js`` reads, in which equal strings, records and nodes are kept once."""
 
     strings: dict[str, int] = field(default_factory=dict)
     pictures: dict[str, int] = field(default_factory=dict)
@@ -158,6 +158,6 @@ class _Data:
 
 
 def _numbers(path: str) -> dict[str, str]:
-    """Returns the character for each number of a path, by its digits."""
+    """Returns the character that replaces each number of a path, by the number's digits."""
     found = list(dict.fromkeys(_DIGITS.findall(path)))[: _LAST - _FIRST]
     return {digits: chr(_FIRST + place) for place, digits in enumerate(found)}

@@ -1,4 +1,4 @@
-"""Pictures by treescope: of the values of an array, and of how a sharding cuts one."""
+"""Draws pictures with treescope: the values of an array, and the parts into which it is cut."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from treescope import ndarray_adapters as adapters
 
 from lazyinit import abstract_meshes, compat
 
-_CELLS = 1_000  # Of a picture: more elements are left out in the middle, as treescope does.
+_CELLS = 1_000  # The most elements in a picture; treescope leaves out those in the middle.
 _DEVICES = 64  # More cannot be told apart in a picture.
 
 
 def of_values(leaf: Any) -> str:
     """Returns HTML with the values of an array on the host or on one device; ``""`` for others.
 
-    Of an array on several devices none are shown: that would move data between them.
+    An array on several devices is not drawn, since that would move data between them.
     """
     is_here = isinstance(leaf, np.ndarray) or (
         isinstance(leaf, jax.Array)
@@ -40,7 +40,7 @@ def of_values(leaf: Any) -> str:
 def of_sharding(shape: tuple[int, ...], sharding: Sharding | None) -> str:
     """Returns HTML with the part of an array that each device gets; ``""`` if it is not cut.
 
-    The devices need not be there.
+    The sharding may be on a mesh without devices.
     """
     if sharding is None or not 1 < sharding.num_devices <= _DEVICES or not shape:
         return ""
@@ -50,7 +50,7 @@ def of_sharding(shape: tuple[int, ...], sharding: Sharding | None) -> str:
 
 
 class _Placed:
-    """An array that treescope asks for its axes and its sharding alone."""
+    """Stands in for an array: treescope asks it for its axes and its sharding, never for values."""
 
     def __init__(self, shape: tuple[int, ...], sharding: Sharding) -> None:
         self.shape, self.sharding = shape, sharding
@@ -73,7 +73,7 @@ class _Adapter(adapters.NDArrayAdapter[_Placed]):
         )
 
     def get_array_data_with_truncation(self, array: _Placed, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError  # Nothing but a sharding is drawn.
+        raise NotImplementedError  # treescope does not ask for it when it draws a sharding.
 
     def get_array_summary(self, array: _Placed, fast: bool) -> str:
         raise NotImplementedError  # Likewise.
@@ -88,7 +88,7 @@ def _platform(sharding: Sharding) -> str:
 def _slices(shape: tuple[int, ...], sharding: Any) -> Mapping[int, tuple[slice, ...]]:
     if not abstract_meshes.is_abstract(sharding):
         return {d.id: index for d, index in sharding.devices_indices_map(shape).items()}
-    assert isinstance(sharding, NamedSharding)  # No other can be without devices.
+    assert isinstance(sharding, NamedSharding)  # All other shardings have devices.
     mesh, spec = sharding.mesh, [*sharding.spec, *[None] * len(shape)]
     shard = sharding.shard_shape(shape)
     found = {}

@@ -2,7 +2,7 @@
 
 A tree of thunks comes in; a value goes out that can be kept beside the tree and written as JSON.
 It is computed before the tree is made, because an array does not say where it comes from.
-``origin`` has what is known of one leaf.
+``origin.py`` has the record of one leaf.
 """
 
 import json
@@ -20,7 +20,7 @@ from lazyinit.view.facts import is_array_like
 from lazyinit.view.origin import Record, from_fields, record_of, to_fields
 from lazyinit.view.shown import Shown
 
-_FORMAT = 1  # Of the JSON.
+_FORMAT = 1  # The version of the JSON.
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -28,7 +28,7 @@ class Provenance(Shown, Mapping[str, Record]):
     """Where every leaf of a tree comes from, by path; prints as a table.
 
     Attributes:
-      records: by path, in the order of the tree.
+      records: the record of each leaf, by path, in the order of the tree.
     """
 
     records: Mapping[str, Record]
@@ -43,16 +43,16 @@ class Provenance(Shown, Mapping[str, Record]):
         return len(self.records)
 
     def to_json(self) -> str:
-        """Returns it as JSON, from which ``from_json`` makes an equal value."""
+        """Returns the provenance as JSON text, of which ``from_json`` makes an equal value."""
         leaves = {path: to_fields(record) for path, record in self.records.items()}
         return json.dumps({"lazyinit_provenance": _FORMAT, "leaves": leaves}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Provenance":
-        """Returns the value that ``to_json`` wrote.
+        """Returns the provenance that ``to_json`` wrote.
 
         Raises:
-          CheckpointError: it is something else.
+          CheckpointError: the text is something else.
         """
         try:
             read = json.loads(text)
@@ -75,7 +75,7 @@ class Provenance(Shown, Mapping[str, Record]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Provenance":
-        """Returns the value that ``save`` wrote.
+        """Returns the provenance that ``save`` wrote.
 
         Raises:
           CheckpointError: the file holds something else.
@@ -85,7 +85,7 @@ class Provenance(Shown, Mapping[str, Record]):
 
     def _table(self) -> table.Table:
         told = {path: _cells(record) for path, record in self.records.items()}
-        # Layers come from layers of the same number: {n}, where several are one row.
+        # If several layers fold to one row, {n} stands for their numbers in the origin.
         rows = table.fold((p, *a, table.numbered(p, origin)) for p, (*a, origin) in told.items())
         cells = [
             (row.label, str(row.count), *(told[row.label] if row.count == 1 else row.cells))
@@ -105,8 +105,8 @@ def provenance(tree: Any) -> Provenance:
       tree: any pytree with thunks or arrays among its leaves.
 
     Returns:
-      One record for each thunk and array, by path. Keep it beside the tree: of an array it can
-      only say that it is one.
+      One record for each thunk and array, by path. Compute it before ``materialize`` and keep it:
+      of an array it says only that it is one.
 
     Example:
       >>> import jax, flax.linen as nn, numpy as np, lazyinit as li

@@ -1,7 +1,7 @@
-"""What every value that people look at shares: one table, as text and as HTML.
+"""The base of all values that are shown as a table, and the table as text.
 
-A value says what its table is. In a terminal it prints as lines that fit between its edges, in a
-notebook it shows itself as HTML, and its ``repr`` stays short.
+A subclass says what its table is. ``print`` writes it in lines that are no wider than the terminal,
+a notebook shows it as HTML, and ``repr`` has only its first rows.
 """
 
 import io
@@ -19,9 +19,9 @@ from lazyinit.view.table import Table
 _UNLIMITED = 10_000  # Columns; wide enough that nothing is shortened.
 _ROWS_OF_REPR = 40
 _GAP, _NARROW_GAP = 3, 2  # Columns between two cells.
-_LEAST = 8  # Columns that a cell keeps, if it has so many.
+_LEAST = 8  # The columns below which a cell is shortened only if nothing else helps.
 
-# Of cells that are such a word, in terminals with colors.
+# The style of a cell that is one of these words, in terminals with colors.
 STYLES = {
     **dict.fromkeys(("lazy", "initialize", "missing"), "yellow"),
     **dict.fromkeys(("stored", "load", "loaded"), "blue"),
@@ -38,6 +38,7 @@ class Shown:
     __slots__ = ()
 
     def _table(self) -> Table:
+        """Returns the table that is shown."""
         raise NotImplementedError  # Each subclass has its own.
 
     def __str__(self) -> str:
@@ -59,7 +60,7 @@ def columns_there() -> int:
     if told.isdecimal() and int(told):
         return int(told)
     try:
-        # A terminal that does not know its width says 0.
+        # A terminal that does not know its width reports 0.
         return (os.get_terminal_size(sys.stdout.fileno()).columns) or _UNLIMITED
     except (OSError, ValueError, AttributeError):  # No terminal, no file, or nothing at all.
         return _UNLIMITED
@@ -97,7 +98,7 @@ def show(table: Table) -> None:
 
 
 def _lines(table: Table, width: int) -> Iterator[list[tuple[str, str]]]:
-    """Yields lines, each of them as texts with the style (of rich) of each."""
+    """Yields the lines of a table, each as a list of texts with their styles for rich."""
     for line in wrapped([table.title] if table.title else [], width):
         yield [(line, "bold")]
     if table.columns:
@@ -133,7 +134,7 @@ def _body(table: Table, width: int) -> Iterator[list[tuple[str, str]]]:
 
 
 def _heads_in_lines(table: Table) -> list[list[str]]:
-    """Returns the heads in several lines, those of numbers word by word, to save columns."""
+    """Returns the heads as several lines; those of numbers have one word a line, to be narrow."""
     words = [head.split(" ") if head in table.right else [head] for head in table.columns]
     count = max(map(len, words))
     return [list(line) for line in zip(*([""] * (count - len(w)) + w for w in words), strict=True)]
@@ -142,9 +143,9 @@ def _heads_in_lines(table: Table) -> list[list[str]]:
 def _fitted(
     table: Table, heads: Sequence[Sequence[str]], rows: Sequence[Sequence[str]], width: int
 ) -> list[int]:
-    """Returns how wide each column may be, so that all have ``width`` together."""
+    """Returns the width of each column, so that all together take ``width`` if that is possible."""
     natural = [max(map(cell_len, column)) for column in zip(*heads, *rows, strict=True)]
-    # The first column is what people look for: of what there is, it gets twice as much.
+    # People look for the first column, so it gets twice as much room as others.
     weights = [2 if place == 0 else 1 for place in range(len(natural))]
     fixed: list[bool] = []
     for least, whole in ((_LEAST, ("array", "share")), (_LEAST, ()), (1, ())):
@@ -160,7 +161,7 @@ def _fitted(
 
 
 def shortened(text: str, width: int) -> str:
-    """Returns a text that takes ``width`` columns at most: a path without its middle.
+    """Shortens a text to ``width`` columns: a path loses its middle, another text its end.
 
     >>> shortened("params/layers_{0..31}/attention/q/kernel", 24)
     'params/la…ntion/q/kernel'
@@ -174,7 +175,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def wrapped(lines: Sequence[str], width: int) -> list[str]:
-    """Returns lines of prose, and those that are too long as several."""
+    """Returns lines of prose, in which those that are too long are wrapped and indented."""
     found: list[str] = []
     for part in (printable(part) for line in lines for part in line.split("\n")):
         if cell_len(part) <= width:
@@ -187,7 +188,7 @@ def wrapped(lines: Sequence[str], width: int) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Returns a text with what could move the cursor escaped: a name in somebody else's file."""
+    """Escapes characters that do not print: in a name from a file, they could move the cursor."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

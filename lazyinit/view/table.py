@@ -1,4 +1,4 @@
-"""Rows for tables, in which numbered layers fold into one, and sizes for people."""
+"""Tables as plain values: rows in which numbered layers fold, and numbers of bytes as text."""
 
 import math
 import re
@@ -17,14 +17,14 @@ _Numbers: TypeAlias = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table for people, whatever shows it.
+    """A table for people, which can be written as text or as HTML.
 
     Attributes:
-      title: the line above it; may be empty.
-      columns: the heads.
-      rows: the cells.
+      title: the line above the table; may be empty.
+      columns: the heads of the columns.
+      rows: the cells of each row.
       right: the heads of the columns that align right; their cells are never shortened.
-      notes: the lines below it.
+      notes: the lines below the table.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def first(self, count: int) -> "Table":
-        """Returns it with so many rows at most, and a note that says how many are left out."""
+        """Returns the table with at most ``count`` rows, and a note on how many are left out."""
         left = len(self.rows) - count
         if left <= 0:
             return self
@@ -48,7 +48,7 @@ class Folded:
 
     Attributes:
       label: the path, with ``{0..5}`` for the numbers that vary.
-      cells: what all of them share.
+      cells: the other cells, which are equal in all those rows.
       count: how many rows it stands for.
     """
 
@@ -63,8 +63,8 @@ def fold(rows: Iterable[tuple[str, *tuple[str, ...]]]) -> list[Folded]:
     A folded row stands for every combination of its numbers, so no row is lost or made up.
 
     Args:
-      rows: a path, unlike any other in the table, and other cells; rows fold only if those are
-        equal.
+      rows: the cells of each row, a path first, which no other row has. Rows fold only if all
+        other cells are equal.
 
     Returns:
       The folded rows, in the order in which they first appeared.
@@ -87,7 +87,9 @@ def fold(rows: Iterable[tuple[str, *tuple[str, ...]]]) -> list[Folded]:
 
 
 def _factored(rows: list[_Numbers]) -> list[tuple[_Numbers, ...]]:
-    """Writes number tuples as few products that have just these tuples: one position at a time.
+    """Writes tuples of numbers as few products of sets, which have exactly these tuples.
+
+    Merges one position after the other, which need not find the fewest products.
 
     >>> _factored([(0, 5), (0, 6), (1, 5), (1, 6), (2, 7)])
     [((0, 1), (5, 6)), ((2,), (7,))]
@@ -120,7 +122,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """Returns a number of bytes for people, in powers of 1024.
+    """Returns a number of bytes as text, in units that are powers of 1024.
 
     >>> format_bytes(1023), format_bytes(1536 * 2**20)
     ('1023 B', '1.5 GiB')
@@ -146,6 +148,6 @@ _NUMBERS = re.compile(r"(?<=[/._:-])[0-9]+(?=[/.#]|$)")
 
 
 def numbered(path: str, origin: str) -> str:
-    """Returns the text of an origin with ``{n}`` for numbers that stand in the path as well."""
+    """Returns the text of an origin with ``{n}`` for each number that is also in the path."""
     known = set(_NUMBERS.findall("/" + path))
     return _NUMBERS.sub(lambda found: "{n}" if found[0] in known else found[0], origin)
