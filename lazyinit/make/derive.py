@@ -17,7 +17,8 @@ from lazyinit import sharding as shardings
 from lazyinit.make.by_parts import ByParts
 from lazyinit.make.ways import AskProofs, Job, Replayed
 from lazyinit.program.equations import Value
-from lazyinit.program.slices import SmallValues, gather
+from lazyinit.program.slices import gather
+from lazyinit.program.small_values import SmallValues
 
 _Part: TypeAlias = Callable[[Replayed, Sequence[Value]], ByParts | None]
 

@@ -29,7 +29,7 @@ from lazyinit.make.moved import Indices, Order
 from lazyinit.make.shards import Blocks, Bounds, Shards
 from lazyinit.make.ways import Drawn
 from lazyinit.program.fingerprint import fingerprint
-from lazyinit.program.slices import SmallValues
+from lazyinit.program.small_values import SmallValues
 
 _TASKS = 4  # That a leaf is cut into, so that threads end together,
 _SHEETS = 8  # unless it is so large that each has more sheets: what waits takes memory, too.

@@ -24,7 +24,8 @@ from lazyinit.make.limits import COLUMNS, ROWS
 from lazyinit.make.threefry import fold_in
 from lazyinit.make.ways import Compiled
 from lazyinit.program.equations import Value, is_key
-from lazyinit.program.slices import SmallValues, Work
+from lazyinit.program.slices import Work
+from lazyinit.program.small_values import SmallValues
 
 Executable: TypeAlias = Any  # A jax.stages.Compiled: it takes the parts, and gives arrays.
 

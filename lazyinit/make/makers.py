@@ -27,7 +27,7 @@ from lazyinit.make.ways import (
     Transferred,
 )
 from lazyinit.params import StoredParam
-from lazyinit.program.slices import SmallValues
+from lazyinit.program.small_values import SmallValues
 from lazyinit.tensors.key_data import KeyData
 
 Finish: TypeAlias = Callable[[], Sequence[Any]]

@@ -23,7 +23,7 @@ from lazyinit import compat, meshes
 from lazyinit.make.executable import encode_key
 from lazyinit.make.shards import Blocks, Shards, index_of
 from lazyinit.make.ways import Computed, Inlined, Job
-from lazyinit.program.slices import SmallValues
+from lazyinit.program.small_values import SmallValues
 
 _OFTEN = 2**24  # Bytes of leaves after which what was free beside them is given back.
 

@@ -45,7 +45,8 @@ from lazyinit.make.run import make
 from lazyinit.make.ways import Compiled, Drawn, Job, ways_of
 from lazyinit.params import LazyParam
 from lazyinit.program.partwise import Partwise
-from lazyinit.program.slices import Slice, SmallValues, gather
+from lazyinit.program.slices import Slice, gather
+from lazyinit.program.small_values import SmallValues
 from lazyinit.program.tracing import trace
 
 # Where the whole suite was run: versions of jax and jaxlib, and the units of the CPU.

@@ -1,9 +1,9 @@
-"""What comes out of one equation beside a given value, computed from that value.
+"""Computes outputs of an equation from another output of it that is given.
 
-``jax.jit(init)`` returns ``w`` and ``ema = cast(w)`` at once. Once ``w`` comes from elsewhere,
-``ema`` is the cast of that: the part of the body that stands behind ``w``, as a ``jit`` of its own.
-So it is for what a ``scan`` stacks, step by step. What is computed from something before ``w``
-(``w`` is the cast, ``ema`` what was cast) cannot be told from ``w``, and stays as it was.
+``jax.jit(init)`` returns ``w`` and ``ema = cast(w)`` at once. If ``w`` is then read from a file,
+``ema`` has to be the cast of what was read: the part of the body behind ``w`` becomes a ``jit`` of
+its own. The arrays that a ``scan`` stacks are treated alike, step by step. An output that does not
+follow from ``w`` (if ``w`` is the cast, and ``ema`` what was cast) stays as it was.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,20 +18,20 @@ from lazyinit.program.equations import Equation, Program, Value
 
 
 def computed_from(program: Program, given: Collection[Value]) -> Program:
-    """Returns a program in which what is beside given values follows from them, where it does.
+    """Returns a program that computes outputs beside given values from these, where it can.
 
     Args:
-      program: any.
-      given: some of its values.
+      program: any program.
+      given: values of it that are handed in.
 
     Returns:
-      The same program if nothing is, else one with the same values.
+      The same program if no output can be; else a program with the same numbers of values.
     """
     made = {e.index: e for v in given if (e := program.producers.get(v))}
     behind = {n: e for n, one in made.items() if (e := _behind(program, one, given))}
     if not behind:
         return program
-    # Behind each equation there is room for another.
+    # Doubled, the indices leave room for one more equation behind each.
     producers = {v: replace(e, index=2 * e.index) for v, e in program.producers.items()}
     for equation in behind.values():
         producers.update(dict.fromkeys(equation.outputs, equation))
@@ -77,8 +77,8 @@ class _Flags(NamedTuple):
     """What is known of a value in a body.
 
     Attributes:
-      follows: it is computed from a given one, among others.
-      is_barred: it is computed from what goes from step to step of a scan, too.
+      follows: whether it is a given value, or is computed from one (and perhaps from others).
+      is_barred: whether it is also computed from a carry of a scan, which is not known.
     """
 
     follows: bool
@@ -94,7 +94,7 @@ def _any(flags: Sequence[_Flags]) -> _Flags:
 
 
 def _flags(equation: jex.JaxprEqn, given: Collection[int], taken: Sequence[_Flags]) -> list[_Flags]:
-    """Returns what is known of the outputs of an equation, some of which are given."""
+    """Returns the flags of an equation's outputs; ``given`` are positions of given outputs."""
     scan, body = compat.scan_of(equation), compat.jit_body(equation)
     jaxpr = scan.body.jaxpr if scan else body[0] if body else None
     if jaxpr is None or not given:
@@ -134,11 +134,11 @@ def _places(equation: jex.JaxprEqn, stops: Collection[Any]) -> set[int]:
 def _values(
     equation: jex.JaxprEqn, taken: Sequence[Any], given: Mapping[int, Any], wanted: Sequence[int]
 ) -> Mapping[int, Any]:
-    """Computes the wanted outputs of an equation from some of its outputs, under a trace."""
+    """Computes wanted outputs of an equation from its inputs and given outputs, in a trace."""
     if scan := compat.scan_of(equation):
         consts = taken[: scan.num_consts]
         over = taken[scan.num_consts + scan.num_carry :]
-        carried = [None] * scan.num_carry  # Nobody asks for it.
+        carried = [None] * scan.num_carry  # No wanted output depends on a carry.
 
         def step(_: None, row: tuple[Sequence[Any], Mapping[int, Any]]) -> tuple[None, list[Any]]:
             jaxpr = scan.body.jaxpr
@@ -182,7 +182,7 @@ def _in_body(
             others = [n for n in _outputs(inner) if n not in places and inner.outvars[n] in live]
             made = _values(inner, inputs, inside, others)
         elif any(x is None for x in inputs):
-            continue  # It needs what goes from step to step, and only what is barred needs it.
+            continue  # It depends on a carry, so no wanted output needs it.
         else:
             made = dict(enumerate(compat.bind(inner, *inputs)))
         env.update((inner.outvars[n], x) for n, x in made.items() if n not in places)

@@ -1,10 +1,11 @@
 """An initialization as a program: numbered values and the equations between them.
 
-Values are *small* if they are PRNG keys or scalars, made of nothing but such.
+A value is *small* if it is a scalar or a PRNG key (or a short array of keys), and all that it is
+computed from is small, too.
 """
 
 import pickle
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -15,13 +16,14 @@ import numpy as np
 
 from lazyinit import compat, errors
 from lazyinit.compat import Fact
+from lazyinit.program.ancestry import holds_for_ancestors, walk_back
 from lazyinit.program.fingerprint import fingerprint_params
 from lazyinit.program.separable import idle_inputs, is_separable
 
 Value: TypeAlias = int  # The number of a value (an input, a constant, an output) in a program.
 Array: TypeAlias = Any  # jax.Array, numpy or a Python scalar: whatever JAX computes with.
 
-_SMALL_WORDS = 1024  # uint32 words in an array of keys that is still evaluated eagerly.
+_SMALL_WORDS = 1024  # The most elements of an array of keys that is still evaluated eagerly.
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,10 @@ class Equation:
     Attributes:
       origin: what JAX traced: the primitive, its parameters and context.
       inputs: the values that it takes.
-      outputs: the values that it gives; ``-1`` for what a narrowed equation gives no more.
+      outputs: the values that it computes; ``-1`` for an output that a narrowed equation dropped.
       index: its place in the program.
-      idle: the places of inputs that what is wanted of it does not depend on: it is run whole, so
-        that its bits are those of eager JAX, on zeros in their place.
+      idle: the positions of inputs that the wanted outputs do not depend on. The equation still
+        runs whole, which keeps the bits of eager JAX, but with zeros in place of these inputs.
     """
 
     origin: jex.JaxprEqn
@@ -57,13 +59,13 @@ class Program:
       avals: shape, dtype and weak type of each value.
       producers: the equation that gives each value, if one does.
       constants: values known when it was traced (literals, closed-over arrays).
-      literals: those of them that stood in the equations as scalars.
-      streams: the root keys among the inputs, by the name of the stream.
-      abstract: the inputs of which only a shape was given, with a name for messages.
+      literals: the constants that were written into equations as scalars.
+      streams: the name of the stream of each input that is a root key.
+      abstract: a name, for messages, of each input of which only a shape was given.
       x64: whether 64-bit types were on.
-      looked_at: streams whose keys made a value that Python code looked at: under another key
-        the program might have been another.
-      stable: its digest, once ``stable.digest`` was asked for it.
+      looked_at: the names of the streams behind values that Python code looked at, in an ``if``
+        for example: with another key the program might be a different one.
+      stable: the digest of the program, once ``stable.digest`` has computed it.
     """
 
     avals: Mapping[Value, Any]
@@ -87,12 +89,12 @@ class Program:
         return _unpickled, (jax.__version__, self.pickled()[0])
 
     def pickled(self) -> tuple[bytes, bool]:
-        """Returns what of it can be pickled, as bytes, and whether that is all."""
+        """Pickles the parts of the program that can be; also returns whether those are all."""
         if not self._pickled:
             try:
                 whole = self._dumps(self.producers, self.constants)
                 self._pickled.append((whole, True))
-            except Exception:  # Whatever pickle raises: each part tells for itself, below.
+            except Exception:  # Whatever pickle raises: each part is tried alone, below.
                 equations = {e.index: compat.pickling_problem(e) for e in self.producers.values()}
                 producers = {v: e for v, e in self.producers.items() if not equations[e.index]}
                 constants = {
@@ -109,23 +111,28 @@ class Program:
 
     @property
     def is_traced(self) -> bool:
-        """Whether it was traced within another trace, and uses values of that."""
-        if not self._traced:  # A long walk, and asked for each leaf.
+        """Whether it was traced within another trace (a jit, a vmap), and uses its values."""
+        if not self._traced:  # Kept, as each leaf asks, and there may be many constants.
             self._traced.append(any(map(compat.is_tracer, self.constants.values())))
         return self._traced[0]
 
     def is_small(self, value: Value) -> bool:
-        """Tells whether a value is a key or a scalar, and so is all that it is made of."""
+        """Tells whether a value, and each value that it is made of, is a key or a scalar."""
 
         def verdict(v: Value) -> bool | Sequence[Value]:
             if not _is_small(self.avals[v]) or v in self.abstract:
                 return False
             return self.producers[v].inputs if v in self.producers else True
 
-        return _holds_for_ancestors(value, verdict, self._small)
+        return holds_for_ancestors(value, verdict, self._small)
 
     def on_keys_alone(self, value: Value, *, drawn: bool) -> bool:
-        """Tells whether a value depends on keys and literals alone, on no input data."""
+        """Tells whether a value is computed from root keys, literals and constant integers alone.
+
+        Args:
+          value: any value of the program.
+          drawn: whether the value is drawn, not replayed (see ``narrowed``).
+        """
 
         def verdict(v: Value) -> bool | Sequence[Value]:
             if v in self.producers:
@@ -134,30 +141,30 @@ class Program:
             is_count = v in self.constants and self.is_small(v) and _is_integer(self.avals[v])
             return v in self.literals or v in self.streams or is_count
 
-        return _holds_for_ancestors(value, verdict, self._on_keys.setdefault(drawn, {}))
+        return holds_for_ancestors(value, verdict, self._on_keys.setdefault(drawn, {}))
 
     def streams_of(self, value: Value) -> frozenset[str]:
         """Returns the names of the streams whose root keys a value depends on."""
         return frozenset(self.streams[v] for v in self.ancestors(value) if v in self.streams)
 
     def made_from(self, value: Value, key: Value) -> bool:
-        """Tells whether a value is a function of one key, of constants, and of nothing else."""
+        """Tells whether a value is computed from one given key and from constants alone."""
         inputs = self.ancestors(value, [key])
         return not any(v in self.streams or v in self.abstract for v in inputs if v != key)
 
     def depends(self, value: Value, key: Value) -> bool:
-        """Tells whether a value is computed from a key (any other value, in fact)."""
+        """Tells whether a value is computed from another one, which need not be a key."""
         return key in self.ancestors(value, [key])
 
     def fold_of(self, value: Value) -> tuple[Value, Value, Value] | None:
         """Finds the one key that a value is made from, if that is a root with a number folded in.
 
         Returns:
-          The root, the number (made of constants alone) and the key that is made of them; ``None``
-          if the value needs anything else that is not constant.
+          The root key, the number (made of constants alone) and the folded key; ``None`` if the
+          value needs anything else that is not constant.
         """
         folds: list[tuple[Value, Value, Value]] = []
-        for v in self._ancestors(value, self._is_folded):
+        for v in walk_back(value, self.producers, self._is_folded):
             if v in self.streams or v in self.abstract or (folds and v in self.producers):
                 return None
             if v in self.producers:
@@ -181,8 +188,8 @@ class Program:
     def name_of(self, value: Value) -> str:
         """Returns a name for what makes a value, for people: ``normal``, ``full(0.0)``, ``scan``.
 
-        That of the last equation that has a body and takes a key, or else of the last equation
-        with a body, or else of the last equation.
+        It is the name of the last equation that has a body and takes a key; if there is none, of
+        the last equation with a body; if there is none, of the last equation.
         """
         named = ""
         last = producer = self.producers.get(value)
@@ -199,29 +206,19 @@ class Program:
         return named or ("constant" if last is None else last.origin.primitive.name)
 
     def ancestors(self, value: Value, stops: Collection[Value] = ()) -> Iterator[Value]:
-        """Yields what a value is computed from that nothing computes, and the nearest stops."""
-        return self._ancestors(value, stops.__contains__)
-
-    def _ancestors(self, value: Value, is_stop: Callable[[Value], bool]) -> Iterator[Value]:
-        seen = {value}
-        stack = [value]
-        while stack:
-            v = stack.pop()
-            producer = self.producers.get(v)
-            if producer is None or is_stop(v):
-                yield v
-                continue
-            fresh = [i for i in producer.inputs if i not in seen]
-            seen.update(fresh)
-            stack += fresh
+        """Yields the inputs and constants that a value is made of; stops count as inputs."""
+        return walk_back(value, self.producers, stops.__contains__)
 
     def narrowed(self, equation: Equation, wanted: frozenset[Value], *, drawn: bool) -> Equation:
-        """Returns the equation less what only its unwanted outputs need, if no bit depends on it.
+        """Drops what only the unwanted outputs of an equation need, where that changes no bit.
 
         Args:
-          equation: one of the program.
-          wanted: some of its outputs.
-          drawn: whether these are drawn, not replayed.
+          equation: an equation of this program.
+          wanted: the outputs to keep.
+          drawn: whether these outputs are drawn, not replayed.
+
+        Returns:
+          The narrowed equation, or the equation as it is where a bit might change.
         """
         unwanted = any(v not in wanted for v in equation.outputs)
         if not unwanted or not compat.bodies(equation.origin):
@@ -232,7 +229,7 @@ class Program:
         return self._narrowed[memo]
 
     def idled(self, equation: Equation, wanted: frozenset[Value]) -> Equation:
-        """Returns the equation with those inputs idle that the wanted outputs do not depend on."""
+        """Marks those inputs of an equation as idle that its wanted outputs do not depend on."""
         memo = (equation.index, wanted)
         if memo not in self._idled:
             those = [v in wanted for v in equation.outputs]
@@ -241,7 +238,7 @@ class Program:
         return self._idled[memo]
 
     def fingerprint(self, origin: jex.JaxprEqn) -> Any:
-        """Returns a hashable stand-in for the parameters of one of its equations, or narrowed."""
+        """Returns a hashable stand-in for the parameters of one of its (narrowed) equations."""
         return fingerprint_params(origin.params, self._fingerprints)
 
 
@@ -276,26 +273,8 @@ def _narrow(equation: Equation, wanted: frozenset[Value], drawn: bool) -> Equati
     return Equation(origin, inputs, outputs, equation.index)
 
 
-def _holds_for_ancestors(
-    value: Value, verdict: Callable[[Value], bool | Sequence[Value]], memo: dict[Value, bool]
-) -> bool:
-    """Decides a property that a value has itself (a bool) or from all of its inputs."""
-    stack = [value]  # No recursion: the forward pass of a deep model is one long chain.
-    while stack:
-        v = stack[-1]
-        inputs = memo[v] if v in memo else verdict(v)
-        if isinstance(inputs, bool):
-            memo[v] = inputs
-            stack.pop()
-        elif unknown := [i for i in inputs if i not in memo]:
-            stack += unknown
-        else:
-            memo[v] = all(memo[i] for i in inputs)
-    return memo[value]
-
-
 def is_key(x: Any) -> bool:
-    """Tells whether an array or a value's type is one of typed PRNG keys."""
+    """Tells whether ``x``, an array or an abstract value, has typed PRNG keys as elements."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 

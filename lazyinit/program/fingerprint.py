@@ -1,4 +1,4 @@
-"""Hashable values that are equal just if two equations compute the same.
+"""Hashable values that are equal only if two equations compute the same.
 
 Identity is not enough: each ``normal(0.02)`` is a new closure and traces to a jaxpr of its own.
 So jaxprs are compared by their structure, with their variables numbered in order.
@@ -20,7 +20,7 @@ class _Structure:
     __slots__ = ("__weakref__",)
 
 
-# What is plain is told first and by its type alone: most parameters are, and leaves are many.
+# Most parameters have one of these types, so they are checked first, and by their type alone.
 _PLAIN = frozenset([type(None), bool, int, str, type])
 
 _of_jaxprs: weakref.WeakKeyDictionary[jex.Jaxpr, _Structure] = weakref.WeakKeyDictionary()
@@ -28,11 +28,11 @@ _structures: weakref.WeakValueDictionary[Any, _Structure] = weakref.WeakValueDic
 
 
 def fingerprint(param: Any) -> Any:
-    """Returns a hashable stand-in for a parameter of an equation (which may be of any type).
+    """Returns a hashable stand-in for a parameter of an equation, of any type.
 
     A value of a type that is not known here is compared by ``==``, or by identity if it cannot be
-    hashed. So two equations that compute the same may get different fingerprints; two that do not
-    never share one.
+    hashed. So two equations that compute the same may get different fingerprints, but two that
+    compute something different never get equal ones.
     """
     if type(param) in _PLAIN:  # 1, 1.0 and True are equal in Python, not in a program.
         return (type(param), param)
@@ -47,7 +47,7 @@ def fingerprint(param: Any) -> Any:
             return (_of_jaxpr(param.jaxpr), consts)
         case jex.Jaxpr():
             return _of_jaxpr(param)
-        case dict() | Mapping():  # Most are a dict, which is told sooner.
+        case dict() | Mapping():  # Most are a dict, which is faster to check.
             return tuple((k, fingerprint(v)) for k, v in sorted(param.items()))
         case np.ndarray() | np.generic():
             return (type(param), param.dtype, param.shape, param.tobytes())
@@ -64,10 +64,10 @@ def fingerprint_params(params: Mapping[str, Any], known: dict[Any, Any]) -> Any:
     """Returns a hashable stand-in for all parameters of an equation.
 
     Args:
-      params: by name.
-      known: what was found before, by the identities of the values: equal layers have the same
-        values in dicts of their own. Whoever keeps this must keep the equations alive, too, as the
-        identity of a value that is gone may be used again.
+      params: the parameters by name.
+      known: stand-ins found before, by the identities of the parameters, which equal layers share.
+        Whoever keeps this dict must keep the equations alive, too: Python may use the identity of
+        a freed object again.
     """
     same = (*params, *map(id, params.values()))
     if same not in known:
@@ -77,7 +77,7 @@ def fingerprint_params(params: Mapping[str, Any], known: dict[Any, Any]) -> Any:
 
 def fingerprint_constant(constant: Any, aval: Any) -> Any:
     """Returns a hashable stand-in for a constant array: by value if small, else by identity."""
-    # A typed key is no array, and has no value that NumPy could hold.
+    # NumPy cannot hold a typed key or a traced value.
     is_plain = compat.is_array(aval) and not compat.is_tracer(constant)
     if np.size(constant) > 64 or not is_plain:
         return _ByIdentity(constant)

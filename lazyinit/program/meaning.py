@@ -1,4 +1,4 @@
-"""The steps that compute a value, as a hashable value that all recordings of a model share."""
+"""Describes the steps that compute a value, alike for all recordings of the same model."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ def meaning(
       output: the value.
       key: the key that the steps start at; ``-1`` if they start at the root keys.
       inputs: other values that they start at; these are told apart by their order.
-      told: returns what stands for an equation's parameters; by default a fingerprint, which
+      told: returns a stand-in for an equation's parameters; by default a fingerprint, which
         means nothing in another process.
     """
     told = told or (lambda origin: (program.fingerprint(origin), origin.ctx))

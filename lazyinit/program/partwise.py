@@ -1,8 +1,8 @@
-"""A work that is run by parts: each device computes its own part of every value, and no more.
+"""Runs a work by parts: each device computes its own part of every value, and no more.
 
-It is right by construction where each equation gives an element exactly, or rounded once: eager JAX
-compiles every equation alone, and so is each of them here, at the shape of the part. A work that
-has any other equation is run whole.
+As in eager JAX, each equation is compiled alone, but for the shape of the part. The bits are the
+same if every element of every result is exact, or rounded once: they do not depend on the shape
+then. A work with any other equation is run whole.
 """
 
 import collections
@@ -24,15 +24,17 @@ from lazyinit.program.slices import Work
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartStep:
-    """One equation, for the parts that it takes.
+    """One equation of a work, made ready to run on the parts of its inputs.
 
     Attributes:
-      part: computes them, under a trace: maps arrays, and what gives the place of the device along
-        an axis, to arrays and a boolean for each doubt whether the bits are those of the whole.
-      taken: how what it takes is cut.
-      cuts: how what it gives is cut.
-      structs: the parts that it gives.
-      compiled: the programs of it, by mesh; under ``None`` the one that is told its place.
+      part: computes the parts of the results, under a trace. It takes the parts of the inputs, and
+        a function from a mesh axis to the device's index along it. It returns the parts of the
+        results, and an array of one boolean: whether bits may differ from those of the whole.
+      taken: how each input is cut.
+      cuts: how each result is cut.
+      structs: the shape and dtype of each result's part.
+      compiled: the compiled program for each mesh; under ``None`` the one for a single device,
+        which takes the device's indices as an input.
     """
 
     part: Callable[[Sequence[Any], Callable[[str], Any]], tuple[list[Any], Any]]
@@ -42,9 +44,9 @@ class PartStep:
     compiled: dict[Mesh | None, Callable[..., Any]] = field(default_factory=dict)
 
     def run(self, mesh: Mesh, arrays: Sequence[Any]) -> tuple[list[Any], Any]:
-        """Computes the parts on all devices of a mesh: no value goes from one to another."""
+        """Computes the parts on all devices of a mesh, which exchange no values."""
         if mesh not in self.compiled:
-            # Each device of its own would compile the program anew.
+            # One program for all devices: with a program each, it would be compiled for each.
             self.compiled[mesh] = jax.jit(
                 jax.shard_map(
                     lambda *arrays: self.part(arrays, jax.lax.axis_index),
@@ -57,25 +59,25 @@ class PartStep:
         return self.compiled[mesh](*arrays)
 
     def run_at(self, place: Mapping[str, int], arrays: Sequence[Any]) -> tuple[list[Any], Any]:
-        """Computes the parts of one place of a mesh, on the default device."""
+        """Computes, on the default device, the parts of the device at one place of a mesh."""
         if None not in self.compiled:
             self.compiled[None] = jax.jit(lambda at, arrays: self.part(arrays, at.__getitem__))
         return self.compiled[None](dict(place), list(arrays))
 
 
 def spec_of(cut: Cut) -> PartitionSpec:
-    """Returns a cut in JAX's words."""
+    """Returns a cut as a ``PartitionSpec``."""
     return PartitionSpec(*(axes or None for axes in cut))
 
 
 @dataclass(frozen=True, slots=True)
 class Partwise:
-    """What makes the parts of some values from the parts of others.
+    """A work made ready to run by parts: parts of its inputs give parts of its outputs.
 
     Attributes:
-      work: the equations.
-      steps: one for each of them.
-      cuts: of the outputs.
+      work: the work.
+      steps: a step for each equation of the work.
+      cuts: how each output is cut.
     """
 
     work: Work
@@ -84,12 +86,12 @@ class Partwise:
 
     @classmethod
     def of(cls, work: Work, cuts: Sequence[Cut], sizes: Mapping[str, int]) -> "Partwise | None":
-        """Returns a work in this form; ``None`` if it has to be run whole.
+        """Makes a work ready to run by parts; returns ``None`` if it has to be run whole.
 
         Args:
-          work: what to run. Of its equations none may be narrowed or idle.
-          cuts: how each of its inputs is cut, ``()`` for a dimension that is not.
-          sizes: of the axes of the mesh.
+          work: what to run; none of its equations may be narrowed.
+          cuts: how each input is cut, with ``()`` for a dimension that is not cut.
+          sizes: the size of each axis of the mesh.
         """
         avals = work.program.avals
         if any(is_key(avals[v]) or avals[v].weak_type for v in work.outputs):
@@ -125,20 +127,23 @@ class Partwise:
         """Computes the outputs, each device its own part.
 
         Args:
-          mesh: of which the devices are.
-          inputs: arrays on it, cut as was said.
+          mesh: the mesh whose devices compute.
+          inputs: arrays on this mesh, cut as ``of`` was told.
 
         Returns:
-          The outputs; ``None`` if their values are such that the work has to be run whole.
+          The outputs; ``None`` if values turn out to be such that the work has to be run whole.
         """
         return self._run(inputs, lambda step, arrays: step.run(mesh, arrays))
 
     def run_at(self, place: Mapping[str, int], inputs: Sequence[Any]) -> list[Any] | None:
-        """Computes the parts of one place of a mesh, on the default device; ``None`` as ``run``.
+        """Computes, on the default device, the parts of the device at one place of a mesh.
 
         Args:
-          place: a number along each axis.
-          inputs: the parts that a device has there.
+          place: the index of that device along each axis of the mesh.
+          inputs: the parts of the inputs that it holds.
+
+        Returns:
+          The parts of the outputs; ``None`` where ``run`` returns ``None``.
         """
         return self._run(inputs, lambda step, arrays: step.run_at(place, arrays))
 
@@ -168,7 +173,7 @@ def _plain(cut: Cut) -> Cut:
     return tuple(axes or () for axes in cut)
 
 
-_KEPT = 4096  # Steps: equal layers share theirs.
+_KEPT = 4096  # The most steps that are kept; equal layers share theirs.
 _known: collections.OrderedDict[Any, PartStep | None] = collections.OrderedDict()
 _lock = threading.Lock()
 
@@ -215,7 +220,7 @@ def _made(
     def part(arrays: Sequence[Any], index: Callable[[str], Any]) -> tuple[list[Any], Any]:
         grid = DevicePlace(sizes, index)
         made = compat.run_on_part(origin, list(map(HeldPart, arrays, shapes, cuts)), grid)
-        # What is a leaf is held as it is; until then, one of all that are alike is enough.
+        # A leaf gets all of its elements; of other values one of those that are alike is enough.
         made = [
             compat.spread(x, grid) if last else x for x, last in zip(made, is_last, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Which outputs of a jit or a scan may be made without the others, at no change of their bits.
+"""Finds which outputs of a jit or a scan can be made without the others, with the same bits.
 
 XLA compiles the body of an equation as one, and what it fuses, and so how it rounds, depends on
 everything in there. ``p`` and ``q = p + noise`` are an example: beside ``p``, ``q`` may be made
@@ -6,8 +6,8 @@ of the rounded ``p`` in memory; alone, of a product that was never rounded. So a
 narrowed to some of its outputs only if no floating-point value on the way to them is used for
 anything else. Integers, random bits among them, and constants are exact however they are fused.
 
-A wanted output may itself be used for something else if it is *drawn*: its elements do not depend
-on how the loop is made that they are in. One that is replayed may not.
+A wanted output may itself be used for something else if it is *drawn*: its elements then do not
+depend on the loop that XLA computes them in. If it is *replayed*, it may not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,16 +28,16 @@ def is_separable(equation: jex.JaxprEqn, wanted: Sequence[bool], *, drawn: bool)
 
     Args:
       equation: a jit, a scan or any other.
-      wanted: which of its outputs.
-      drawn: whether they are drawn, not replayed.
+      wanted: for each of its outputs, whether it is wanted.
+      drawn: whether the wanted outputs are drawn, not replayed.
     """
     return _needed(equation, wanted, drawn) is not None
 
 
 def idle_inputs(equation: jex.JaxprEqn, wanted: Sequence[bool]) -> frozenset[int]:
-    """Returns the places of the arrays that the wanted outputs of an equation do not depend on.
+    """Returns the positions of the input arrays that no wanted output of an equation depends on.
 
-    There are none if the equation may loop for as long as such an array says.
+    Returns none for an equation with a ``while`` loop, as an array may decide how long that runs.
     """
     if all(wanted) or not compat.bodies(equation) or compat.may_loop(equation):
         return frozenset()
@@ -59,7 +59,7 @@ def _needed(equation: jex.JaxprEqn, wanted: Sequence[bool], drawn: bool) -> Sequ
         return _needed_in(body[0], wanted, drawn)
     if scan := compat.scan_of(equation):
         carry, rest = list(wanted[: scan.num_carry]), wanted[scan.num_carry :]
-        while True:  # A carry that the next step needs is wanted, too.
+        while True:  # A carry that the next step needs counts as wanted, too.
             needed = _needed_in(scan.body.jaxpr, [*carry, *rest], drawn)
             if needed is None:
                 return None
@@ -73,18 +73,18 @@ def _needed(equation: jex.JaxprEqn, wanted: Sequence[bool], drawn: bool) -> Sequ
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """An equation, and what of it is kept: all is dropped if no output is wanted."""
+    """An equation of a body, and which of its inputs are still read: none if it is dropped."""
 
     equation: jex.JaxprEqn
-    needed: Sequence[bool]  # Which inputs are still read.
+    needed: Sequence[bool]
 
 
 def _needed_in(body: jex.Jaxpr, wanted: Sequence[bool], drawn: bool) -> Sequence[bool] | None:
     """Returns which inputs of a body the wanted outputs need, ``None`` if they must not be alone.
 
-    Equations are looked at from the last to the first, to see which inputs of each are still read
-    if the unwanted outputs are gone. The wanted outputs may be made alone if no value that is
-    rounded is read on both sides, by what is kept and by what is dropped, and if no key is.
+    Equations are taken from the last to the first, to see which inputs of each are still read
+    once the unwanted outputs are gone. The wanted outputs may be made alone if kept and dropped
+    equations read no rounded value in common, and draw numbers from no key in common.
     """
     outputs = [(v, w) for v, w in zip(body.outvars, wanted, strict=True) if isinstance(v, jex.Var)]
     live = {v for v, w in outputs if w}
@@ -102,7 +102,7 @@ def _needed_in(body: jex.Jaxpr, wanted: Sequence[bool], drawn: bool) -> Sequence
     results = {value[v] for v, w in outputs if w}
     kept: set[Any] = set()
     dropped = {value[v] for v, w in outputs if not w}
-    keys: tuple[set[Any], set[Any]] = set(), set()  # That draw what is dropped; what is kept.
+    keys: tuple[set[Any], set[Any]] = set(), set()  # Drawn from: by dropped equations, by kept.
     for use in uses:
         keys[any(use.needed)].update(value[v] for v in _drawn_from(use.equation))
         kept.update(value[v] for v in _variables(use.equation, use.needed))
@@ -127,10 +127,10 @@ def _variables(equation: jex.JaxprEqn, which: Sequence[bool]) -> list[jex.Var]:
 
 
 def _numbered(body: jex.Jaxpr) -> Mapping[jex.Var, Any]:
-    """Returns a number for each variable: the same for equal values, since XLA makes those once.
+    """Returns a hashable stand-in for each variable; equal values, which XLA makes once, share it.
 
-    A number made of constants alone gets ``None``, repeated or not: XLA knows it beforehand, and
-    nothing shares it.
+    A scalar that is computed from constants alone gets ``None``, even if it is broadcast: XLA
+    computes it beforehand, so that no two outputs share it.
     """
     numbers: dict[Any, int] = {}
     value: dict[Any, Any] = {v: ("input", n) for n, v in enumerate((*body.constvars, *body.invars))}

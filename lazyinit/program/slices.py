@@ -9,8 +9,8 @@ have equal *signatures*, so that one compiled program makes all of their leaves.
 The bits are those of eager JAX, which compiles every top-level equation alone. A slice keeps
 them by an optimization barrier behind each equation: XLA may not fuse across it, so no multiply
 and add become one rounding. For the same reason an equation with a body (a ``jit``, a ``scan``)
-stays whole, unless what is wanted of it depends on keys alone: there is no arithmetic on data in
-it then whose rounding could change with what is left out.
+stays whole, unless its wanted outputs depend on keys alone: the body then does no arithmetic on
+data, whose rounding could change once the other outputs are left out.
 """
 
 import heapq
@@ -21,28 +21,26 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-import numpy as np
 
 from lazyinit import compat
-from lazyinit.meshes import on_one_device
 from lazyinit.program.equations import Array, Equation, Program, Value, is_key
-from lazyinit.program.fingerprint import fingerprint_constant
 from lazyinit.program.meaning import meaning
+from lazyinit.program.small_values import SmallValues
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slice:
     """The part of a program that makes one value from a key: the ``init_fn`` of a leaf.
 
-    Two are equal if they have the same label and the same steps, of whatever recordings.
+    Two slices are equal if they have equal labels and equal steps, even from two recordings.
 
     Attributes:
       program: the initialization that it is a part of.
       output: the value that it makes.
-      key: the value that is its key, where a parameter's own ``init_fn`` was noted; else ``-1``:
-        the slice then starts from the root keys.
-      label: what to call it: ``normal(0.02)``.
-      given: the values that other leaves are, and that are handed in: nothing computes them.
+      key: the value that the slice takes as its key, where a parameter's own ``init_fn`` was
+        recorded; ``-1`` if the slice starts from the root keys.
+      label: its name, for people: ``normal(0.02)``.
+      given: values that are other leaves. Their arrays are handed in, not computed.
     """
 
     program: Program
@@ -82,7 +80,7 @@ class Slice:
         return hash(self.label)
 
     def pickling_problem(self) -> str:
-        """Returns why the leaf cannot be pickled, or ``""``."""
+        """Returns why the leaf cannot be pickled, or ``""`` if it can."""
         if self.program.pickled()[1]:
             return ""
         work = gather([self])
@@ -135,7 +133,7 @@ class Work:
                 results = jax.lax.optimization_barrier(list(results))
             env.update(zip(equation.outputs, results, strict=True))
             del results, taken
-            # What nothing needs any more is let go, as it is in eager JAX.
+            # An array is freed once nothing needs it any more, as in eager JAX.
             for v in (*equation.needed, *equation.outputs):
                 if last[v] == equation.index and v not in self.outputs:
                     env.pop(v, None)
@@ -147,12 +145,12 @@ class Work:
         return [equation.origin for equation in self.equations]
 
     def keeps_all(self) -> bool:
-        """Tells whether every result of its equations is needed: a compiler drops any other."""
+        """Tells whether every result of its equations is used; a compiler drops unused ones."""
         needed = {v for e in self.equations for v in e.needed} | set(self.outputs)
         return all(v in needed for e in self.equations for v in e.outputs)
 
     def signature(self) -> tuple[Any, ...]:
-        """Returns a hashable value that two works share just if one program serves both."""
+        """Returns a hashable value; it is equal for two works that one compiled program serves."""
         number = {v: n for n, v in enumerate(self.inputs)}
         steps = []
         for equation in self.equations:
@@ -172,9 +170,9 @@ def gather(slices: Sequence[Slice], *, drawn: bool = False, keys_apart: bool = F
     """Collects the equations that the slices need, each once, and their inputs.
 
     Args:
-      slices: of one program.
-      drawn: whether the work is to be drawn: more can be left out of it then (``separable``).
-      keys_apart: whether all keys are handed in, those too that are made of a leaf's own.
+      slices: slices of one program.
+      drawn: whether the work will be drawn: more can then be left out of it (see ``separable``).
+      keys_apart: whether even the keys that are computed from a leaf's own key are handed in.
     """
     program = slices[0].program
     outputs = tuple(s.output for s in slices)
@@ -192,7 +190,7 @@ def gather(slices: Sequence[Slice], *, drawn: bool = False, keys_apart: bool = F
             return False
         if any(program.depends(value, leaf) for leaf in given):
             return False
-        # What is made of a leaf's own key is made beside it: that key may be another one later.
+        # A value made of a leaf's own key is computed here, as the leaf may get another key later.
         is_apart = keys_apart and is_key(program.avals[value])
         return is_apart or not any(program.depends(value, key) for key in keys)
 
@@ -212,7 +210,7 @@ def gather(slices: Sequence[Slice], *, drawn: bool = False, keys_apart: bool = F
     while queue:
         index = -heapq.heappop(queue)
         narrowed = program.narrowed(equations[index], frozenset(wanted[index]), drawn=drawn)
-        # What is given may be any data, whatever it was computed from when it was recorded.
+        # A given array may hold any data, even if it was computed from keys alone when recorded.
         is_narrow = not given and all(
             program.on_keys_alone(v, drawn=drawn) for v in narrowed.inputs
         )
@@ -224,77 +222,6 @@ def gather(slices: Sequence[Slice], *, drawn: bool = False, keys_apart: bool = F
             want(value)
     ordered = tuple(equations[i] for i in sorted(equations))
     return Work(program, ordered, tuple(inputs), outputs)
-
-
-class SmallValues:
-    """Keys and scalars of a program under given root keys, each evaluated eagerly, once.
-
-    Equal computations on equal values are run once: each layer scales by the same
-    ``sqrt(1 / fan_in)``.
-    """
-
-    def __init__(
-        self, program: Program, roots: Mapping[str, Any], given: Mapping[Value, Any]
-    ) -> None:
-        """Takes the root keys by stream, and values that are known already."""
-        self._program = program
-        self._number: dict[Value, int] = {}  # Equal numbers, equal values.
-        self._arrays: list[Any] = []  # By number.
-        self._constants: dict[Any, int] = {}
-        self._done: dict[Any, list[int]] = {}
-        for value, stream in program.streams.items():
-            if stream in roots:
-                self._number[value] = self._add(roots[stream])
-        for value, array in given.items():
-            self._number[value] = self._add(array)
-
-    def _add(self, array: Any) -> int:
-        self._arrays.append(array)
-        return len(self._arrays) - 1
-
-    def __getitem__(self, value: Value) -> Any:
-        """Returns the array of one value, computing what it needs."""
-        program = self._program
-        stack = [value]
-        while stack:
-            v = stack[-1]
-            if v in self._number:
-                stack.pop()
-            elif v in program.constants:
-                constant = program.constants[v]
-                same = fingerprint_constant(constant, program.avals[v])
-                if same not in self._constants:
-                    self._constants[same] = self._add(on_one_device(constant))
-                self._number[v] = self._constants[same]
-            else:
-                equation = program.producers[v]
-                missing = [i for i in equation.inputs if i not in self._number]
-                if missing:
-                    stack += missing
-                else:
-                    self._run(equation)
-        return self._arrays[self._number[value]]
-
-    def _run(self, equation: Equation) -> None:
-        numbers = tuple(self._number[i] for i in equation.inputs)
-        params = self._program.fingerprint(equation.origin)
-        call = (equation.origin.primitive, params, numbers)
-        if call not in self._done:
-            arrays = [self._arrays[n] for n in numbers]
-            results = _on_host(equation.origin, arrays)
-            if results is None:
-                results = compat.bind(equation.origin, *arrays)
-            self._done[call] = [self._add(array) for array in results]
-        self._number.update(zip(equation.outputs, self._done[call], strict=True))
-
-
-def _on_host(equation: jex.JaxprEqn, arrays: Sequence[Any]) -> Sequence[Any] | None:
-    """Takes keys out of an array of keys without a program for each place, if that is all."""
-    index = compat.index_taken(equation)
-    if index is None or not is_key(arrays[0]) or compat.is_tracer(arrays[0]):
-        return None
-    words = np.asarray(jax.random.key_data(arrays[0]))[index]
-    return [jax.random.wrap_key_data(jax.device_put(words), impl=jax.random.key_impl(arrays[0]))]
 
 
 def _aval_key(aval: Any) -> tuple[Any, ...]:

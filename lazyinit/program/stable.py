@@ -1,9 +1,9 @@
 """Programs as bytes that are the same in every process that recorded the same initialization.
 
-``fingerprint`` tells equations apart by objects that only this process has. Here they are written
-as text: names, numbers, shapes, and the values that print alike in every process. Anything else,
-such as a function, is written by its name alone. So two processes may take programs for equal that
-differ only within such a function; they never take equal programs for different ones.
+``fingerprint`` tells equations apart by objects that only this process has. Here equations are
+written as text: names, numbers, shapes, and values that print alike in every process. Of anything
+else, such as a function, only the name is written. So two processes may take programs for equal
+that differ only within such a function; they never take equal programs for different ones.
 """
 
 import enum
@@ -23,7 +23,7 @@ from lazyinit.program.slices import Slice
 
 
 def digest(program: Program) -> bytes:
-    """Returns 16 bytes for a whole program: equal if all its equations are, in the same order."""
+    """Returns 16 bytes that are equal for programs with equal equations in the same order."""
     if not program.stable:
         program.stable.append(_digest(program))
     return program.stable[0]
@@ -61,10 +61,10 @@ def _digest(program: Program) -> bytes:
 
 
 def _constants(program: Program) -> tuple[list[Any], list[str]]:
-    """Returns the constants of a program, in order, and what dtypes the arrays among them have.
+    """Returns the constants of a program, as integers or bytes, and the dtypes of its arrays.
 
-    A constant is an integer or bytes. Of each dtype only the first array is named, by its place:
-    it is there to tell programs apart, not to read them back.
+    Each dtype is listed once, with the number of the first array that has it. That is enough to
+    tell programs apart; nobody reads the arrays back.
     """
     found: list[Any] = []
     dtypes: dict[Any, str] = {}
@@ -81,7 +81,7 @@ def _constants(program: Program) -> tuple[list[Any], list[str]]:
 
 
 def _of_array(constant: Any, aval: Any) -> bytes:
-    """Returns a constant as bytes; of a traced one, whose value is not known, its type."""
+    """Returns the value of a constant as bytes; for a traced one, which has none, its type."""
     if compat.is_tracer(constant):
         return str(aval).encode()
     if isinstance(constant, bool | int | float | complex):
@@ -93,7 +93,7 @@ def _of_array(constant: Any, aval: Any) -> bytes:
 
 
 def _text(param: Any) -> str:
-    """Returns a parameter of an equation (of any type) as text that names no place in memory."""
+    """Returns a parameter of an equation, of any type, as text without memory addresses."""
     match param:
         case None | bool() | int() | float() | complex() | str() | bytes() | np.dtype():
             return repr(param)

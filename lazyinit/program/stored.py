@@ -1,8 +1,8 @@
-"""A program that only moves and casts what a checkpoint holds -> a source that reads it so.
+"""Turns a leaf that only moves and casts stored arrays into a stored leaf.
 
 ``lambda w: w.T`` of a stored leaf is a stored leaf again: each shard reads its own bytes of the
-file. Only casts between bfloat16 and float32 are taken: of these numpy's and XLA's have the same
-bits. To and from float16 a CPU keeps other bits of a NaN than numpy does.
+file. Of all casts, only those between bfloat16 and float32 qualify, as NumPy and XLA agree on
+their bits. In a cast to or from float16, XLA on a CPU keeps other bits of a NaN than NumPy does.
 """
 
 import math
@@ -27,7 +27,7 @@ _FLOATS = tuple(map(jnp.dtype, ("bfloat16", "float32")))
 
 
 def as_stored(leaf: DerivedParam) -> DerivedParam | StoredParam:
-    """Returns a derived leaf as one that is read, if moving and casting is all that it does."""
+    """Returns a derived leaf as a stored one if it only moves and casts; else as it is."""
     stored = [part for part in leaf.inputs if isinstance(part, StoredParam)]
     made = leaf.init_fn
     if len(stored) < len(leaf.inputs) or leaf.weak_type or not isinstance(made, Slice):
@@ -44,7 +44,7 @@ def as_stored(leaf: DerivedParam) -> DerivedParam | StoredParam:
             return leaf
         known.update(zip(equation.outputs, found, strict=True))
     source = known[made.output]
-    # A stored leaf casts by itself, but refuses what overflows, which the program does not.
+    # A stored leaf casts by itself, but it refuses an overflow, which the program lets pass.
     if isinstance(source, AsDtype) and not source.overflow:
         source = source.source
     return StoredParam(leaf.shape, leaf.dtype, source, sharding=leaf.sharding, path=leaf.path)
@@ -56,7 +56,7 @@ def _source(stored: StoredParam) -> Source:
 
 
 def _moved(equation: jex.JaxprEqn, sources: Sequence[Source]) -> Sequence[Source] | None:
-    """Returns the sources that an equation's results are; ``None`` if it computes anything."""
+    """Returns a source for each result of an equation; ``None`` if it computes anything."""
     if body := compat.jit_body(equation):
         return _moved_by_body(body[0], sources)
     shape: Shape = equation.outvars[0].aval.shape  # pyright: ignore (of any array)
@@ -86,7 +86,7 @@ def _moved(equation: jex.JaxprEqn, sources: Sequence[Source]) -> Sequence[Source
 def _cast(source: Source, dtype: np.dtype) -> Source:
     if source.dtype == dtype:
         return source
-    # A safe cast loses nothing: what is cast further is the values that it was made of.
+    # A safe cast loses nothing, so the values before it can be cast to the last dtype directly.
     if isinstance(source, AsDtype) and np.can_cast(source.source.dtype, source.dtype, "safe"):
         source = source.source
     if source.dtype == dtype:

@@ -1,7 +1,7 @@
 """Traces an initialization once, abstractly, in the steps that eager JAX takes.
 
-A placement is no arithmetic: the program has none in it, and beside each result stands where eager
-JAX would have put it.
+Where an array is placed does not change its elements, so placements are not part of the program.
+Each result carries the placement that eager JAX would have given it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,20 +39,20 @@ def trace(
     *,
     where: str = "trace",
 ) -> tuple[Program, list[Result]]:
-    """Traces an initialization, allocating nothing.
+    """Traces an initialization without allocating its arrays.
 
     A value is computed where the model's code asks for one. If JAX's own code cannot go on without
-    a value, for a size perhaps, ``fn`` is called a second time, and JAX gets all that it asks for.
+    a value, for a size perhaps, ``fn`` is called again, and JAX gets every value that it asks for.
 
     Args:
       fn: takes root keys by stream and the abstract inputs, and returns arrays.
       keys: the root keys.
-      abstract: name and shape of each input that has no value; its sharding is where it will be.
+      abstract: the name and shape of each input that has no value, with its future sharding.
       where: what is being traced, for messages.
 
     Returns:
-      The program, and what each array is that ``fn`` returned. The program has all the equations
-      that these need, and no others.
+      The program, which has just the equations that the results need, and a ``Result`` for each
+      array that ``fn`` returned.
 
     Raises:
       RecordError: ``fn`` needs a value that is not known while tracing.
@@ -60,7 +60,7 @@ def trace(
     try:
         return _trace(fn, keys, abstract, answers_all=False)
     except _NO_VALUE:
-        pass  # Not traced again here: the second error would hold on to the first.
+        pass  # The second trace is outside of this block, so that its error drops this one.
     try:
         return _trace(fn, keys, abstract, answers_all=True)
     except _NO_VALUE as error:
@@ -87,7 +87,7 @@ def _trace(
     *,
     answers_all: bool,
 ) -> tuple[Program, list[Result]]:
-    """Traces once; ``answers_all`` says whether JAX's own questions for values are answered."""
+    """Traces once; ``answers_all`` says whether JAX's own code gets every value it asks for."""
     roots = {stream: key.array() for stream, key in keys.items()}
 
     looked_at: set[str] = set()
@@ -101,11 +101,11 @@ def _trace(
         looked_at.update(steps.looked_at)
         return [steps.unwrap(x) for x in made]
 
-    # Without their shardings, which would be part of the types.
+    # Their shardings are left out, as they would be part of the types.
     structs = [jax.ShapeDtypeStruct(s.shape, s.dtype, weak_type=s.weak_type) for _, s in abstract]
     closed = jax.make_jaxpr(in_steps)(roots, structs)
     names = [*sorted(roots), *(name for name, _ in abstract)]
-    # Within a trace, what nobody places is left to the compiler.
+    # Within another trace, the compiler places the results that nobody places.
     is_inside = any(map(compat.is_tracer, roots.values()))
     builder = _Builder(None if is_inside else compat.mesh_around())
     places = [*[None] * len(roots), *(struct.sharding for _, struct in abstract)]
@@ -126,17 +126,18 @@ def _trace(
 
 
 class _Builder:
-    """Numbers the values of a jaxpr, with what eager JAX runs step by step laid out in steps."""
+    """Turns a jaxpr into a program, with the bodies inlined that eager JAX runs step by step."""
 
     def __init__(self, mesh: Mesh | None) -> None:
-        """Starts a program with nothing in it, under the mesh of devices that is set, if any."""
+        """Starts an empty program; ``mesh`` is the mesh of devices that is set, if any."""
         self.avals: list[Any] = []
         self.equations: list[Equation] = []
         self.producers: dict[Value, Equation] = {}
         self.constants: dict[Value, Any] = {}
         self.literals: set[Value] = set()
         self._mesh = mesh
-        self._by_order: dict[Value, str] = {}  # What adds up over several devices, by name.
+        # Values that several devices add up in eager JAX, and the name of the equation.
+        self._by_order: dict[Value, str] = {}
         self._unplaced = compat.Unplaced()
         self._placements = compat.Placements()
 
@@ -163,12 +164,13 @@ class _Builder:
         """Adds the equations of a jaxpr to the program, and returns its results.
 
         An equation whose body eager JAX runs step by step is replaced by the equations of that
-        body. One that only moves its inputs is left out: its results are the inputs, elsewhere.
+        body. One that only moves arrays between devices is left out: its results are the same
+        values as its inputs, with other placements.
 
         Args:
           jaxpr: what was traced.
           consts: the values of its constants.
-          env: the program's value for each input; the other variables are added to it.
+          env: the program's value for each input; this adds those of all other variables.
         """
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             env[var] = Result(self.constant(var.aval, const), None)
@@ -199,11 +201,11 @@ class _Builder:
         return results
 
     def placed(self, result: Result) -> Result:
-        """Returns a result with its placement on devices, those of the mesh that is set."""
+        """Returns a result whose placement names the devices of the mesh that is set, if any."""
         mesh, placement = self._mesh, result.placement
         if mesh is None:
             return result
-        if placement is None:  # So eager JAX puts whatever it computes under a mesh.
+        if placement is None:  # Under a mesh, eager JAX replicates what nobody places.
             return Result(result.value, NamedSharding(mesh, PartitionSpec()))
         if isinstance(placement, NamedSharding) and placement.mesh == mesh.abstract_mesh:
             kind = placement.memory_kind
@@ -218,9 +220,9 @@ class _Builder:
         abstract: Mapping[Value, str],
         looked_at: frozenset[str],
     ) -> Program:
-        """Returns the program less what none of the outputs needs.
+        """Returns the program, without the equations that no output needs.
 
-        Warns of a result that eager JAX would round by how an array is cut over the mesh.
+        Warns if the rounding of an output in eager JAX depends on how an array is cut over a mesh.
         """
         kept: set[Value] = set()
         stack = list(outputs)
@@ -251,6 +253,6 @@ class _Builder:
         )
 
     def _anywhere(self, equation: Equation) -> Equation:
-        """Returns an equation as it would have been traced under no mesh."""
+        """Returns an equation as it would have been traced if no mesh had been set."""
         origin = self._unplaced.equation(equation.origin)
         return equation if origin is equation.origin else replace(equation, origin=origin)

@@ -13,7 +13,8 @@ from lazyinit.derived import DerivedParam, struct_of
 from lazyinit.keys import AnyKey, Key, RngPath
 from lazyinit.params import LazyParam, Thunk
 from lazyinit.program.equations import Program, Value
-from lazyinit.program.slices import Slice, SmallValues
+from lazyinit.program.slices import Slice
+from lazyinit.program.small_values import SmallValues
 from lazyinit.program.stored import as_stored
 from lazyinit.program.tracing import Result, trace
 from lazyinit.record.garbage import uncollected

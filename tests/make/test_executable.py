@@ -19,7 +19,8 @@ from lazyinit import sharding as shardings
 from lazyinit.make import executable
 from lazyinit.make.executable import Argument, Compiler, encode
 from lazyinit.make.proofs import TRUSTED
-from lazyinit.program.slices import SmallValues, gather
+from lazyinit.program.slices import gather
+from lazyinit.program.small_values import SmallValues
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 KEY = models.KEY

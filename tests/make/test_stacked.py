@@ -22,7 +22,8 @@ from lazyinit.make.proofs import TRUSTED
 from lazyinit.make.shards import Blocks
 from lazyinit.make.stacked import Stacked
 from lazyinit.make.ways import Drawn, Job, Replayed, way_of
-from lazyinit.program.slices import SmallValues, gather
+from lazyinit.program.slices import gather
+from lazyinit.program.small_values import SmallValues
 
 KEY = models.KEY
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)

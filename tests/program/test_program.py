@@ -10,7 +10,8 @@ from oracles import assert_same, large_arrays_since, live
 
 import lazyinit as li
 from lazyinit.keys import Key
-from lazyinit.program.slices import Slice, SmallValues, gather, is_order_free
+from lazyinit.program.slices import Slice, gather, is_order_free
+from lazyinit.program.small_values import SmallValues
 from lazyinit.program.tracing import trace
 
 KEY = models.KEY
