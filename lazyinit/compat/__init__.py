@@ -2,12 +2,13 @@
 
 What JAX keeps to itself comes in; functions and values of our own go out, and nothing above this
 floor knows which version is installed. ``primitives`` is a table of what is known of each
-primitive, ``rearranged`` the equations that only move elements. ``eager`` traces in the steps of
-eager JAX, and ``again`` saves it from running the same initializer twice. ``placements`` says where
-the results of an equation go, ``unplaced`` takes that out of it, and ``on_parts`` (over
-``device_parts`` and ``moved_parts``) runs one on the part that a device holds. ``pickling`` writes
-equations as bytes, ``hosts`` reaches the other processes, and ``versions`` says which JAX this
-package is made for.
+primitive, and ``rearranged`` describes the equations that only move elements. ``eager`` traces in
+the steps of eager JAX (``origins`` says what a value is computed from), and ``again`` repeats calls
+of JAX's initializers without their Python code. ``placements`` says where the results of an
+equation go, ``unplaced`` removes placements from an equation, and ``on_parts`` (over
+``device_parts`` and ``moved_parts``) runs an equation on the part that a device holds.
+``pickling`` writes equations as bytes, ``hosts`` reaches the other processes, and ``versions`` says
+which JAX this package is made for.
 
 Each shim says which version can drop it, and ``tests/compat/test_compat.py`` tests every one.
 """
@@ -80,9 +81,15 @@ def is_reference(aval: Any) -> bool:
 
 
 def narrow(equation: jex.JaxprEqn, wanted: Sequence[bool]) -> jex.JaxprEqn | None:
-    """Returns the equation less what only its unwanted outputs need, or ``None`` if all is needed.
+    """Drops from an equation what only its unwanted outputs need.
 
-    The variables of the result are variables of ``equation``.
+    Args:
+      equation: any equation.
+      wanted: for each of its outputs, whether it is wanted.
+
+    Returns:
+      One equation over the same variables; ``None`` where JAX does not leave exactly one, as if no
+      output is wanted.
     """
     invars = list(dict.fromkeys(v for v in equation.invars if isinstance(v, jex.Var)))
     whole = jex.Jaxpr(
@@ -101,7 +108,7 @@ def _no_debug_info(equation: jex.JaxprEqn) -> Any:
 def counts_by_index(equation: jex.JaxprEqn) -> bool:
     """Tells whether a ``random_bits`` hashes the flat index of each element by threefry.
 
-    Of several keys it does so for each, from the index among the elements of that key.
+    With several keys, the index counts within the elements that are drawn from one key.
 
     Drop when a jaxpr equation says under which settings it was traced.
     """
@@ -111,7 +118,7 @@ def counts_by_index(equation: jex.JaxprEqn) -> bool:
 
 
 def key_impl(dtype: Any) -> str:
-    """Returns the name of the implementation of a dtype of typed keys: ``"threefry2x32"``.
+    """Returns the name of the PRNG behind a dtype of typed keys, such as ``"threefry2x32"``.
 
     Drop when ``jax.random.key_impl`` takes a dtype.
     """
@@ -145,11 +152,11 @@ def setting(name: str) -> Any:
 
 
 def for_one_thread() -> dict[str, str | bool | int]:
-    """Returns the compiler options of a CPU program that several threads run side by side.
+    """Returns XLA's compiler options for a CPU program that several threads run side by side.
 
-    Barriers hold. XLA cuts no work up for threads of its own, with which three runs took the
-    time of four. Vectors are as wide as the machine has them, since elements are computed alike in
-    any lane.
+    They keep optimization barriers. They keep XLA from splitting work over threads of its own, with
+    which three runs took as long as four do without. They allow the widest vectors of the machine,
+    as an element has the same bits in any lane of a vector.
     """
     passes = "cse_barrier_expander,cpu-parallel-task-assigner"
     return {"xla_disable_hlo_passes": passes, "xla_cpu_prefer_vector_width": 512}
@@ -163,8 +170,8 @@ def enable_x64(on: bool) -> AbstractContextManager[None]:
 def flax_fold(names: Sequence[str | int]) -> int:
     """Returns the 32-bit value that Flax Linen folds into a stream for these names and counts.
 
-    The head of a SHA-1 over the names, as in ``flax.core.scope.LazyRng.as_jax_rng``. Drop when
-    Flax exposes it.
+    It is the first 4 bytes of a SHA-1 over the names, as in
+    ``flax.core.scope.LazyRng.as_jax_rng``. Drop when Flax exposes it.
     """
     import hashlib
 
@@ -182,11 +189,11 @@ def flax_fold(names: Sequence[str | int]) -> int:
 def flax_make_rng(scope: Any, name: str) -> Any | None:
     """Does what ``Scope.make_rng`` of Flax does, for a stream that has its own typed key.
 
-    That comes to one primitive, which is bound here. Drop when a ``LazyRng`` folds its suffix in
+    All that is left to do is to bind one primitive. Drop when a ``LazyRng`` folds its suffix in
     without going through ``jax.numpy``.
 
     Returns:
-      The key; ``None``, with nothing done, for any other stream.
+      The key; ``None``, with nothing done, for any other stream or outside of ``EagerSteps``.
     """
     rng = scope.rngs.get(name)
     if not (rng is not None and isinstance(core.trace_ctx.trace, EagerSteps)):
@@ -201,7 +208,7 @@ def flax_make_rng(scope: Any, name: str) -> Any | None:
 
 
 def flax_check(module: Any) -> None:
-    """Checks a Linen module as Flax does before ``init``: was its ``__post_init__`` complete?
+    """Checks, as Flax does before ``init``, that a Linen module's ``__post_init__`` completed.
 
     Drop when ``nn.init`` does so, too. Where Flax has no such check, nothing is checked.
     """
@@ -209,9 +216,10 @@ def flax_check(module: Any) -> None:
 
 
 def static_attributes(graphdef: Any) -> list[tuple[str, Any]]:
-    """Returns the attributes of an NNX module that are no data, by name, from its graph.
+    """Returns the name and value of each attribute of an NNX module that holds no arrays.
 
-    Drop when a graph definition lists them. Empty where it is laid out in another way.
+    They are read from its graph definition; the list is empty if Flax lays that out differently.
+    Drop when a graph definition lists them.
     """
     attributes = getattr(graphdef, "attributes", ())
     return [(str(name), a.value) for name, a in attributes if hasattr(a, "value")]
@@ -223,12 +231,12 @@ def is_tracer(x: Any) -> bool:
 
 
 def is_in_trace() -> bool:
-    """Tells whether somebody's trace (of a jit, a vmap) is around."""
+    """Tells whether the caller runs inside a trace (of a jit, a vmap)."""
     return not core.trace_state_clean()
 
 
 def is_one_key(x: Any) -> bool:
-    """Tells whether ``x`` (any object) is one key, typed or raw; Flax takes no other."""
+    """Tells whether ``x``, any object, is a single key, typed or raw, as Flax wants it."""
     if not isinstance(x, jax.Array | np.ndarray):
         return False
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -1,10 +1,10 @@
-"""Calls of JAX's own initializers, done again without their Python code.
+"""Repeats calls of JAX's own initializers without their Python code.
 
 A deep model calls the same initializer with the same shape once for each layer, and most of the
 time goes into Python code above the primitives. What an initializer of ``jax.nn.initializers`` does
 depends on its closure, its arguments and JAX's settings alone. So the first call is kept as a tape
 of primitives, and an equal call under the same trace binds the same primitives to another key.
-Functions that anybody else wrote are called each time: they may count, or read a file.
+Functions of anybody else are called each time: they may count their calls, or read a file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ _PLAIN = (int, float, complex, str, bool, type(None), type)
 
 @dataclass(frozen=True, slots=True)
 class _Tape:
-    """What one call did, in numbered values: the key is 0, and results count on from there.
+    """The primitives that one call bound. Values are numbered: the key is 0, then all results.
 
     Attributes:
       calls: each primitive, its parameters, and its inputs. An input is the number of a value and
@@ -34,7 +34,7 @@ class _Tape:
 
 
 def call(init_fn: Callable[..., Any], key: Any, *args: Any, **kwargs: Any) -> Any:
-    """Returns ``init_fn(key, *args, **kwargs)``; an equal call before this one saves its Python."""
+    """Returns ``init_fn(key, *args, **kwargs)``, from a tape if an equal call was made before."""
     trace = core.trace_ctx.trace
     token = _token(init_fn, args, kwargs) if isinstance(trace, EagerSteps) else None
     if token is None:
@@ -73,9 +73,9 @@ def _tape(key: Any, heard: Sequence[tuple[Any, Any]], made: Any) -> _Tape | None
     """Returns a call as a tape; ``None`` if it used anything but its key and constants.
 
     Args:
-      key: that the call was given.
-      heard: each primitive that it bound, with the results.
-      made: what it returned.
+      key: the key that the call was given.
+      heard: each primitive that the call bound, with its results.
+      made: what the call returned.
     """
     number = {id(key): 0}
     shared = set()  # Scalars made of constants alone, which are the same in each call.
@@ -96,7 +96,7 @@ def _tape(key: Any, heard: Sequence[tuple[Any, Any]], made: Any) -> _Tape | None
 
 
 def _again(trace: EagerSteps, tape: _Tape, key: Any) -> Any:
-    """Returns what the call of a tape returns for another key."""
+    """Returns what the taped call would return for another key."""
     values = [key]
     for primitive, params, taken in tape.calls:
         args = [constant if n < 0 else values[n] for n, constant in taken]

@@ -1,6 +1,6 @@
-"""What a device holds of arrays that are cut over a mesh, while equations are run on it.
+"""Describes what a device holds of arrays that are cut over a mesh.
 
-A device holds a box of each array. Along a dimension in which all elements are alike it holds one.
+A device holds a box of each array; along a dimension whose elements are all alike it holds one.
 """
 
 import math
@@ -17,8 +17,8 @@ Axes: TypeAlias = tuple[str, ...]
 """Axes of a mesh that cut a dimension, the first of them into the largest pieces."""
 
 Cut: TypeAlias = tuple[Axes | None, ...]
-"""For each dimension what cuts it: ``()`` is nothing. ``None`` says that all elements along it are
-alike, so that one of them is held."""
+"""The axes that cut each dimension: ``()`` if none does; ``None`` if all elements along it are
+alike, so that a device holds one of them."""
 
 
 class WholeError(Exception):
@@ -30,8 +30,8 @@ class DevicePlace:
     """Where a device stands in a mesh.
 
     Attributes:
-      sizes: of the axes of the mesh.
-      index: returns the place of the device along an axis; traced or not.
+      sizes: the size of each axis of the mesh.
+      index: returns the index of the device along an axis, traced or not.
       doubts: booleans, traced or not: if one is true, bits may depend on the shape after all.
     """
 
@@ -40,32 +40,32 @@ class DevicePlace:
     doubts: list[Any] = field(default_factory=list)
 
     def parts(self, axes: Axes) -> int:
-        """Returns into how many parts some axes cut."""
+        """Returns the number of parts that these axes cut a dimension into."""
         return math.prod(self.sizes[axis] for axis in axes)
 
     def number(self, axes: Axes) -> Any:
-        """Returns which of these parts the device holds."""
+        """Returns which part of a dimension that these axes cut the device holds, from 0."""
         number: Any = 0
         for axis in axes:
             number = number * self.sizes[axis] + self.index(axis)
         return number
 
     def local(self, shape: Sequence[int], cut: Cut) -> tuple[int, ...]:
-        """Returns the shape of what a device holds."""
+        """Returns the shape of the part that a device holds of an array of this shape."""
         sizes = zip(shape, cut, strict=True)
         return tuple(1 if axes is None else n // self.parts(axes) for n, axes in sizes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldPart:
-    """What a device holds of a value.
+    """The part of a value that a device holds.
 
     Attributes:
       array: the part.
-      shape: of the whole.
-      cut: how it is cut. A dimension of size 1 has ``None``.
-      is_rounded: whether the program that it is made in rounds on the way to it.
-      is_repeated: whether elements are alike because that program repeats them.
+      shape: the shape of the whole.
+      cut: how the whole is cut. A dimension of size 1 has ``None``.
+      is_rounded: whether the current program has rounded on the way to this value.
+      is_repeated: whether its elements are alike because the current program repeated them.
     """
 
     array: Any
@@ -76,11 +76,11 @@ class HeldPart:
 
     @property
     def has_alike(self) -> bool:
-        """Whether there is a dimension of several elements that are alike."""
+        """Whether all elements along some dimension of size 2 or more are alike."""
         return any(n > 1 and axes is None for n, axes in zip(self.shape, self.cut, strict=True))
 
     def at(self, cut: Cut, grid: DevicePlace) -> Any:
-        """Returns the part that another cut gives the device, if it holds that."""
+        """Returns the device's part under another cut; ``WholeError`` if it does not hold it."""
         array = self.array
         for axis, (size, has, wanted) in enumerate(zip(self.shape, self.cut, cut, strict=True)):
             if has == wanted:
@@ -99,30 +99,34 @@ class HeldPart:
 
 
 def whole(array: Any) -> HeldPart:
-    """Returns an array that a device holds whole."""
+    """Wraps an array that each device holds whole."""
     shape = tuple(np.shape(array))
     return HeldPart(array, shape, tuple(None if n == 1 else () for n in shape))
 
 
 def spread(part: HeldPart, grid: DevicePlace) -> HeldPart:
-    """Returns a part that has all elements of the dimensions along which they are alike."""
+    """Returns the part with its alike elements repeated, so that none stands for others."""
     return cut_as(held_whole(part, grid), part.shape, part.cut)
 
 
 def held_whole(part: HeldPart, grid: DevicePlace) -> Any:
-    """Returns a part with all elements of dimensions along which they are alike."""
+    """Returns the array of a part, with alike elements repeated."""
     pairs = zip(part.shape, part.cut, strict=True)
     return part.at(tuple(() if axes is None and n > 1 else axes for n, axes in pairs), grid)
 
 
 def cut_as(array: Any, shape: Sequence[int], cut: Cut) -> HeldPart:
-    """Returns an array that has all elements of its part, of a whole of this shape, so cut."""
+    """Wraps an array that has all elements of a part of a whole of this shape and cut."""
     cut = tuple(None if n == 1 else axes or () for n, axes in zip(shape, cut, strict=True))
     return HeldPart(array, tuple(shape), cut)
 
 
 def joined_cut(shape: Sequence[int], parts: Sequence[HeldPart]) -> Cut:
-    """Returns the one cut of what is computed of several parts, element by element."""
+    """Returns the cut of a result that is computed from several parts, element by element.
+
+    Raises:
+      WholeError: the cuts of the parts do not agree.
+    """
     joined: list[Axes | None] = []
     for axis in range(len(shape)):
         found = {part.cut[axis] for part in parts} - {None}
@@ -141,7 +145,13 @@ def is_float(dtype: Any) -> bool:
 
 
 def doubt_smallest(equation: jex.JaxprEqn, arrays: Sequence[Any], grid: DevicePlace) -> None:
-    """Doubts a comparison of subnormal bfloat16, which a loop over one element takes for zeros."""
+    """Adds a doubt if an equation compares bfloat16 that is subnormal or NaN.
+
+    A loop over one element takes subnormal bfloat16 for zero.
+
+    Raises:
+      WholeError: the equation compares floats of one byte.
+    """
     if equation.primitive.name not in _COMPARING:
         return
     for array in arrays:

@@ -6,7 +6,7 @@ code cannot branch on one. ``EagerSteps`` is a trace that stands before the one 
 ``make_jaxpr`` and hands everything on to it: a jit as one equation, always; a function with a
 derivative of its own as the call that eager JAX makes. Its values know what they are computed
 from, so one that Python code looks at (``if``, ``int``, ``np.asarray``) is computed then and
-there, eagerly, and let go.
+there, eagerly, and is not kept.
 
 This rests on names of JAX that are not public. Drop it when ``jax.make_jaxpr`` can be told not
 to inline, and gives values on demand.
@@ -14,7 +14,7 @@ to inline, and gives values on demand.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,39 +23,10 @@ import jax
 import numpy as np
 from jax._src import core, source_info_util
 
+from lazyinit.compat.origins import CONSTANTS, ELSEWHERE, SCALARS, Origins
 from lazyinit.compat.primitives import not_inlined
 
 Array: TypeAlias = Any  # Whatever JAX computes with: arrays, numpy, Python scalars, tracers.
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Origins:
-    """What a value is computed from, by name: inputs with a value, and inputs without.
-
-    Attributes:
-      known: root keys.
-      unknown: inputs of which only the shape is known.
-    """
-
-    known: frozenset[str] = frozenset()
-    unknown: frozenset[str] = frozenset()
-
-    @staticmethod
-    def union(several: Iterable["Origins"]) -> "Origins":
-        """Returns the origins of what is computed from several values."""
-        distinct = set(several)
-        if len(distinct) == 1:
-            return distinct.pop()
-        distinct = {o for o in distinct if o.known or o.unknown} or {_CONSTANTS}
-        if len(distinct) == 1:
-            return distinct.pop()
-        known = frozenset[str]().union(*(o.known for o in distinct))
-        return Origins(known, frozenset[str]().union(*(o.unknown for o in distinct)))
-
-
-_SCALARS = Origins()  # Constants of one element, and nothing else.
-_CONSTANTS = Origins()
-_ELSEWHERE = Origins(unknown=frozenset(["a trace around this one"]))
 
 
 class TracedValue(core.Tracer):
@@ -64,21 +35,22 @@ class TracedValue(core.Tracer):
     __slots__ = ("inner", "made_by", "origins")
 
     def __init__(self, trace: "EagerSteps", inner: Any, made_by: Any, origins: Origins) -> None:
-        """Takes the tracer that it stands for, and what gives its value.
+        """Wraps a tracer.
 
-        That is an array, or a call and which of its results, or ``None`` if nothing does.
+        ``made_by`` says how its value is found: it is the value itself, or a call and the number of
+        one of its results, or ``None`` if there is no value.
         """
         super().__init__(trace, inner.aval)
         self.inner, self.made_by, self.origins = inner, made_by, origins
 
     def to_concrete_value(self) -> Any:
         """Returns the value, or ``None`` where JAX can go on without."""
-        # JAX asks for this in passing, for any value. It gets what it picks its way by in eager
-        # mode, the signed integers that are made of scalar constants (``x ** jnp.int32(2)``) and
-        # the constants themselves; more only if it could not go on without.
+        # JAX asks this of any value, in passing, and could mostly go on without an answer. Eager
+        # JAX chooses its path by constants, and by signed integers that are made of scalar ones
+        # (``x ** jnp.int32(2)``), so it gets those; it gets all others only if it has to.
         if self._trace.answers_all:
             return None if self.origins.unknown else self.computed()
-        if self.origins is not _SCALARS or self.size > 1:
+        if self.origins is not SCALARS or self.size > 1:
             return None
         is_cheap = self.dtype.kind == "i" or not _calls(self)
         return self.computed() if is_cheap else None
@@ -88,7 +60,7 @@ class TracedValue(core.Tracer):
         return self._trace is core.trace_ctx.trace
 
     def is_constant(self) -> bool:
-        """Tells whether it depends on no key and on nothing without a value."""
+        """Tells whether it depends on no key, and on no input without a value."""
         return not self.origins.known and not self.origins.unknown
 
     def computed(self) -> Any:
@@ -133,7 +105,7 @@ class TracedValue(core.Tracer):
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One call of a primitive: how its results are made."""
+    """One call of a primitive, kept so that its results can be computed."""
 
     primitive: Any
     args: Sequence[Array]
@@ -151,9 +123,9 @@ class EagerSteps(core.Trace):
     """Hands everything on to the trace around it, in the steps that eager JAX takes.
 
     Attributes:
-      looked_at: the root keys that values which Python code looked at were computed from.
-      answers_all: whether JAX's own questions for a concrete value are answered for any value.
-      tapes: what calls of initializers did (see ``again``).
+      looked_at: names of the root keys behind the values that Python code has looked at.
+      answers_all: whether JAX's own code gets any value that it asks for.
+      tapes: the recorded calls of initializers (see ``again``).
     """
 
     def __init__(self, around: Any, *, answers_all: bool) -> None:
@@ -167,7 +139,7 @@ class EagerSteps(core.Trace):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[tuple[Any, Sequence[Any]]]]:
-        """Yields a list that gets every call that is traced within, and what it gives."""
+        """Yields a list that collects each call traced within the block, with its results."""
         before, self._heard = self._heard, []
         try:
             yield self._heard
@@ -175,13 +147,13 @@ class EagerSteps(core.Trace):
             self._heard = before
 
     def current(self) -> AbstractContextManager[Any]:
-        """Returns the context in which what is traced goes through this trace."""
+        """Returns a context in which this trace is the current one."""
         return core.set_current_trace(self)
 
     def known(self, name: str, tracer: Any, array: Array) -> Any:
         """Wraps an input whose value is known, unless that is itself traced."""
         if isinstance(array, core.Tracer):
-            return TracedValue(self, tracer, None, _ELSEWHERE)
+            return TracedValue(self, tracer, None, ELSEWHERE)
         return TracedValue(self, tracer, array, Origins(known=frozenset([name])))
 
     def unknown(self, name: str, tracer: Any) -> Any:
@@ -189,11 +161,11 @@ class EagerSteps(core.Trace):
         return TracedValue(self, tracer, None, Origins(unknown=frozenset([name])))
 
     def unwrap(self, x: Any) -> Any:
-        """Returns what is traced around this trace, for a value of this one; else ``x``."""
+        """Returns the outer tracer that a value of this trace stands for; else ``x`` itself."""
         return x.inner if isinstance(x, TracedValue) and x._trace is self else x
 
     def value_of(self, value: TracedValue) -> Array:
-        """Computes a value eagerly, and lets go of what it needed on the way."""
+        """Computes a value eagerly, and frees each array on the way after its last use."""
         self.looked_at |= value.origins.known
         calls, uses = self._needed_by(value)
         results: dict[int, Sequence[Array]] = {}
@@ -205,11 +177,11 @@ class EagerSteps(core.Trace):
                     del results[id(below)]
             results[id(call)] = call.run(args)
         found = _result(value.made_by, results)
-        with jax.ensure_compile_time_eval():  # Staged, a number would ask for its value again.
+        with jax.ensure_compile_time_eval():  # Else JAX would trace a number, and ask again.
             return found if isinstance(found, jax.Array) else jax.numpy.asarray(found)
 
     def _needed_by(self, value: TracedValue) -> tuple[list[_Call], Counter[int]]:
-        """Returns the calls that make a value, in order, and how often each is used, by its id."""
+        """Returns the calls that make a value, in order, and by ``id`` how often each is used."""
         ordered: list[_Call] = []
         uses: Counter[int] = Counter()
         seen: set[int] = set()
@@ -235,13 +207,13 @@ class EagerSteps(core.Trace):
         if self._is_mine(x):
             return x.origins
         if isinstance(x, core.Tracer):
-            return _ELSEWHERE
-        return _SCALARS if np.size(x) <= 1 else _CONSTANTS
+            return ELSEWHERE
+        return SCALARS if np.size(x) <= 1 else CONSTANTS
 
     def process_primitive(self, primitive: Any, args: Any, params: Any, /) -> Any:
         """Traces one operation, and notes how its results are made."""
         params = not_inlined(params)
-        inner, origins = [], _CONSTANTS
+        inner, origins = [], CONSTANTS
         several: set[Origins] = set()
         for x in args:
             is_mine = type(x) is TracedValue and x._trace is self
@@ -281,7 +253,7 @@ class EagerSteps(core.Trace):
             return f.call_wrapped(*args)
 
     def stage_value(self, val: Any) -> Any:
-        """Makes an array a traced value."""
+        """Returns an array as a traced value."""
         staged = self._around.stage_value(self.unwrap(val))
         if self._is_mine(val):
             return val
@@ -289,7 +261,7 @@ class EagerSteps(core.Trace):
         return TracedValue(self, staged, val, self._origins(val)) if is_traced else staged
 
     def cur_qdd(self, x: Any) -> Any:
-        """Returns what JAX tracks of a mutable value."""
+        """Returns the type state ("quasi-dynamic data") that JAX tracks of a mutable value."""
         return self._around.cur_qdd(self.unwrap(x))
 
     def __getattr__(self, name: str) -> Any:
@@ -321,5 +293,5 @@ def _result(made_by: Any, results: Mapping[int, Sequence[Array]]) -> Array:
 
 
 def eager_steps(*, answers_all: bool = False) -> EagerSteps:
-    """Returns a trace to stand before the current one."""
+    """Returns a trace that hands everything on to the current one, in the steps of eager JAX."""
     return EagerSteps(core.trace_ctx.trace, answers_all=answers_all)

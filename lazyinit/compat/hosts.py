@@ -1,6 +1,6 @@
-"""What the processes of one program share: the key-value store of JAX's distributed runtime.
+"""The key-value store of JAX's distributed runtime, which all processes of a program share.
 
-It lies on the host of the first process and needs no device, so that processes with meshes of
+The store lives on the host of the first process and needs no device. So processes with meshes of
 their own reach each other, and none waits for another's devices.
 """
 
@@ -20,21 +20,21 @@ _METHODS = (
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Values by key that every process sees; keys have ``/`` in them, as paths of files have."""
+    """Bytes by key, for all processes to see; a key is a path with ``/``, as that of a file."""
 
     _client: Any  # Of a type that JAX does not export.
 
     def put(self, key: str, value: bytes) -> None:
-        """Writes a value, over another if there is one."""
+        """Writes the value of a key, in place of the one that it may have."""
         self._client.key_value_set_bytes(key, value, allow_overwrite=True)
 
     def below(self, folder: str) -> dict[str, bytes]:
-        """Returns the values whose keys start with ``folder/``, by what follows."""
+        """Returns the values whose keys start with ``folder/``, by the last part of the key."""
         found = self._client.key_value_dir_get_bytes(folder + "/")
         return {key.rpartition("/")[2]: value for key, value in found}
 
     def wait_for(self, key: str, seconds: float) -> None:
-        """Returns once there is a value for a key, or when the time is up."""
+        """Waits until a key has a value, but no longer than the given seconds."""
         try:
             self._client.blocking_key_value_get_bytes(key, int(1000 * seconds))
         except jax.errors.JaxRuntimeError as error:
@@ -42,12 +42,12 @@ class Store:
                 raise
 
     def forget(self, key: str) -> None:
-        """Deletes a value."""
+        """Deletes a key and its value."""
         self._client.key_value_delete(key)
 
 
 def store() -> Store | None:
-    """Returns what the processes share; ``None`` where there is one process, or no such store.
+    """Returns the store of all processes; ``None`` for a single process, or if JAX has none.
 
     Drop when ``jax.distributed`` has a key-value store of its own.
     """

@@ -1,7 +1,8 @@
-"""Equations that move, join and compare elements, run on the part that a device holds.
+"""Runs equations that move, join or compare elements on the part that a device holds.
 
-Where the part of the result follows from the parts of what is taken is known for each primitive.
-The names of parameters are JAX's and not public. What is not known is refused (``WholeError``).
+There is one function for each kind of primitive: it takes the parts of the inputs, and returns the
+parts of the results. The names of parameters are JAX's and not public. A case that a function does
+not know raises ``WholeError``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,13 +55,13 @@ def _reshape(
 
 
 def reshaped_cut(before: Sequence[int], after: Sequence[int], cut: Cut, grid: DevicePlace) -> Cut:
-    """Returns how an array is cut once it has another shape.
+    """Returns how an array is cut after a reshape.
 
-    Dimensions that are made of the same ones stay cut if it is the outermost of them that is: the
-    parts are then runs of elements still.
+    A reshape turns groups of dimensions into other groups of the same size. A cut survives if it is
+    in the outermost dimension of its group: each part is then still a run of elements.
 
     Raises:
-      WholeError: the parts are no boxes of the new shape.
+      WholeError: the parts are not boxes of the new shape.
     """
     if 0 in before or 0 in after:
         raise WholeError
@@ -175,9 +176,10 @@ MOVED: Mapping[str, _Moved] = {
     "split": _split,
     "iota": _iota,
 }
-"""What only moves, repeats or counts elements: no bit of one changes, on any device."""
+"""Primitives that only move, repeat or count elements, so that no bits change."""
 
 REDUCED: Mapping[str, _Moved] = {
     **dict.fromkeys(["reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor"], _reduce),
     **dict.fromkeys(["reduce_sum", "reduce_prod", "argmax", "argmin"], _reduce),
 }
+"""Primitives that reduce dimensions which are not cut, if the result is exact in any order."""

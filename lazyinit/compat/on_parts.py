@@ -1,8 +1,9 @@
-"""How one equation is run on a part of its arrays, and gives the part of its results.
+"""Runs one equation on the part of its arrays that a device holds.
 
-A device holds a box of each array. An equation of which each element of the result is exact, or
-rounded once as IEEE 754 says, gives the same bits on a box as on the whole. The names of parameters
-are JAX's and not public. What is not known here is refused (``WholeError``), and is run whole.
+A device holds a box of each array. If each element of the result is exact, or rounded once as
+IEEE 754 says, an equation gives the same bits on a box as on the whole. The names of parameters
+are JAX's and not public. An equation that is not known here raises ``WholeError``; the caller then
+runs it whole.
 """
 
 from collections.abc import Sequence
@@ -34,19 +35,22 @@ def run_on_part(
     """Runs an equation on what a device holds, eagerly or under a trace.
 
     Args:
-      equation: one that is compiled alone.
-      parts: what it takes.
-      grid: where the device stands.
+      equation: an equation that is compiled alone.
+      parts: what the device holds of each input.
+      grid: the place of the device in its mesh.
+
+    Returns:
+      What the device holds of each result.
 
     Raises:
-      WholeError: it is not known to have the same bits there.
+      WholeError: the equation is not known to have the same bits on a part.
     """
     parts = [replace(part, is_rounded=False, is_repeated=False) for part in parts]
     return _run(equation, parts, grid)
 
 
 def floats_computed(equation: jex.JaxprEqn) -> list[str]:
-    """Returns the floating-point dtypes that an equation computes with, and does not just move."""
+    """Returns the floating-point dtypes that an equation computes with; none if it only moves."""
     if equation.primitive.name in MOVED:
         return []
     dtypes = {getattr(v.aval, "dtype", np.dtype(bool)) for v in _arrays(equation)}
@@ -101,9 +105,9 @@ def _literal(literal: Any) -> HeldPart:
 
 
 def _check_rounding(equation: jex.JaxprEqn, parts: Sequence[HeldPart]) -> None:
-    """Refuses to round twice in one program: XLA may make one rounding of the two.
+    """Raises ``WholeError`` if one program would round twice, which XLA may do once.
 
-    It also computes in float32 what has fewer bits, and may forget to round in between.
+    XLA also computes narrower types in float32, and may leave out the rounding between two steps.
     """
     for part in parts:
         if part.is_rounded and (_rounds(equation) or part.array.dtype.itemsize < 4):
@@ -158,10 +162,10 @@ def _by_element(
 
 
 def _check_divisor(divisor: HeldPart, shape: Sequence[int], local: Sequence[int]) -> None:
-    """Refuses a divisor that is repeated on the whole and not on the part, or the other way round.
+    """Raises ``WholeError`` if XLA would broadcast the divisor on the whole or the part alone.
 
-    XLA multiplies by the reciprocal of what it repeats itself, so that it rounds twice; it divides
-    by what comes in as a whole array, or has one element.
+    Where XLA broadcasts the divisor itself, it multiplies by the reciprocal, which rounds twice. It
+    divides by a divisor that comes in as a full array, or where there is one element.
     """
     sizes = divisor.shape or (1,) * len(shape)
     cut = divisor.cut or (None,) * len(shape)
@@ -176,5 +180,5 @@ def _arrays(equation: jex.JaxprEqn) -> list[Any]:
 
 
 def _as_far(part: HeldPart, cut: Cut) -> Cut:
-    """Returns a cut for a part whose dimensions of size 1 are repeated later."""
+    """Returns ``cut``, with ``None`` for dimensions of the part that are broadcast later."""
     return tuple(None if has is None else axes for has, axes in zip(part.cut, cut, strict=True))

@@ -1,9 +1,9 @@
-"""Equations as bytes: jaxprs hold objects that pickle does not take as they are.
+"""Pickles equations, which hold objects that pickle does not take as they are.
 
 A primitive is written as the place where its module holds it, a PRNG implementation by its
-name, a context of settings by its fields. Where an equation stood in somebody's source, and the
-functions that derivatives alone call, are left out. What is written is for the same version of
-JAX. Drop when jaxprs can be pickled.
+name, a context of settings by its fields. Source locations, and functions that only derivatives
+call, are left out. Only the same version of JAX can read the bytes. Drop when jaxprs can be
+pickled.
 """
 
 import functools
@@ -19,15 +19,16 @@ from jax._src.random import prng
 
 Reduced = tuple[Callable[..., Any], tuple[Any, ...]]
 
-# What pickles of a `jax.Array` name. Such files stay, whatever JAX does; it is never looked up.
+# The function that pickles of a `jax.Array` name. It is compared, never imported, so that old files
+# can be read whatever JAX renames.
 PICKLED_ARRAY = ("jax._src.array", "_reconstruct_array")
 
 
 def dumps(value: Any) -> bytes:
-    """Returns a value (any, with equations in it) as bytes.
+    """Pickles a value of any type, also one with equations in it.
 
     Raises:
-      Exception: whatever pickle raises for what cannot be written: a function without a name.
+      Exception: whatever pickle raises for what cannot be written, as a function without a name.
     """
     stream = io.BytesIO()
     _Pickler(stream, pickle.HIGHEST_PROTOCOL).dump(value)
@@ -35,7 +36,7 @@ def dumps(value: Any) -> bytes:
 
 
 def pickling_problem(value: Any) -> str:
-    """Returns why a value (an equation, a constant) cannot be written as bytes, or ``""``."""
+    """Returns why a value (an equation, a constant) cannot be pickled; ``""`` if it can."""
     try:
         dumps(value)
     except Exception as error:  # Whatever pickle raises.
@@ -66,10 +67,10 @@ class _Pickler(pickle.Pickler):
 
 
 def _place_of(primitive: core.Primitive) -> tuple[str, str]:
-    """Returns the module that holds a primitive, and under which name.
+    """Returns the module that holds a primitive, and its name there.
 
     Raises:
-      pickle.PicklingError: no module does.
+      pickle.PicklingError: no module holds it.
     """
     if id(primitive) not in _places():
         _places.cache_clear()  # Its module may have been imported since.
@@ -85,7 +86,7 @@ def _places() -> dict[int, tuple[str, str]]:
         id(value): (module_name, name)
         for module_name, module in sorted(sys.modules.items(), reverse=True)
         for name, value in list(getattr(module, "__dict__", {}).items())
-        # Not isinstance, which asks the value: some of other libraries warn when they are asked.
+        # Not isinstance, which asks a value for its class: some of other libraries warn then.
         if issubclass(type(value), core.Primitive)
     }
 
@@ -101,7 +102,7 @@ def _prng(name: str) -> Any:
 
 @functools.cache
 def _context_fields() -> tuple[str, ...]:
-    """Returns what a context consists of: in the order in which it is made, the metadata last."""
+    """Returns the names of a context's fields in the order of its constructor, metadata last."""
     others = {"configs", "__weakref__"}
     return tuple(name for name in core.JaxprEqnContext.__slots__ if name not in others)
 
@@ -118,11 +119,11 @@ def _unspecified() -> Any:
 
 
 def _derivative() -> Any:
-    # As JAX wraps one: since 0.12 it asks for the description when it drops what is not needed.
+    # JAX, since 0.12, reads the description when it drops equations that are not needed.
     description = core.DebugInfo("lazyinit", "", None, None)
     return linear_util.wrap_init(_never_called, debug_info=description)
 
 
 def _never_called(*_: Any) -> NoReturn:
-    # Stands where JAX wants a derivative; to make a leaf, none is ever called.
+    # JAX wants a derivative in this place, but none is called to make a leaf.
     raise NotImplementedError("a pickled leaf keeps no derivatives")

@@ -1,7 +1,7 @@
-"""Where the results of an equation go: what is said of it apart from what they are.
+"""Finds where the results of an equation are placed, apart from what they are.
 
 A constraint, a ``jax.device_put``, the ``out_shardings`` of a ``jit`` and the type of an Explicit
-value say it. What nobody says follows the inputs, as it does in XLA.
+value say it. Where nothing says it, the placement follows from the inputs, as it does in XLA.
 """
 
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ from lazyinit.compat.primitives import Fact
 
 Placement: TypeAlias = Sharding | None  # ``None`` where nothing was said.
 
-# What gives each of its inputs as it is, at another place.
+# Primitives that return each of their inputs unchanged, at another place.
 _MOVES = frozenset(
     ["device_put", "layout_constraint", "mesh_cast", "reshard", "sharding_constraint"]
 )
 
 
 def moves(equation: jex.JaxprEqn) -> bool:
-    """Tells whether an equation gives its inputs as they are, at another place."""
+    """Tells whether an equation returns its inputs unchanged, at another place."""
     return equation.primitive.name in _MOVES
 
 
 class Placements:
-    """Tells where the results of equations go, and keeps what it found out about bodies."""
+    """Finds where the results of equations go, and remembers what it found in bodies."""
 
     def __init__(self) -> None:
         """Starts with no body known."""
@@ -46,9 +46,9 @@ class Placements:
     def of(self, equation: jex.JaxprEqn, given: Sequence[Placement]) -> Sequence[Placement]:
         """Returns where the results of an equation go.
 
-        An equation that works element by element, and says nothing of it, has its results where
-        the first input of their shape is: XLA passes a placement on in this way. Any other that
-        says nothing has them on the default device, as eager JAX does: ``None``.
+        If nothing says where, the results of an element-by-element equation go where the first
+        input of the same shape is, as XLA passes a placement on. Those of any other equation go
+        to the default device (``None``), as in eager JAX.
 
         Args:
           equation: as it was traced.
@@ -61,7 +61,7 @@ class Placements:
         return found
 
     def _said(self, equation: jex.JaxprEqn, given: Sequence[Placement]) -> Sequence[Placement]:
-        """Returns what the parameters of an equation say, or what follows from its inputs."""
+        """Returns the placements that an equation's parameters say, or that follow from inputs."""
         params = equation.params
         match equation.primitive.name:
             case "sharding_constraint":
@@ -86,7 +86,7 @@ class Placements:
         return [_first_like(shape, shapes, given) for shape in wanted]
 
     def _of_body(self, jaxpr: Any, given: Sequence[Placement]) -> Sequence[Placement]:
-        """Returns where the results of a body go, equation by equation."""
+        """Returns where the results of a body go, found equation by equation."""
         if all(place is None for place in given) and self._is_silent(jaxpr):
             return [None] * len(jaxpr.outvars)
         env: dict[Any, Placement] = dict(zip(jaxpr.invars, given, strict=True))
@@ -136,7 +136,7 @@ def _stacked(placement: Placement) -> Placement:
 
 
 def _whole_where_free(placement: Sharding) -> Sharding:
-    """Returns a placement with those dimensions whole that a constraint leaves open."""
+    """Returns a placement that does not cut the dimensions that a constraint leaves open."""
     if not isinstance(placement, NamedSharding):
         return placement
     free = PartitionSpec.UNCONSTRAINED
@@ -164,7 +164,7 @@ def _of_type(aval: Any) -> Placement:
 
 
 def is_cut(placement: Placement) -> bool:
-    """Tells whether no device has the whole of what lies there."""
+    """Tells whether a placement cuts an array over several devices."""
     if not isinstance(placement, NamedSharding):
         return False
     names = [n for axes in placement.spec for n in (axes if isinstance(axes, tuple) else (axes,))]

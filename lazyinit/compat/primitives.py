@@ -1,8 +1,8 @@
 """What is known of JAX's primitives: facts about each, and the layout of their parameters.
 
-Both are JAX's and not public. Facts are looked up by the name of a primitive. Of one that has no
-row in the table nothing is known, so that whoever asks takes the safe way. A parameter that some
-version lacks is not guessed at: an equation that cannot be read is run as it stands.
+Both are JAX's and not public. Facts are looked up by the name of a primitive. Nothing is known of a
+primitive without a row in the table, so callers take the safe way. A parameter that some version
+lacks is not guessed at: an equation that cannot be read is run as it stands.
 """
 
 import enum
@@ -19,22 +19,22 @@ class Fact(enum.Flag):
 
     NOTHING = 0
     ORDER_FREE = enum.auto()
-    """It has no sum or the like: its elements are the same however an array is cut up."""
+    """It adds up nothing, so its elements are the same however an array is cut."""
     BY_ELEMENT = enum.auto()
     """Each element of its output is made of the elements of its inputs at the same place."""
     TWO_FORMS = enum.auto()
     """XLA's CPU compiler has it in two forms, for vectors and for single elements. Their last bits
     differ, and which elements get which form depends on the size of the array."""
     IN_VECTORS = enum.auto()
-    """LLVM has vectors for it on any machine: a loop is made of vectors with it as without it."""
+    """LLVM has vector instructions for it on any machine: loops with it can be vectorized."""
     JOINS_LOOP = enum.auto()
     """It is so simple that it may join the loop in front of it."""
     PRODUCT = enum.auto()
-    """It multiplies, and XLA may divide by multiplying: a sum may join it to one rounding."""
+    """It multiplies, as XLA may do to divide: LLVM may join it with a sum to one rounding."""
     SUM = enum.auto()
     """It adds two values, and LLVM may join it with a product to one rounding."""
     NEGATION = enum.auto()
-    """It changes the sign alone: what is negated is a product still."""
+    """It only changes the sign, so a negated product still counts as a product."""
     SAME_ORDER = enum.auto()
     """Its output has the elements of its input in the same order, if it has as many."""
     BROADCAST = enum.auto()
@@ -53,7 +53,7 @@ _VECTOR = _ELEMENT | Fact.IN_VECTORS
 _SIMPLE = _VECTOR | Fact.JOINS_LOOP | Fact.ONE_ROUNDING
 _SHAPE = Fact.ORDER_FREE | Fact.SAME_ORDER
 
-# Each primitive stands in one row, after all that is known of it.
+# Each primitive stands in one row, behind the facts that are known of it.
 _TABLE: Sequence[tuple[Fact, str]] = (
     (
         Fact.ORDER_FREE,
@@ -109,7 +109,7 @@ def is_order_free(equation: jex.JaxprEqn) -> bool:
 
 
 def decomposes(equation: jex.JaxprEqn) -> bool:
-    """Tells whether an equation decomposes a matrix, in whatever bodies."""
+    """Tells whether an equation, or one in its bodies, decomposes a matrix."""
     return Fact.DECOMPOSITION in facts(equation) or any(
         decomposes(inner) for body in bodies(equation) for inner in body.eqns
     )
@@ -117,7 +117,7 @@ def decomposes(equation: jex.JaxprEqn) -> bool:
 
 def is_fold(equation: jex.JaxprEqn) -> bool:
     """Tells whether an equation folds a number into a key."""
-    # Recording asks this of many equations, so it looks nothing up.
+    # Recording asks this of many equations, so the table is not used.
     return equation.primitive.name == "random_fold_in"
 
 
@@ -127,7 +127,7 @@ def title(equation: jex.JaxprEqn) -> str:
 
 
 def bit_width(equation: jex.JaxprEqn) -> int:
-    """Returns how many bits each number has that a ``random_bits`` draws."""
+    """Returns the number of bits of each integer that a ``random_bits`` draws."""
     return equation.params["bit_width"]
 
 
@@ -137,7 +137,7 @@ def is_transposing(equation: jex.JaxprEqn) -> bool:
 
 
 def index_taken(equation: jex.JaxprEqn) -> tuple[slice | int, ...] | None:
-    """Returns what a ``slice`` or a ``squeeze`` selects of its input, ``None`` for any other."""
+    """Returns the index that a ``slice`` or ``squeeze`` applies, ``None`` for any other."""
     params = equation.params
     match equation.primitive.name:
         case "slice":
@@ -154,8 +154,9 @@ def index_taken(equation: jex.JaxprEqn) -> tuple[slice | int, ...] | None:
 # A jaxpr with its constants; since jax 0.12 every jaxpr may have them.
 ClosedJaxpr: Any = getattr(jex, "ClosedJaxpr", jex.Jaxpr)
 
-# What eager JAX runs equation by equation, although a body that was traced before has it as one:
-# the transform matters to derivatives and batches alone. Drop when JAX exposes its eval rules.
+# Eager JAX runs the body of each of these equation by equation, as the transform matters to
+# derivatives and batches alone. The value is the parameter that holds the body. Drop when JAX
+# exposes its eval rules.
 _TRANSPARENT = {
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
@@ -185,7 +186,7 @@ def jit_body(equation: jex.JaxprEqn) -> tuple[jex.Jaxpr, Sequence[Any]] | None:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The parts of a ``scan``: what it takes is constants, carries, then what it scans over.
+    """The parts of a ``scan``. Its inputs are constants, carries, and the arrays it scans over.
 
     Attributes:
       body: the jaxpr of one step, closed over its constants.
@@ -242,6 +243,6 @@ def may_loop(equation: jex.JaxprEqn) -> bool:
 
 
 def open_body(body: Any) -> tuple[jex.Jaxpr, Sequence[Any]]:
-    """Returns a jaxpr, and the constants that it is closed over, if it is."""
+    """Returns a jaxpr and its constants, of which an open jaxpr has none."""
     # Since jax 0.12 one type serves for both, with constants that may be none.
     return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())

@@ -1,7 +1,7 @@
-"""What an equation does that only moves or casts elements: its parameters, in our own words.
+"""Describes equations that only move or cast elements, in types of our own.
 
-The names of parameters are JAX's and not public. An equation that cannot be read is of no kind
-known here, and is run as it stands.
+The names of parameters are JAX's and not public. An equation that cannot be read gets no
+description, and is run as it stands.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lazyinit.compat.placements import moves
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """The first input as it is, wherever it lies."""
+    """The first input, unchanged; it may go to other devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class Shaped:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box of the first input: for each axis, the first place and the one after the last."""
+    """A box of the first input: for each axis, the first index and the one after the last."""
 
     box: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class InLine:
-    """All inputs, one behind the other along an axis; a new one, if they are stacked."""
+    """All inputs, concatenated along an axis, or stacked along a new one."""
 
     axis: int
     is_stacked: bool = False
@@ -53,7 +53,7 @@ Layout: TypeAlias = Same | Permuted | Shaped | Box | InLine | Recast
 
 
 def layout_of(equation: jex.JaxprEqn) -> Layout | None:
-    """Returns what an equation does, if that is to move or cast elements; ``None`` else."""
+    """Returns how an equation moves or casts elements; ``None`` if it does anything else."""
     params = equation.params
     source: Any = equation.invars[0].aval if equation.invars else None
     match equation.primitive.name:

@@ -1,7 +1,7 @@
-"""Equations with no placement in them: as they would have been traced under no mesh.
+"""Removes placements from equations, as if they had been traced under no mesh.
 
-A constraint, a mesh in the context, the type of a mesh axis, an ``out_sharding`` say where an array
-lies. None of them changes an element.
+A sharding constraint, a mesh in the context, the type of a mesh axis and an ``out_sharding`` say
+where an array lies. None of them changes an element.
 
 This rests on how JAX writes placements into equations: as values of the public types ``Sharding``,
 ``Mesh`` and ``AbstractMesh`` among the parameters, in the context, and in the type of an Explicit
@@ -27,27 +27,27 @@ _NOWHERE = AbstractMesh((), ())
 
 
 class OnMeshError(Exception):
-    """What an equation computes depends on a mesh: a ``shard_map`` does."""
+    """The result of an equation depends on a mesh, as that of a ``shard_map`` does."""
 
 
 class Unplaced:
-    """Makes equations as they would have been traced under no mesh; keeps the bodies it made."""
+    """Removes placements from equations, and remembers the bodies that it has rewritten."""
 
     def __init__(self) -> None:
         """Starts with no context and no body known."""
-        # By identity, with what has that identity, so that it is not used again.
+        # By the identity of the original, which is kept, too, so that its identity stays its own.
         self._contexts: dict[int, tuple[Any, Any]] = {}
         self._bodies: dict[int, tuple[Any, Any]] = {}
 
     def equation(self, equation: jex.JaxprEqn) -> jex.JaxprEqn:
-        """Returns an equation with no placement in it; as it is, if it needs its mesh."""
+        """Returns an equation without placements, or as it is if it needs its mesh."""
         try:
             return self._equation(equation)
         except OnMeshError:
             return equation
 
     def aval(self, aval: Any) -> Any:
-        """Returns the type of a value, with no sharding in it."""
+        """Returns the type of a value, without its sharding."""
         if not isinstance(aval, core.ShapedArray) or aval.sharding.mesh.empty:
             return aval
         with jax.sharding.use_abstract_mesh(_NOWHERE):
@@ -148,7 +148,7 @@ def bind(equation: jex.JaxprEqn, *args: Any) -> Sequence[Any]:
     params = equation.params
     ctx_mesh = params.get("ctx_mesh")
     if isinstance(ctx_mesh, AbstractMesh) and not ctx_mesh.empty:
-        # What needs its mesh was recorded under one without devices: it runs on those that are set.
+        # An equation that needs a mesh was recorded under an abstract one; it runs on the one set.
         here = mesh_lib.get_concrete_mesh()
         params = params if here.empty else {**params, "ctx_mesh": here}
     params = equation.primitive.get_bind_params(params)

@@ -1,4 +1,4 @@
-"""Which versions of JAX this package is made for; ``pyproject.toml`` says it, and it alone."""
+"""Says which versions of JAX this package is made for, as ``pyproject.toml`` states it."""
 
 import importlib.metadata
 import re
@@ -13,7 +13,7 @@ DISTRIBUTION = "lazyinit-jax"
 def supported() -> tuple[str, str] | None:
     """Returns the oldest version of JAX and the first that is too new, ``None`` if unknown.
 
-    It is unknown where the package runs from a folder that was never installed.
+    The range is unknown if the package runs from a folder that was never installed.
     """
     try:
         required = importlib.metadata.requires(DISTRIBUTION) or []
