@@ -19,8 +19,8 @@ from lazyinit.tensors.base import Tensor
 from lazyinit.tensors.headers import DTYPES, FETCH_AGAIN, check_shape
 from lazyinit.tensors.mapped import File
 
-_CHUNKS = 2**22  # Of one read: each takes some memory, though it may hold one value.
-_OPEN = 512  # Arrays kept open at once: what TensorStore knows of them, no values.
+_CHUNKS = 2**22  # The most chunks of one read: even a chunk of one value takes some memory.
+_OPEN = 512  # The most arrays kept open; of each, TensorStore keeps its header, no values.
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class Location:
     """Where an array is, before it is opened.
 
     Attributes:
-      folder: that holds it, among others.
-      key: its folder's name there, or its name in the database.
+      folder: the folder of the checkpoint.
+      key: the name of the array's own folder in there, or its name in the database.
       driver: TensorStore's word for the format: ``"zarr"`` or ``"zarr3"``.
       is_database: whether all arrays of the folder are in one database, OCDBT.
-      is_complete: whether every chunk was written. Then one that is not there was lost;
-        else it holds the fill value.
+      is_complete: whether every chunk was written. A missing chunk was lost then; else its
+        elements are the fill value.
     """
 
     folder: str
@@ -48,7 +48,7 @@ class ChunkedTensor(Tensor):
     """A ``Source``: an array that lies in chunks. Reading fetches whole chunks.
 
     Attributes:
-      files: those that say where its chunks are, as they were when it was opened.
+      files: the files that say where its chunks are, as they were when it was opened.
       name: its keys, joined by ``/``.
       shape: as stored.
       dtype: as stored.
@@ -76,18 +76,18 @@ class ChunkedTensor(Tensor):
         """
         self.check()
         part = tuple(slice(*p.indices(n)) for p, n in zip(index, self.shape, strict=True))
-        empty = [max(0, p.stop - p.start) for p in part]
-        if 0 in empty:
-            return np.empty(empty, self.dtype)
-        # TensorStore makes room for all, and for a chunk before it looks at one, and ends the
-        # process if there is none.
+        shape = [max(0, p.stop - p.start) for p in part]
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        # TensorStore allocates the result, and each chunk before it reads that, and ends the
+        # process if there is not enough memory.
         chunk, memory = math.prod(self.chunk) * self.dtype.itemsize, _memory()
         if chunk > memory:
             raise errors.CheckpointError(
                 f"{self.origin}: tensor {self.name!r}: wanted a chunk that fits into memory "
                 f"({memory} bytes), got one of {chunk}. Save it again in smaller chunks."
             )
-        size = math.prod(empty) * self.dtype.itemsize
+        size = math.prod(shape) * self.dtype.itemsize
         chunks = math.prod(
             -(-p.stop // n) - p.start // n for p, n in zip(part, self.chunk, strict=True)
         )
@@ -117,12 +117,12 @@ def open_all(
     """Opens arrays: reads their headers, no value.
 
     Args:
-      arrays: by name, where each is, and the files that say where its chunks are.
+      arrays: for each name, where the array is, and the files that say where its chunks are.
 
     Raises:
       CheckpointError: TensorStore is not installed, or cannot read a header.
     """
-    # All at once: each may wait for the disk.
+    # All are opened at once, as each may wait for the disk.
     opening = {name: _open(location) for name, (location, _) in arrays.items()}
     return {name: _tensor(name, future, *arrays[name]) for name, future in opening.items()}
 

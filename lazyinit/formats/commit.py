@@ -1,4 +1,4 @@
-"""New files in place of old ones: at every instant a reader finds the old or the new, whole.
+"""Replaces files so that a reader finds either the old or the new ones, whole, at any instant.
 
 New files are written beside the old ones, under names that no reader looks for, and reach the disk
 before one step makes them count. For one file that step is ``os.replace``. For a folder it
@@ -9,10 +9,11 @@ depends on what readers look for first (``model.safetensors``, then the index):
                      its removal is the step
 
 New shards never take a name that is in use. Before the first of them is made, a journal in the
-folder lists all that may be left over; whoever saves next removes what of it no reader sees.
+folder lists all files that may be left over; the next save removes those that no reader sees.
 
-Files that come along (a configuration, a tokenizer) take names that nothing has yet, just before
-that step. If it does not come, they are removed, by whoever saves next at the latest.
+Files that come along (a configuration, a tokenizer) get their names just before that step; nothing
+may have these names before. If the step does not happen, they are removed, by the next save at the
+latest.
 """
 
 import contextlib
@@ -70,10 +71,10 @@ class Staged:
     """A checkpoint on its way into a folder.
 
     Attributes:
-      folder: where.
-      names: what its files will be called.
+      folder: the folder.
+      names: the final names of its files.
       beside: the paths, below the folder, of files that come along.
-      token: part of the names of unfinished files.
+      token: a part of the names of unfinished files.
     """
 
     folder: Path
@@ -83,25 +84,25 @@ class Staged:
 
     @property
     def index(self) -> str:
-        """What the index will be called."""
+        """The final name of the index."""
         return INDEX
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        """Opens a file, the index or what comes along, to be written; it is on disk afterwards."""
+        """Opens any of the files for writing, by its final name; flushes it to disk at the end."""
         with open(self.folder / self.staged(name), "xb") as stream:
             yield stream
             _to_disk(stream)
 
     def staged(self, name: str) -> str:
-        """Returns what a file is called before it counts."""
+        """Returns the name that a file has until the checkpoint counts."""
         if name in self.beside:
             return f"{PREFIX}{self.token}-{self.beside.index(name)}"
         return f"{PREFIX}{self.token}-{name}" if name in (SINGLE, INDEX) else name
 
     @property
     def last(self) -> str:
-        """What is renamed last, and then makes the checkpoint count."""
+        """The name of the file that is renamed last, which makes the checkpoint count."""
         return SINGLE if self.names == (SINGLE,) else INDEX
 
 
@@ -109,13 +110,13 @@ class Staged:
 def replacing_checkpoint(folder: Path, count: int, beside: Sequence[str] = ()) -> Iterator[Staged]:
     """Puts a new checkpoint into a folder when the block ends without an error.
 
-    Within the block, every one of ``names`` and ``beside`` is to be created; if there are several
-    names, the index too. Files that belong to no checkpoint stay.
+    Within the block, the caller creates every file of ``names`` and ``beside``, and the index if
+    there are several names. Files that belong to no checkpoint stay.
 
     Args:
-      folder: is made if it is not there.
-      count: how many files.
-      beside: the paths, below the folder, of other files that come along; nothing is there yet.
+      folder: the folder, which is made if it is not there.
+      count: how many files the checkpoint has.
+      beside: the paths, below the folder, of files that come along; nothing may be there yet.
 
     Raises:
       SaveError: another process is saving there.
@@ -151,7 +152,7 @@ def replacing_checkpoint(folder: Path, count: int, beside: Sequence[str] = ()) -
 
 
 def _put_beside(staged: Staged, journal: BinaryIO) -> None:
-    """Gives the files that come along their names."""
+    """Renames the files that come along to their final names."""
     folder = staged.folder
     above = {above for name in staged.beside for above in (folder / name).parents}
     made = sorted(path for path in above if path.is_relative_to(folder) and not path.exists())
@@ -187,7 +188,7 @@ def _names(folder: Path, count: int, token: str) -> tuple[str, ...]:
 
 
 def _seen(folder: Path) -> set[str]:
-    """Returns the files that a reader of the folder sees, in the order in which it looks."""
+    """Returns the names of the checkpoint's files that a reader of the folder sees."""
     if (folder / SINGLE).exists():
         return {SINGLE}
     return {INDEX, *_shards(folder)} if (folder / INDEX).exists() else set()
@@ -202,7 +203,7 @@ def _shards(folder: Path) -> list[str]:
     try:
         index = json.loads((folder / INDEX).read_bytes())
         return [name for name in dict.fromkeys(index["weight_map"].values()) if _is_plain(name)]
-    # Whatever is wrong with an index, it is no reason not to write a better one.
+    # A damaged index must not keep a new checkpoint from being saved.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
@@ -218,13 +219,13 @@ def _is_plain(name: object) -> bool:
 
 
 def _clear(folder: Path, journal: BinaryIO) -> None:
-    """Removes what a save that was killed has left over."""
+    """Removes the files that a killed save has left over."""
     _remove_beside(folder, journal)
     _remove(folder, filter(_is_plain, read_journal(journal)[0]))
 
 
 def _remove_beside(folder: Path, journal: BinaryIO) -> None:
-    """Removes what came along with a checkpoint that does not count."""
+    """Removes the files that came along with a checkpoint that was not completed."""
     for note in read_journal(journal)[1]:
         counts = {*note.names} <= _seen(folder) and not (folder / note.step).exists()
         if not counts:
@@ -232,7 +233,7 @@ def _remove_beside(folder: Path, journal: BinaryIO) -> None:
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:
-    """Removes those files that no reader sees."""
+    """Removes those of the named files that no reader sees."""
     seen = _seen(folder)
     for name in names:
         if name not in seen:

@@ -1,6 +1,6 @@
-"""Tensors that lie in zip archives under compression: decompressed as they are read, in blocks.
+"""Tensors that are compressed in zip archives; they are decompressed in blocks as they are read.
 
-A slice costs the decompression of all that lies before its end, and memory for itself alone.
+Reading a slice decompresses all bytes before its end, but takes memory for the slice alone.
 """
 
 import contextlib
@@ -67,15 +67,15 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DeflatedTensor(Tensor):
-    """A ``Source``: a tensor under compression.
+    """A ``Source``: a tensor that is compressed in a zip archive.
 
     Attributes:
       file: the archive.
-      name: what the archive calls it.
+      name: the name of the tensor, for messages.
       shape: as stored.
       dtype: as stored.
-      member: where it lies.
-      start: of its values, bytes from the member's first once decompressed.
+      member: the member of the archive that it lies in.
+      start: where its values start in the decompressed member, in bytes.
     """
 
     file: File
@@ -87,7 +87,7 @@ class DeflatedTensor(Tensor):
 
     @property
     def is_streamed(self) -> bool:
-        """Always: any reading starts at its first byte."""
+        """Always true: any reading starts at the first byte."""
         return True
 
     def read(self, index: Index) -> np.ndarray:

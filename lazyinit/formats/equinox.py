@@ -27,9 +27,9 @@ def open_file(path: str | os.PathLike[str], like: Any) -> Checkpoint:  # Any: a 
     """Opens a file: reads the headers of its arrays, no values.
 
     Args:
-      path: of the file.
-      like: a tree of the same leaves: arrays, thunks, shapes and numbers; others are passed over,
-        as Equinox does.
+      path: the path of the file.
+      like: a tree with the leaves that were saved, as arrays, thunks, shapes and numbers. Leaves of
+        other types are skipped, as Equinox does.
 
     Raises:
       CheckpointError: the file is damaged, or its arrays are not those of the tree.

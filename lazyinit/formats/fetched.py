@@ -1,4 +1,4 @@
-"""Files that lie elsewhere: ranges of their bytes, through ``fsspec``.
+"""Fetches ranges of bytes of files at an address, through ``fsspec``.
 
 A server is not trusted to honor ranges, to stay up, or to keep the file the same: each answer is
 checked. Bytes that it sends beyond those that were asked for are not read.
@@ -15,7 +15,7 @@ from lazyinit.formats.foreign import PAGE, not_weights
 
 _TRIES = 4
 _PAUSE = 0.2  # Seconds before the second try; twice as long before each one after.
-_PATIENCE = 30.0  # Seconds without a byte.
+_PATIENCE = 30.0  # Seconds to wait for the next byte.
 _CHUNK = 2**20  # Bytes taken from a connection at a time.
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 _VERSIONS = (
@@ -72,7 +72,7 @@ class RemoteFile:
 
     @property
     def tells_version(self) -> bool:
-        """Whether each answer says which version it is of (HTTP), or ``check`` has to ask."""
+        """Whether each answer of the server says which version of the file it is of (HTTP)."""
         return is_http(self.path)
 
     def check(self) -> None:
@@ -93,9 +93,9 @@ class RemoteFile:
         """Fetches the bytes from ``start`` to ``stop``; asks up to four times.
 
         Args:
-          start: from the start of the file.
-          stop: after the last byte.
-          what: lies there, for messages.
+          start: the first byte, counted from the start of the file.
+          stop: the byte after the last one.
+          what: a name for what lies there, for messages.
 
         Raises:
           CheckpointError: the server ignores ranges, fails again and again, or the file has
@@ -169,7 +169,7 @@ def _info(filesystem: Any, path: str) -> Mapping[str, Any]:
     try:
         info = filesystem.info(path)
     except FileNotFoundError as error:
-        # What fsspec says of HTTP whatever went wrong; its cause is what did.
+        # fsspec raises this for whatever went wrong over HTTP; the cause says what it was.
         status = getattr(error.__cause__, "status", None)
         if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
             raise
@@ -203,8 +203,8 @@ def _patiently(url: str, what: str, ask: Any) -> Any:  # Any: a callable, and wh
 
 
 def _fetch_http(file: RemoteFile, filesystem: Any, path: str, start: int, stop: int) -> bytes:
-    # The stream that fsspec opens for a block size of zero is one request, which hands out what
-    # comes as it comes: its other ways to read hold all that the server cares to send.
+    # For a block size of zero, fsspec makes one request and returns bytes as they come. Its other
+    # ways to read hold all that the server chooses to send.
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     try:
         opened = filesystem.open(path, block_size=0, size=file.size, headers=headers)

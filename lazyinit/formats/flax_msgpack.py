@@ -29,7 +29,7 @@ from lazyinit.tensors.pieces import Flow, Read, nbytes, pieces
 from lazyinit.tensors.spans import put, sizes, spans
 
 _BUFFER = 512  # Bytes read at once between arrays.
-_BLOCK = 2**20  # Bytes; what crosses from one piece to the next is copied once more, so far.
+_BLOCK = 2**20  # The most bytes at a time; a block across two pieces is copied once more.
 _CHUNK = 2**30  # Bytes of an array that is written in one piece: Flax's own limit.
 
 
@@ -39,7 +39,7 @@ def open_file(path: str | os.PathLike[str]) -> Checkpoint:
     Numbers are tensors with no dimensions; text, bytes and ``None`` are passed over.
 
     Raises:
-      CheckpointError: the file is damaged, nests without end, or holds an array of another kind.
+      CheckpointError: the file is damaged, is nested too deep, or has an array of another dtype.
     """
     file = File.at(path)
     with open(file.path, "rb", buffering=_BUFFER) as stream:
@@ -60,12 +60,12 @@ def open_file(path: str | os.PathLike[str]) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PiecedTensor(Tensor):
-    """A ``Source``: an array that was cut, flat, into pieces of one dtype.
+    """A ``Source``: an array that was flattened and cut into pieces of one dtype.
 
     Attributes:
-      name: what the file calls it.
-      shape: of the whole.
-      pieces: each with one dimension, in order.
+      name: its name in the file.
+      shape: the shape of the whole.
+      pieces: the pieces, in order; each has one dimension.
     """
 
     name: str
@@ -74,17 +74,17 @@ class PiecedTensor(Tensor):
 
     @property
     def dtype(self) -> np.dtype:
-        """That of every piece."""
+        """The dtype of every piece."""
         return self.pieces[0].dtype
 
     @property
     def file(self) -> File:
-        """The file that all of them lie in."""
+        """The file that all pieces lie in."""
         return self.pieces[0].file
 
     @property
     def is_streamed(self) -> bool:
-        """Always: its pieces are."""
+        """Always true."""
         return True
 
     @property
@@ -99,7 +99,7 @@ class PiecedTensor(Tensor):
           CheckpointError: the file has changed since it was opened.
         """
         values = np.empty(sizes(self.shape, index), self.dtype)
-        # The pieces are mapped: what lies between wanted runs is passed over, not read.
+        # The pieces are mapped, so bytes between wanted runs are skipped, not read.
         gap = sum(piece.nbytes for piece in self.pieces)
         for span in spans(self.shape, self.dtype.itemsize, index, gap=gap, limit=_BLOCK):
             put(values, self.shape, span, self._bytes(span.start, span.stop))
@@ -120,7 +120,7 @@ class PiecedTensor(Tensor):
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).data
 
     def stream(self, limit: int) -> Iterator[np.ndarray]:
-        """Yields the values in order, flat, as those of its pieces."""
+        """Yields the values in order, flat, one piece after the other."""
         return itertools.chain.from_iterable(piece.stream(limit) for piece in self.pieces)
 
 
@@ -160,7 +160,7 @@ def _pieced(file: File, name: str, chunked: FoundChunks) -> PiecedTensor:
 
 
 def _in_order(part: object) -> list[Any] | None:
-    """Returns what Flax made of a tuple, a map from "0", "1" and so on, as a list again."""
+    """Returns the list that Flax wrote as a map from "0", "1" and so on; ``None`` if it is none."""
     if not isinstance(part, Mapping) or list(part) != [str(n) for n in range(len(part))]:
         return None
     return list(part.values())
@@ -170,13 +170,13 @@ def write_msgpack(path: Path, tensors: Mapping[str, Source], read: Read = pieces
     """Writes tensors as one file, in place of the one that is there.
 
     Args:
-      path: of the file.
-      tensors: by their names.
+      path: the path of the file.
+      tensors: the tensors by name.
       read: yields the values of a source, in order.
 
     Raises:
-      SaveError: a name that stands for a tensor and for what is above another.
-      WriteError: it cannot be written; the file that was there still is.
+      SaveError: a tensor has a name that is also a folder of other names, as ``a`` beside ``a/b``.
+      WriteError: the file cannot be written; the one that was there is still there.
     """
     tree = nested(tensors)
     with replacing_file(path) as stream:
@@ -223,7 +223,7 @@ def _write_array(
 
 
 def _map(size: int) -> bytes:
-    """Returns the head of a map of so many keys."""
+    """Returns the first bytes of a msgpack map that has ``size`` keys."""
     return bytes([0x80 | size]) if size < 16 else struct.pack(">BI", 0xDF, size)
 
 

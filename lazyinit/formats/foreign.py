@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes: a format, or what often lies where weights should be."""
+"""Tells by its first bytes what a file is: of which format of weights, or what it is instead."""
 
 from lazyinit import errors
 from lazyinit.formats.msgpack_walk import is_first_byte
@@ -39,7 +39,7 @@ def format_of(head: bytes) -> str:
 
 
 def foreign(head: bytes) -> tuple[str, str] | None:
-    """Returns what a file is that holds no weights, and the way out; ``None`` if it may hold some.
+    """Returns what a file without weights is, and the way out; ``None`` if it may hold weights.
 
     >>> foreign(b"version https://git-lfs.github.com/spec/v1")
     ('a pointer of Git LFS', 'Fetch the file that it stands for: git lfs pull.')

@@ -1,8 +1,8 @@
-"""A GGUF file as ``transformers`` would have it: its names, and its order of rotary elements.
+"""Gives tensors of a GGUF file the names, and the order of rotary elements, of ``transformers``.
 
-llama.cpp gives tensors names of its own. For an architecture of Llama's kind it also puts the two
-halves of each head's queries and keys, which its rotary embedding turns together, side by side;
-here they lie one after the other again. Experts, which it stacks, are apart again.
+llama.cpp gives tensors names of its own. For Llama it also interleaves the two halves of each
+head's queries and keys, which the rotary embedding turns together; here one half follows the other
+again. It stacks experts; here each expert is a tensor of its own again.
 
 Names: ``gguf/constants.py`` and ``gguf/tensor_mapping.py`` of the package gguf, 0.19; order:
 ``permute`` in llama.cpp's ``convert_hf_to_gguf.py``, for ``LlamaModel``.
@@ -19,7 +19,7 @@ from lazyinit.tensors.views import reshaped, selected, transposed
 
 ARCHITECTURE = "general.architecture"
 MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
-"""For each architecture whose names are known, what ``config.json`` calls its family."""
+"""The ``model_type`` of ``config.json`` for each architecture whose names are known."""
 
 _LAYER = "model.layers.{n}"
 _NAMES = {
@@ -44,7 +44,7 @@ _EXPERTS = {
     "blk.{n}.ffn_up_exps.*": f"{_LAYER}.mlp.experts.{{e}}.up_proj.*",
     "blk.{n}.ffn_down_exps.*": f"{_LAYER}.mlp.experts.{{e}}.down_proj.*",
 }
-# Of an architecture of Llama's kind, and which number of heads says how its rows are grouped.
+# The tensors of Llama whose rows are interleaved, and the metadata that counts their heads.
 _TURNED = {
     "blk.{n}.attn_q.*": "llama.attention.head_count",
     "blk.{n}.attn_k.*": "llama.attention.head_count_kv",
@@ -94,7 +94,7 @@ def _named(tensor: str, opened: Checkpoint, *, turned: bool) -> Iterator[tuple[s
 
 
 def _halves_apart(tensor: str, source: Source, opened: Checkpoint, key: str) -> Source:
-    """Returns rows ``(h two k)`` of rows ``(h k two)``."""
+    """Reorders rows from ``(h k two)``, for ``h`` heads, to ``(h two k)``."""
     text = opened.metadata.get(key, "none")
     heads = int(text) if text.isdecimal() else 0
     rows, *rest = source.shape or (0,)

@@ -1,7 +1,8 @@
 """HDF5 files, as Keras writes them: contiguous datasets are mapped, others read by ``h5py``.
 
 ``h5py`` says what a file holds. A dataset that lies contiguously, without filters, has a place in
-the file (``get_offset``): it is mapped. Of chunks those are read that an index wants.
+the file (``get_offset``), and is mapped. Of a dataset in chunks, only those that an index needs are
+read.
 
 Links to other files are not followed, and datasets whose values lie in other files are refused.
 """
@@ -45,7 +46,7 @@ def open_file(path: str | os.PathLike[str]) -> Checkpoint:
             opened.visititems(visit)
     except errors.CheckpointError:
         raise
-    # HDF5 has no one error for what is damaged.
+    # h5py raises errors of many types for a damaged file.
     except Exception as error:
         raise _broken(file.path, error) from error
     return Checkpoint(os.fspath(path), tensors)
@@ -102,7 +103,7 @@ class HdfTensor(Tensor):
 
     Attributes:
       file: the file that it lies in.
-      name: its path there.
+      name: its path in the file.
       shape: as stored.
       dtype: as stored.
     """
@@ -113,7 +114,7 @@ class HdfTensor(Tensor):
     dtype: np.dtype
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``: of the chunks that have a part there.
+        """Returns the values at ``index``; reads only the chunks that hold them.
 
         Raises:
           CheckpointError: the file has changed since it was opened, or a chunk is damaged.

@@ -1,8 +1,8 @@
-"""The journal of a save: what may be left over in a folder if the process that writes it is killed.
+"""The journal of a save: it lists what may be left over in a folder if the process is killed.
 
 It is a file that its process locks, with JSON on each line. The first line lists files that count
 once a reader sees them. The second, if there is one, lists files beside them, which count once the
-checkpoint does. A line is on disk before the first of what it lists is made.
+checkpoint does. A line is on disk before the first of the files that it lists is made.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from lazyinit import errors
 
-PREFIX = ".lazyinit-"  # Of files that are not finished.
+PREFIX = ".lazyinit-"  # The start of the names of unfinished files.
 JOURNAL = f"{PREFIX}save.json"
 
 
@@ -24,10 +24,10 @@ class Companions:
     """Files that come with a checkpoint and are no part of it.
 
     Attributes:
-      names: of the files of the checkpoint that they come with.
-      step: what its one file, or its index, is called before it counts.
-      files: their paths below the folder; of each its bytes, and its time in nanoseconds.
-      folders: those that were made for them, from the outermost on.
+      names: the names of the files of the checkpoint.
+      step: the name that its one file, or its index, has until the checkpoint counts.
+      files: for each path below the folder, the file's bytes and its time in nanoseconds.
+      folders: the folders that were made for them, from the outermost on.
     """
 
     names: Sequence[str]
@@ -36,7 +36,7 @@ class Companions:
     folders: Sequence[str]
 
     def remove(self, folder: Path) -> None:
-        """Removes those files that nobody has changed since."""
+        """Removes the files that nobody has changed since, and folders that are empty then."""
         for name, facts in self.files.items():
             path = folder / name
             if _is_inside(folder, name) and path.is_file() and [*facts_of(path)] == [*facts]:
@@ -48,7 +48,7 @@ class Companions:
 
 
 def facts_of(path: Path) -> tuple[int, int]:
-    """Returns by what a file is known again: its bytes, and its time in nanoseconds."""
+    """Returns the facts by which a file is recognized: its bytes, its time in nanoseconds."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
@@ -76,12 +76,12 @@ def open_journal(folder: Path) -> Iterator[BinaryIO]:
 
 
 def read_journal(journal: BinaryIO) -> tuple[list[str], list[Companions]]:
-    """Returns the names that it lists, and what it says of files beside them, if it does."""
+    """Returns the names of the first line, and what the second says, if there is one."""
     journal.seek(0)
     first, _, second = journal.read().partition(b"\n")
     names: list[str] = []
     beside: list[Companions] = []
-    # Empty, or not finished: then nothing that the line was to list had been made yet.
+    # A line is empty or unfinished only if none of its files had been made yet.
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         names = [name for name in json.loads(first) if isinstance(name, str)]
     with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
@@ -93,13 +93,13 @@ def read_journal(journal: BinaryIO) -> tuple[list[str], list[Companions]]:
 
 
 def begin_journal(journal: BinaryIO, names: Sequence[str]) -> None:
-    """Writes the first line, in place of all that was there."""
+    """Writes the first line, in place of all that the journal held."""
     journal.truncate(0)
     _write(journal, sorted(set(names)))
 
 
 def note_beside(journal: BinaryIO, beside: Companions) -> None:
-    """Writes the second line."""
+    """Writes the second line, which lists the files that come along."""
     _write(journal, asdict(beside))
 
 
@@ -109,7 +109,7 @@ def _write(journal: BinaryIO, said: object) -> None:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    """Tells whether a path leads to inside a folder; a journal may be anybody's."""
+    """Tells whether a path stays inside a folder, as anybody may have written the journal."""
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/") or any(c in name for c in "\\\0"):
         return False
@@ -117,7 +117,7 @@ def _is_inside(folder: Path, name: str) -> bool:
 
 
 def lock(file: int) -> bool:
-    """Locks an open file for this process, and tells whether it could; a killed one lets go."""
+    """Tries to lock an open file for as long as this process lives, and tells if it could."""
     try:
         import fcntl
     except ImportError:  # Windows, where an open file cannot be removed anyway.

@@ -1,4 +1,4 @@
-"""A walk over a msgpack file of Flax: which values it holds, and where each array's bytes lie.
+"""Walks over a msgpack file of Flax to find its values, and where each array's bytes lie.
 
 Only what stands between arrays is read. Every length and count that the file states is checked
 against the bytes that are left, so that a hostile file costs neither memory nor time.
@@ -23,7 +23,8 @@ ARRAY = 1  # Flax's type of extension for an array.
 _COMPLEX, _SCALAR = 2, 3
 _TEXT_LIMIT = 10_000  # Bytes of a key or of a dtype's name.
 
-# What a first byte says: the kind, and bytes of the length or struct code of the number after it.
+# For each first byte, the kind of its value, and what comes next: the size in bytes of a length, or
+# the struct code of a number.
 _KINDS: Mapping[int, tuple[str, Any]] = {
     0xC0: ("nothing", 0),
     0xC2: ("false", 0),
@@ -40,7 +41,7 @@ _KINDS: Mapping[int, tuple[str, Any]] = {
 
 
 def is_first_byte(byte: int) -> bool:
-    """Tells whether a file of Flax may start so: with a map, a list or an extension."""
+    """Tells whether a file of Flax may start with this byte: a map, a list or an extension."""
     kind, _ = _KINDS.get(byte, ("", 0))
     return 0x80 <= byte <= 0x9F or 0xD4 <= byte <= 0xD8 or kind in ("map", "list", "extension")
 
@@ -63,14 +64,14 @@ class FoundChunks:
 
 
 class Walk:
-    """A walk over a file from first byte to last; only what is no array's value is read."""
+    """Walks over a file from its first byte to its last, and skips the values of arrays."""
 
     def __init__(self, file: File, stream: BinaryIO) -> None:
-        """Stands at the first byte of an opened file."""
+        """Starts at the first byte of an opened file."""
         self.file, self.stream, self.at, self.nodes = file, stream, 0, 0
 
     def broken(self, wanted: str, got: object) -> errors.CheckpointError:
-        """Returns the error for a file that is not what it says."""
+        """Returns the error for a file that breaks a rule of the format."""
         return errors.CheckpointError(
             f"{self.file.path}: wanted {wanted}, got {got!s:.80}. {FETCH_AGAIN}"
         )
@@ -93,7 +94,7 @@ class Walk:
         self.stream.seek(self.at)
 
     def _head(self) -> tuple[str, Any]:
-        """Reads the kind of the next value, and its length; of a number, the number instead."""
+        """Reads the kind of the next value, and its length; for a number, the number itself."""
         byte = self._take(1, "msgpack")[0]
         if byte < 0x80 or byte >= 0xE0:
             return "number", byte if byte < 0x80 else byte - 256
@@ -110,12 +111,12 @@ class Walk:
         return kind, int.from_bytes(self._take(more, "a length"), "big")
 
     def value(self, depth: int = 0) -> Any:  # Any: what the file holds.
-        """Returns the next value: numbers, lists and dicts as they are, and where arrays lie.
+        """Reads the next value: numbers, lists and dicts as they are, an array as where it lies.
 
-        Text and bytes become ``None``: they are passed over.
+        Text and bytes are skipped, and become ``None``.
 
         Raises:
-          CheckpointError: it is damaged, or nests without end.
+          CheckpointError: the file is damaged, or nested too deep.
         """
         self.nodes += 1
         if depth > DEPTH_LIMIT:

@@ -1,11 +1,11 @@
 """NumPy's ``.npz`` archives: members that are stored are mapped, compressed ones are streamed.
 
-They are written a piece at a time, not compressed. NumPy writes dtypes that are not its own as
-``V`` and their size. Of these ``V2`` is taken for bfloat16, the only one of two bytes that JAX has;
-for one byte there are many, so none is guessed, and none is written.
+Archives are written a piece at a time, without compression. NumPy writes a dtype that is not its
+own as ``V`` and its size. ``V2`` is read as bfloat16, the only such dtype of two bytes in JAX. As
+there are many of one byte, ``V1`` is neither read nor written.
 
-Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Its pickles are
-never loaded.
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Arrays that are
+pickled in it are never loaded.
 """
 
 import io
@@ -40,7 +40,7 @@ def open_archive(path: str | os.PathLike[str], members: Mapping[str, Member]) ->
     """Opens an archive: reads the headers of its members, no values.
 
     Args:
-      path: of the archive.
+      path: the path of the archive.
       members: its table of contents.
 
     Raises:
@@ -62,7 +62,7 @@ def open_archive(path: str | os.PathLike[str], members: Mapping[str, Member]) ->
 
 
 def open_array(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens one array of ``numpy.save``: it goes by the name of the file, without its ending.
+    """Opens a file of ``numpy.save``; its one array has the file's name, without its ending.
 
     Raises:
       CheckpointError: the file is damaged, or other bytes come after the array.
@@ -81,8 +81,8 @@ def arrays_in_order(file: File, names: Sequence[str]) -> dict[str, tuple[Source,
     """Returns arrays that ``numpy.save`` wrote one after the other, each with the byte after it.
 
     Args:
-      file: from its first byte on.
-      names: of the first so many arrays; fewer are returned if the file ends.
+      file: a file that starts with the first array.
+      names: names for the arrays, in order; fewer are returned if the file ends before.
 
     Raises:
       CheckpointError: the file is damaged, or ends within an array.
@@ -152,7 +152,7 @@ def _read_header(path: str, name: str, stream: Stream) -> tuple[Shape, bool, np.
 
 
 def _problem(dtype: np.dtype) -> str:
-    """Returns why values of a dtype are not read, or ``""``."""
+    """Returns why values of a dtype cannot be read; ``""`` if they can."""
     if dtype.hasobject:
         return (
             "wanted an array of numbers, got one of Python objects, which only a pickle could "
@@ -171,13 +171,13 @@ def write_npz(path: Path, tensors: Mapping[str, Source], read: Read = pieces) ->
     """Writes tensors as one archive, in place of the file that is there.
 
     Args:
-      path: of the file.
-      tensors: by their names.
+      path: the path of the file.
+      tensors: the tensors by name.
       read: yields the values of a source, in order.
 
     Raises:
-      SaveError: a name or a dtype that cannot be read back.
-      WriteError: it cannot be written; the file that was there still is.
+      SaveError: a tensor has a name or a dtype that could not be read back.
+      WriteError: the file cannot be written; the one that was there is still there.
     """
     if problems := list(_problems(tensors)):
         raise errors.SaveError(errors.listing(problems))
@@ -186,7 +186,7 @@ def write_npz(path: Path, tensors: Mapping[str, Source], read: Read = pieces) ->
         zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive,
     ):
         for name, source in tensors.items():
-            member = zipfile.ZipInfo(f"{name}.npy")  # Always of 1980: equal bytes each time.
+            member = zipfile.ZipInfo(f"{name}.npy")  # Dated 1980, for equal bytes each time.
             with archive.open(member, "w", force_zip64=nbytes(source) > _LARGE) as entry:
                 entry.write(_array_header(source))
                 for piece in read(source):

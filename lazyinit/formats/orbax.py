@@ -42,7 +42,7 @@ def is_folder(folder: Path) -> bool:
 def open_folder(folder: Path) -> Checkpoint:
     """Opens a tree that Orbax saved: reads its names and the arrays' own headers, no value.
 
-    A folder with one tree in it, as a step has, is that tree; so is a folder with one step.
+    A folder that holds one tree, as a step does, opens as that tree; one with one step, as that.
 
     Raises:
       CheckpointError: the folder is damaged or unfinished, or holds several trees or steps: the

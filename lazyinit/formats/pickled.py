@@ -1,6 +1,6 @@
-"""What a pickle of tensors becomes: plain values that describe what its program would have built.
+"""Plain values that describe what the program of a pickle would have built.
 
-``rebuilt`` makes these descriptions, ``torch_pickle`` reads the program.
+``torch_pickle`` reads the program, and ``rebuilt`` makes most of these descriptions.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import numpy as np
 
 from lazyinit.tensors.headers import DTYPES
 
-# What is held is whatever a file says. Hence Any, here and below.
+# The types are Any, here and below, as a file may hold anything.
 Args: TypeAlias = tuple[Any, ...]
 
 STORAGES = {
@@ -28,7 +28,7 @@ STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
-    # Of quantized tensors, which are not read; but in old files other values lie behind theirs.
+    # Quantized tensors are not read, but in old files other values lie behind theirs.
     "QInt8Storage": "int8",
     "QUInt8Storage": "uint8",
     "QInt32Storage": "int32",
@@ -42,8 +42,8 @@ class Name:
     """A class or a function that a pickle names.
 
     Attributes:
-      module: where it would be imported from.
-      name: there.
+      module: the module that it would be imported from.
+      name: its name in that module.
     """
 
     module: str
@@ -59,9 +59,9 @@ class Storage:
     """A run of values in the file.
 
     Attributes:
-      key: what the file calls it.
-      dtype: of its values, by NumPy's name; what a tensor says of itself counts more.
-      count: of its values.
+      key: its name in the file.
+      dtype: NumPy's name for the dtype of its values; a tensor on it may state another.
+      count: the number of its values.
     """
 
     key: str
@@ -74,11 +74,11 @@ class TensorSpec:
     """A tensor, as a view of a storage.
 
     Attributes:
-      storage: where its values are.
-      dtype: by NumPy's name.
-      offset: of its first value, counted in values.
-      shape: its sizes.
-      stride: along each axis, counted in values.
+      storage: the storage that holds its values.
+      dtype: NumPy's name for its dtype.
+      offset: the place of its first value in the storage, counted in values.
+      shape: its shape.
+      stride: the step along each axis, counted in values.
     """
 
     storage: Storage
@@ -100,7 +100,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Odd:
-    """A tensor that is not read.
+    """A tensor that cannot be read.
 
     Attributes:
       problem: why, and the way out.
@@ -110,44 +110,44 @@ class Odd:
 
 
 class Foreign(dict[Any, Any]):
-    """What a name was called with, by key: arguments, items, attributes."""
+    """An object whose class is not run: a dict of its arguments, items and attributes."""
 
     def __init__(self, name: Name | None, args: Args) -> None:
-        """Holds the arguments."""
+        """Starts with the arguments that ``name`` was called with, by position."""
         super().__init__(enumerate(args))
         self.name = name
 
     def append(self, item: Any) -> None:
-        """Holds an item of a list."""
+        """Adds an item, as a list does, under the next number."""
         self[len(self)] = item
 
     def extend(self, items: Any) -> None:
-        """Holds the items of a list."""
+        """Adds several items, as a list does."""
         for item in items:
             self.append(item)
 
 
 @dataclass(slots=True)
 class Array:
-    """An array of NumPy that waits for its state."""
+    """An array of NumPy, which the pickle makes empty; ``made`` has its values once they came."""
 
     made: np.ndarray | Odd | None = None
 
 
 @dataclass(slots=True)
 class Dtype:
-    """A dtype of NumPy that waits for its state.
+    """A dtype of NumPy, whose byte order the pickle sets after it is made.
 
     Attributes:
-      text: as NumPy writes it, without a byte order.
-      order: of its bytes.
+      text: NumPy's text for the dtype, without a byte order.
+      order: NumPy's mark for the byte order.
     """
 
     text: str
     order: str = "|"
 
     def dtype(self) -> np.dtype | None:
-        """Returns NumPy's own object for the dtype, or ``None`` if it is none that tensors have."""
+        """Returns NumPy's own object for the dtype, or ``None`` if tensors cannot have it."""
         if self.text in DTYPES and self.order != ">":
             return DTYPES[self.text]
         try:
@@ -159,9 +159,9 @@ class Dtype:
 
 
 def put(held: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Puts items into a dict, whose keys are text and whole numbers; the rest becomes text.
+    """Puts items into a dict; keys that are neither text nor integers become text.
 
-    An object of a class that is not run is put beside its value.
+    If a key is a ``Foreign``, the list of key and value is put under a name made for it.
     """
     for key, value in items:
         if isinstance(key, str | int):
@@ -181,10 +181,10 @@ def _text(key: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Returns what a description stands for.
+    """Returns the value that a description stands for.
 
-    Of an object of a class that is not run that is its tensors, and what may hold some, but no
-    numbers; of a module the names are those of its ``state_dict``.
+    A ``Foreign`` becomes a dict of all that it holds but plain numbers. If it is a module of
+    PyTorch, the dict has the names of its ``state_dict``.
     """
     if isinstance(value, Array):
         return value.made

@@ -1,8 +1,8 @@
 """PyTorch's ``.bin``, ``.pt`` and ``.pth`` files, and archives of TorchScript.
 
-PyTorch itself is not needed: ``torch_pickle`` reads the pickle, which says of each tensor which
-part of which storage it is, and runs nothing that it asks for. The storages lie in the file as
-plain bytes, and are mapped: one member each of a zip archive
+PyTorch itself is not needed. The pickle says which part of which storage each tensor is;
+``torch_pickle`` reads it, and runs nothing that it asks for. The storages lie in the file as plain
+bytes, and are mapped: one member each of a zip archive
 (https://docs.pytorch.org/docs/main/notes/serialization.html), or, in files from before PyTorch
 1.6, one behind the other after five pickles (``_legacy_load`` in ``torch/serialization.py``).
 """
@@ -56,9 +56,9 @@ class _Record:
     """Where the values of a storage lie.
 
     Attributes:
-      offset: of the first byte in the file.
-      size: bytes.
-      name: for messages.
+      offset: the place of its first byte, from the start of the file.
+      size: its size in bytes.
+      name: its name, for messages.
     """
 
     offset: int
@@ -76,9 +76,9 @@ def open_archive(
     text and ``None`` are passed over.
 
     Args:
-      path: of the file.
+      path: the path of the file.
       members: its table of contents.
-      may_be_empty: whether objects of classes that are not run may be all that it holds.
+      may_be_empty: whether the file may hold objects of classes that are not run, and no tensor.
 
     Raises:
       CheckpointError: the file is damaged, or holds no tensor and asks for code.
@@ -116,7 +116,7 @@ def open_pickle(path: str | os.PathLike[str]) -> Checkpoint:
     with open(file.path, "rb") as stream:
         head = _Head(stream, file.size)
         reader, magic = _read(file.path, head)
-        if magic != _MAGIC:  # Arrays of NumPy, as pickle itself writes them, lie in the pickle.
+        if magic != _MAGIC:  # Not of torch.save: NumPy's arrays lie in the pickle.
             if not isinstance(magic, dict | list | tuple) and reader.asked is None:
                 raise errors.CheckpointError(
                     f"{file.path}: wanted tensors or arrays, got a pickle of one "
@@ -139,11 +139,11 @@ def open_pickle(path: str | os.PathLike[str]) -> Checkpoint:
 def _lay(
     file: File, stream: Any, keys: Any, storages: Mapping[str, Storage]
 ) -> dict[str, _Record]:  # Any: a file, and whatever the file says.
-    """Returns where each storage lies: its number of values, then these, in the order of keys."""
+    """Returns where each storage lies; each is a count, then the values, in order of ``keys``."""
     found: dict[str, _Record] = {}
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in storages:
-            break  # What it holds is not known, nor where the next lies.
+            break  # Its size is not known, and so not where the next one lies.
         count = int.from_bytes(stream.read(8), "little")
         start = stream.tell()
         size = count * DTYPES[storages[key].dtype].itemsize
@@ -158,17 +158,17 @@ def _lay(
 
 
 def read_plain_pickle(file: File) -> Any:  # Any: whatever the file holds.
-    """Returns what a pickle describes, with nothing run.
+    """Reads a pickle as plain values, without running anything.
 
     Raises:
-      CheckpointError: it is damaged, or asks for what only runs code.
+      CheckpointError: the pickle is damaged, or calls something whose only use is to run code.
     """
     with open(file.path, "rb") as stream:
         return _read(file.path, _Head(stream, file.size))[1]
 
 
 class _Head:
-    """A file that hands out no more than a limit for its pickles, which come before its values."""
+    """A file whose pickles, which come before its values, are read up to a limit of bytes."""
 
     def __init__(self, stream: Any, size: int) -> None:  # Any: a binary file.
         self._stream, self._size = stream, size

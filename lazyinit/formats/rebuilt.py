@@ -1,7 +1,7 @@
-"""The functions that pickles of tensors and arrays call, and the description that each becomes.
+"""Stands in for the functions that pickles of tensors and arrays call.
 
-None of them is imported or run: ``KNOWN`` has a function of our own for each, which takes the same
-arguments, checks them, and returns a value of ``pickled``.
+None of those is imported or run: ``KNOWN`` has a function of our own for each, which takes the same
+arguments, checks them, and returns a value of ``pickled``, which describes the result.
 
 Format: ``torch/_utils.py``, whose functions ``_rebuild_*`` say how tensors are written, and
 ``__reduce__`` of NumPy's arrays and dtypes, and of JAX's arrays.
@@ -61,7 +61,7 @@ def _array(args: Args) -> Array:
 
 
 def as_filled(state: Any) -> np.ndarray | Odd:
-    """Returns an array of the state that NumPy writes of it."""
+    """Returns the array that a state describes, as NumPy writes it in pickles."""
     _, shape, dtype, is_fortran, content = state
     return _as_array(shape, dtype, content, "F" if is_fortran else "C")
 

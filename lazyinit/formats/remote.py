@@ -1,4 +1,4 @@
-"""Safetensors and GGUF elsewhere (``https://``, ``s3://``, ``gs://``, ``hf://``), read by ranges.
+"""Reads safetensors and GGUF by ranges of bytes at ``https://``, ``s3://``, ``gs://``, ``hf://``.
 
 The header comes first; then each read asks for the runs of bytes that hold its slice, several at
 once. Nothing is kept: a tensor that is read twice is fetched twice.
@@ -23,10 +23,10 @@ from lazyinit.tensors.base import Checkpoint, Tensor
 from lazyinit.tensors.headers import HEADER_LIMIT
 from lazyinit.tensors.spans import Span, put, sizes, spans
 
-GAP = 2**16  # Bytes: a gap of no more is fetched along; another request would take longer.
-_HEAD = 512  # Bytes that tell what a file is which is none of weights.
-_BLOCK = 2**23  # Bytes of one request.
-_AT_ONCE = 8  # Requests of one read.
+GAP = 2**16  # Bytes. A gap of no more is fetched, too, as another request would take longer.
+_HEAD = 512  # Bytes that are enough to tell what a file is that holds no weights.
+_BLOCK = 2**23  # The most bytes of one request.
+_AT_ONCE = 8  # The most requests that one read makes at a time.
 _FIRST = 2**14  # Bytes of the first request for a header that does not say how long it is.
 
 _OTHERS = {
@@ -37,7 +37,7 @@ _OTHERS = {
 }
 
 Fetch: TypeAlias = Callable[[int, int, str], bytes]
-"""Fetches the bytes from one place to another, and is told what lies there."""
+"""Fetches the bytes from a start to a stop; the text names what lies there, for messages."""
 
 T = TypeVar("T")
 
@@ -46,11 +46,11 @@ def open_url(url: str) -> Checkpoint:
     """Opens a safetensors file, a folder of them, an index, or a GGUF file, at an address.
 
     An address that ends in ``.safetensors`` or ``.gguf`` is a file, in ``.index.json`` an index.
-    Another is a folder if it has one of both under Hugging Face's names, and a file if not.
+    Any other is a folder if it has ``model.safetensors`` or its index, and else a file.
 
     Raises:
-      CheckpointError: there is none, it is broken, or the server does not play its part; the
-        message starts with the address.
+      CheckpointError: nothing is there, it is broken, or the server fails to send it; the message
+        starts with the address.
     """
     name = _without_query(url).rstrip("/").rpartition("/")[2]
     folder = url.rstrip("/")
@@ -98,7 +98,7 @@ def _open_gguf(url: str) -> Checkpoint:
 
 
 class _Stream:
-    """A file from its first byte on; each request is for twice as much as the one before."""
+    """Reads a file from its first byte on; each request asks for twice as much as the last."""
 
     def __init__(self, fetch: Fetch, size: int) -> None:
         self._fetch, self._size, self._next = fetch, size, _FIRST
@@ -128,7 +128,7 @@ def _open_index(url: str, origin: str) -> Checkpoint:
     if (kind := foreign(text[:_HEAD])) and not is_json(text[:_HEAD]):
         raise not_weights(url, kind)
     folder = _without_query(url).rpartition("/")[0]
-    # A name is a name: in an address, "%2e%2e" would climb out and "?" would end it.
+    # Names are quoted, as in an address "%2e%2e" would climb out and "?" would end the path.
     plain = urllib.parse.quote if is_http(url) else str
     return sharded.open_index(
         url,
@@ -140,12 +140,12 @@ def _open_index(url: str, origin: str) -> Checkpoint:
 
 
 def _explained(file: RemoteFile, read: Callable[[Fetch], T], wanted: str = "safetensors") -> T:
-    """Returns what is read of a file; of one that is none of weights, an error says what it is.
+    """Returns what ``read`` returns; if it fails, the error says what else the file may be.
 
     Args:
-      file: what is opened.
-      read: takes what fetches bytes.
-      wanted: the format.
+      file: the file.
+      read: reads it, given a function that fetches bytes.
+      wanted: the format that it should have.
     """
     is_there = False
 
@@ -158,9 +158,9 @@ def _explained(file: RemoteFile, read: Callable[[Fetch], T], wanted: str = "safe
     try:
         return read(fetch)
     except errors.CheckpointError as error:
-        if file.is_page:  # Which are seldom served in ranges.
+        if file.is_page:  # Pages of web sites are seldom served in ranges.
             raise not_weights(file.path, PAGE) from error
-        # Who gives no bytes is not asked again.
+        # A server that sent no bytes is not asked again.
         head = file.read(0, min(file.size, _HEAD), what="its first bytes") if is_there else b""
         if kind := foreign(head):
             raise not_weights(file.path, kind) from error
@@ -173,13 +173,13 @@ def _explained(file: RemoteFile, read: Callable[[Fetch], T], wanted: str = "safe
 
 
 def _without_query(url: str) -> str:
-    # Addresses that are signed end in one; the keys of a bucket may have a "?" in them.
+    # Signed addresses end in a query; the keys of a bucket may have a "?" in them.
     return url.partition("?")[0] if is_http(url) else url
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RemoteTensor(Tensor):
-    """A ``Source``: a tensor of a file that lies elsewhere.
+    """A ``Source``: a tensor of a file at an address.
 
     Attributes:
       file: the file that it lies in.
@@ -202,7 +202,7 @@ class RemoteTensor(Tensor):
         return (Extent(self.file.path, self.offset, self.offset + nbytes),)
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``, fetched; gaps of up to ``GAP`` bytes come along.
+        """Fetches the values at ``index``, with gaps of up to ``GAP`` bytes between them.
 
         Raises:
           CheckpointError: the file has changed, or the server does not give what was asked for.
@@ -222,8 +222,8 @@ class RemoteTensor(Tensor):
                 self._fetch(values, span)
             return
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            # Each worker puts its bytes in place and lets go of them: _AT_ONCE runs at most are
-            # held, and the first that fails ends it.
+            # Each worker copies its bytes into place and frees them, so that at most _AT_ONCE
+            # runs are held. The first failure cancels the others.
             queue = itertools.chain(first, wanted)
             while batch := list(itertools.islice(queue, 8 * _AT_ONCE)):
                 running = [pool.submit(self._fetch, values, span) for span in batch]

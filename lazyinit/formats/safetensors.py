@@ -42,7 +42,7 @@ from lazyinit.tensors.packed import FLOAT4, nibbles
 from lazyinit.tensors.refused import RefusedTensor
 from lazyinit.tensors.views import reshaped
 
-METADATA = "__metadata__"  # What the header calls its text that is about no tensor.
+METADATA = "__metadata__"  # The header's key for text that is about no tensor.
 
 TYPES: Mapping[str, np.dtype] = {
     name: DTYPES[dtype]
@@ -71,7 +71,8 @@ TYPES: Mapping[str, np.dtype] = {
 }
 
 
-# Six bits a value. How they lie in bytes, the format does not say, and no library reads them.
+# These have six bits per value. The format does not say how they lie in bytes, and no library reads
+# them.
 _UNREAD = {"F6_E2M3": "float6_e2m3fn", "F6_E3M2": "float6_e3m2fn"}
 
 
@@ -80,11 +81,11 @@ class TensorEntry:
     """What a header says of one tensor.
 
     Attributes:
-      name: of the tensor.
+      name: its name.
       shape: as stored.
       dtype: as stored.
-      offset: of its first byte, from the start of the file.
-      unread: what the header calls its dtype, if it is one whose values are not read.
+      offset: where its first byte is, from the start of the file.
+      unread: the header's word for its dtype, if values of that dtype cannot be read; else empty.
     """
 
     name: str
@@ -101,7 +102,7 @@ class TensorEntry:
         return stored_size(self.shape, self.dtype)
 
     def source(self, make: "Callable[[TensorEntry], Source]") -> Source:
-        """Returns what reads it; ``make`` does for one of whole bytes."""
+        """Returns the source of the tensor; ``make`` makes one if its values are whole bytes."""
         if self.unread:
             held: Any = make(replace(self, shape=(self.nbytes,), dtype=TYPES["U8"], unread=""))
             problem = (
@@ -124,19 +125,19 @@ class Header:
 
     Attributes:
       entries: its tensors, in order.
-      metadata: text by text.
+      metadata: its text that is about no tensor, by key.
     """
 
     entries: tuple[TensorEntry, ...]
     metadata: Mapping[str, str]
 
     def tensors(self, make: Callable[[TensorEntry], Source]) -> dict[str, Source]:
-        """Returns the tensors by name; one that has several names is there under each."""
+        """Returns the tensors by name; a tensor with several names is there under each."""
         found = {entry.name: entry.source(make) for entry in self.entries}
         return found | ties.read_note(self.metadata, found)
 
     def checkpoint(self, origin: str, make: Callable[[TensorEntry], Source]) -> Checkpoint:
-        """Returns the tensors, and the metadata but for the note of ties, as a checkpoint."""
+        """Returns a checkpoint of the tensors and the metadata, without the note of ties."""
         said = {key: text for key, text in self.metadata.items() if key != ties.KEY}
         return Checkpoint(origin, self.tensors(make), said)
 
@@ -145,7 +146,7 @@ def open_file(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens one safetensors file: reads and validates its header, no values.
 
     Raises:
-      CheckpointError: anything that the format forbids; the file comes first, then the tensor.
+      CheckpointError: the file does what the format forbids; the message starts with the file.
     """
     file = File.at(path)
     with open(file.path, "rb") as stream:
@@ -172,7 +173,7 @@ def read_header(path: str, size: int, read: Callable[[int, int], bytes]) -> Head
       Its tensors, in the order of the header, and its metadata.
 
     Raises:
-      CheckpointError: anything that the format forbids.
+      CheckpointError: the file does what the format forbids.
     """
     text = _read_text(path, size, read)
     if not text.startswith(b"{"):
@@ -266,6 +267,6 @@ def _check_layout(path: str, size: int, start: int, entries: Sequence[TensorEntr
 
 
 def stored_size(shape: Shape, dtype: np.dtype) -> int:
-    """Returns the bytes of a tensor's values: two values of four bits share one."""
+    """Returns the size of a tensor's values in bytes; two values of four bits share a byte."""
     count = math.prod(shape)
     return count // 2 if dtype == FLOAT4 else count * dtype.itemsize

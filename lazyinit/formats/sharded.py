@@ -24,14 +24,15 @@ def open_index(
     them. What the index itself says is not trusted: a name that leads out of the folder is refused.
 
     Args:
-      path: of the index, or its address; messages start with it.
-      text: the index.
-      origin: what the checkpoint is called: the folder, or the index.
-      siblings: the files beside it, to suggest one in place of one that is missing.
-      open_shard: opens the file of that name beside the index, or raises ``FileNotFoundError``.
+      path: the path or the address of the index; messages start with it.
+      text: the content of the index.
+      origin: the name of the checkpoint, which is the folder or the index.
+      siblings: the names of files beside the index, to suggest one if a shard is missing.
+      open_shard: opens the file of a name beside the index, or raises ``FileNotFoundError``.
 
     Raises:
-      CheckpointError: the index or a shard is broken, unsafe or missing; the file comes first.
+      CheckpointError: the index or a shard is broken, unsafe or missing; the message starts with
+        the file.
     """
     weight_map, metadata = _read_index(path, text)
     shards: dict[str, Checkpoint] = {}
@@ -58,14 +59,14 @@ def open_index(
 
 
 def _in_common(said: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Returns what no two files say differently."""
+    """Returns the entries of several files' metadata, less those on which files disagree."""
     entries = dict.fromkeys(entry for one in said for entry in one.items())
     times = Counter(key for key, _ in entries)
     return {key: text for key, text in entries if times[key] == 1}
 
 
 def _read_index(path: str, text: bytes) -> tuple[Mapping[str, str], object]:
-    """Returns which shard holds which tensor, and the metadata, which nobody has checked."""
+    """Returns the shard's name for each tensor, and the metadata, unchecked."""
     if len(text) > HEADER_LIMIT:
         raise errors.CheckpointError(
             f"{path}: wanted an index of at most {HEADER_LIMIT} bytes, got a larger file. "

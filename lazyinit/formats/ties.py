@@ -1,4 +1,4 @@
-"""Tensors of several names that are one: written once, and found under each name again.
+"""Writes a tensor that has several names once, and finds it under each of them again.
 
 A safetensors file cannot hold the same bytes under two names. The official library writes such a
 tensor once, and leaves it to the model to tie what is missing. Here the names that were left out
@@ -14,9 +14,9 @@ KEY = "lazyinit.tied"
 
 
 def without_ties(tensors: Mapping[str, Source]) -> tuple[dict[str, Source], dict[str, str]]:
-    """Returns each source once, and by every other name of it the name that stays.
+    """Returns each source under its first name, and a map from its other names to the first.
 
-    Sources that are equal are one: the same array, the same bytes of a file.
+    Equal sources count as one: they are the same array, or the same bytes of a file.
     """
     first: dict[Source, str] = {}
     tied = {
@@ -33,9 +33,9 @@ def note(tied: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_note(metadata: object, tensors: Mapping[str, Source]) -> dict[str, Source]:
-    """Returns the tensors under the names that metadata (whatever a file holds) says they have too.
+    """Returns tensors under the other names that a note in the metadata gives them.
 
-    What is not such a note is passed over.
+    The metadata may be whatever a file holds: anything but such a note is ignored.
     """
     text = metadata.get(KEY) if isinstance(metadata, Mapping) else None
     try:

@@ -1,6 +1,6 @@
-"""A tree of arrays -> an Orbax folder, written by Orbax itself, for all that restore with Orbax.
+"""Writes a tree of arrays as an Orbax folder, with Orbax itself.
 
-MaxText, google-tunix and others restore so. Orbax takes a whole tree at once. It writes under
+MaxText, google-tunix and others restore with Orbax. It takes a whole tree at once, writes under
 another name, and renames the folder as its last step.
 """
 
@@ -18,11 +18,11 @@ def check_orbax(folder: Path, arrays: Mapping[str, Any]) -> None:
     """Checks that Orbax can write these arrays there, before anything is made or written.
 
     Args:
-      folder: where to; nothing may be there.
-      arrays: by their paths, each with a shape and a dtype: arrays, numbers, thunks or sources.
+      folder: the folder to write; nothing may be there.
+      arrays: the arrays by path, each with a shape and a dtype: arrays, numbers, thunks or sources.
 
     Raises:
-      SaveError: something is there, Orbax is not, or it cannot hold an array.
+      SaveError: the path exists, Orbax is not installed, or Orbax cannot hold one of the arrays.
     """
     if folder.exists():
         raise errors.SaveError(
@@ -44,7 +44,7 @@ def write_orbax(folder: Path, tree: Any) -> None:  # Any: a pytree, as Orbax tak
     """Writes a pytree of arrays and numbers; several processes call it together.
 
     Raises:
-      WriteError: Orbax could not.
+      WriteError: Orbax could not write it.
     """
     orbax = _orbax(folder)
     try:

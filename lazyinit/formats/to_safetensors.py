@@ -1,8 +1,8 @@
-"""Tensors -> the bytes of safetensors files: which tensor goes into which file, and each header.
+"""Plans safetensors files: which tensor goes into which file, and the bytes of each header.
 
-``safetensors`` tells the format, and reads it. Here the widest dtypes come first in each file, as
-the official library has it, so that each tensor is aligned for its dtype. Values are not touched:
-``folder`` writes them behind the header, piece by piece.
+``safetensors`` describes the format, and reads it. In each file the widest dtypes come first, as
+the official library puts them, so that each tensor is aligned for its dtype. No value is read here:
+``folder`` writes them after the header, piece by piece.
 """
 
 import json
@@ -20,7 +20,7 @@ from lazyinit.tensors.headers import HEADER_LIMIT, is_text
 from lazyinit.tensors.packed import FLOAT4, Packed
 from lazyinit.tensors.pieces import nbytes
 
-_ALIGNMENT = 64  # Bytes: where the first value is written, so that maps can be used as they are.
+_ALIGNMENT = 64  # Bytes. Values start at a multiple of this, so that memory maps are aligned.
 _NAMES: Mapping[np.dtype, str] = {dtype: name for name, dtype in TYPES.items()}
 
 
@@ -31,7 +31,7 @@ class FilePlan:
     Attributes:
       tensors: name and source, in the order in which their values lie.
       header: the first bytes of the file, up to the first value.
-      metadata: what the header says beside the tensors.
+      metadata: the header's text that is about no tensor.
     """
 
     tensors: tuple[tuple[str, Source], ...]
@@ -67,9 +67,9 @@ def problems(tensors: Mapping[str, Source]) -> Iterator[str]:
 def plan_files(
     tensors: Mapping[str, Source], metadata: Mapping[str, str], limit: int
 ) -> list[FilePlan]:
-    """Parts tensors among files of at most ``limit`` bytes of values, in order.
+    """Distributes tensors, in order, over files of at most ``limit`` bytes of values each.
 
-    A tensor that is larger has a file of its own.
+    A larger tensor gets a file of its own.
 
     Raises:
       SaveError: a file's header would be larger than the format allows.

@@ -59,7 +59,7 @@ def open_folder(folder: Path) -> Checkpoint:
     tree = pytorch.read_plain_pickle(file)
     try:
         described, pieces = _read(tree)
-    # What is no metadata may be anything: it has no such key, or a value of another kind.
+    # A pickle of something else lacks these keys, or has values of other types.
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise errors.CheckpointError(
             f"{file.path}: wanted the metadata of torch.distributed.checkpoint, got something "
@@ -77,16 +77,16 @@ def open_folder(folder: Path) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What the metadata says of a tensor; one without a dtype is any other object."""
+    """What the metadata says of a tensor; ``dtype`` is empty for an object of another kind."""
 
     dtype: str
     shape: Shape
-    chunks: Mapping[Shape, Shape]  # Their sizes by their places.
+    chunks: Mapping[Shape, Shape]  # The sizes of each piece, by its offsets.
 
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """The bytes of a piece."""
+    """Where the bytes of a piece lie, and whether they were changed (compressed, encrypted)."""
 
     file: str
     offset: int
@@ -96,14 +96,14 @@ class _Where:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A piece that is opened when it is asked for."""
+    """A piece of a tensor, whose file is opened only by ``open``."""
 
     folder: Path
     opened: dict[str, File]
     where: _Where
 
     def open(self, name: str) -> Source | None:
-        """Returns the one tensor or number that the archive holds, under a name."""
+        """Returns the one tensor or number in the archive, as ``name``; ``None`` for all else."""
         path = self.folder / self.where.file
         if path.parent != self.folder or not path.is_file():
             raise errors.CheckpointError(
@@ -118,7 +118,7 @@ class _Piece:
         if not pytorch.is_archive(members):
             raise damaged(file.path, name, "a piece that torch.save wrote", list(members))
         opened = pytorch.open_archive(path, members, may_be_empty=True)
-        held = opened.get("")  # What has no name is all that there is.
+        held = opened.get("")  # A value that is all of an archive has no name.
         is_read = isinstance(held, MappedTensor | HeldTensor)
         return replace(held, name=name) if is_read else None
 
@@ -193,7 +193,7 @@ def _tensor(
 
 
 def _grid(shape: Shape, chunks: Mapping[Shape, Shape]) -> list[list[int]] | None:
-    """Returns where pieces begin along each axis; ``None`` if they are no grid of that shape."""
+    """Returns where pieces begin along each axis; ``None`` unless they cover it as a grid."""
     fits = all(len(o) == len(s) == len(shape) for o, s in chunks.items())
     if not chunks or not fits:
         return None

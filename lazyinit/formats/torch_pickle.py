@@ -1,12 +1,12 @@
-"""Reads the pickles of PyTorch's files and builds nothing of what they ask for but plain values.
+"""Reads the pickles of PyTorch's files as plain values, and runs nothing that they ask for.
 
 A pickle is a program that calls whatever it names. Here names are never looked up: each stays a
-``Name``. A few are known (``rebuilt``), and for these a plain description is made (``pickled``).
-Whatever any other name is called with is held in a ``Foreign``, a dict, so that tensors in it are
-found, and no code runs.
+``Name``. A few are known (``rebuilt``), and calls of these become plain descriptions (``pickled``).
+A call of any other name becomes a ``Foreign``, a dict of its arguments, so that tensors among them
+are found, and no code runs.
 
-Python's own interpreter of pickles written in C is not used: it would believe any index into its
-memo, and take memory for it. The one written in Python keeps a dict.
+Of Python's two interpreters of pickles, the one in C is not used: it believes any index into its
+memo, and allocates memory up to it. The one in Python keeps a dict.
 
 Format: https://docs.python.org/3/library/pickletools.html.
 """
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from lazyinit.formats.pickled import STORAGES, Array, Dtype, Foreign, Name, Odd, Storage, put
 from lazyinit.formats.rebuilt import KNOWN, as_filled
 
-# Modules of which no class is a value that somebody saves.
+# Modules that nobody's saved values come from: a pickle that calls them wants to run code.
 _SYSTEM = frozenset(
     (
         *("os", "posix", "nt", "io", "_io", "subprocess", "sys", "runpy", "importlib", "shutil"),
@@ -28,7 +28,7 @@ _RUNNING = frozenset(("eval", "exec", "compile", "__import__", "open", "input", 
 
 
 class CodeError(pickle.UnpicklingError):
-    """A pickle asks for what only runs code; its text is the name of that."""
+    """A pickle calls something whose only use is to run code; the text is its name."""
 
 
 _Interpreter: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]  # See above.
@@ -38,22 +38,22 @@ class Reader(_Interpreter):
     """Reads one pickle; ``load`` returns dicts, lists, tuples, numbers, text and descriptions.
 
     Attributes:
-      asked: the first name that was called and is not known, or ``None``.
-      storages: those that it names, by their keys.
+      asked: the first unknown name that the pickle called, or ``None``.
+      storages: the storages that the pickle names, by their keys.
     """
 
     def __init__(self, file: Any) -> None:  # Any: has read(size) and readline().
-        """Starts at the place where the file stands."""
+        """Starts at the current position of the file."""
         super().__init__(file, encoding="utf-8", errors="replace")
         self.asked: Name | None = None
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """Returns the name, and imports nothing."""
+        """Returns a ``Name``, and imports nothing."""
         return Name(module, name)
 
     def persistent_load(self, pid: Any) -> Storage | Name:
-        """Returns what PyTorch writes in place of a storage, or in old files of a class."""
+        """Returns the storage, or in old files the class, that PyTorch writes as this ``pid``."""
         if pid[0] == "module" and isinstance(pid[1], Name):
             return pid[1]
         kind, held, key, _, count, *view = pid
@@ -99,7 +99,7 @@ class Reader(_Interpreter):
 
     def _load_inst(self) -> None:
         module, name = (self.readline()[:-1].decode("utf-8", "replace") for _ in range(2))
-        args = tuple(self.pop_mark())  # Before append, which is another one after it.
+        args = tuple(self.pop_mark())  # This replaces self.append, so it comes first.
         self.append(self._call(Name(module, name), args))
 
     def _load_obj(self) -> None:
@@ -143,7 +143,7 @@ class Reader(_Interpreter):
         self.stack[-1].extend(items)
 
     def _load_bytes(self) -> None:
-        # Python makes room for all that is promised, and then reads.
+        # Python's own method would allocate all that the pickle promises before it reads.
         self.append(self.read(int.from_bytes(self.read(8), "little")))
 
     def _load_extension(self) -> NoReturn:

@@ -1,7 +1,7 @@
 """Zip archives: where each member's bytes lie. Both NumPy's ``.npz`` and PyTorch's files are zips.
 
-The table of contents is read by Python's ``zipfile``, behind a limit; what it says is then held
-against the local header of each member, since that is what other readers go by.
+Python's ``zipfile`` reads the table of contents, up to a limit of bytes. What that says of a member
+is then compared with the member's own header, which other readers go by.
 
 Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, sections 4.3.7 and 4.3.12.
 """
@@ -28,12 +28,12 @@ class Member:
     """A member of an archive.
 
     Attributes:
-      name: as the archive has it.
-      offset: of its first byte, compressed or not, from the start of the file.
-      stored: bytes that it takes there.
-      size: bytes once decompressed.
-      is_deflated: whether it is compressed; by ``deflate`` then, nothing else is read.
-      crc: the CRC-32 of its bytes once decompressed; ``None`` if it is not known.
+      name: its name in the archive.
+      offset: where its first byte, compressed or not, is from the start of the file.
+      stored: how many bytes it takes in the file.
+      size: how many bytes it has once decompressed.
+      is_deflated: whether it is compressed by ``deflate``, the only method that is read.
+      crc: the CRC-32 of its decompressed bytes; ``None`` if it is not known.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Member:
 
 
 class _Bounded(io.FileIO):
-    """A file that hands out no more than a limit at once: ``zipfile`` believes any length.
+    """A file that refuses to read more than a limit at once, as ``zipfile`` believes any length.
 
-    It ends at a byte that is given: ``zipfile`` looks for the table of contents before that.
+    It seems to end at a given byte; ``zipfile`` looks for the table of contents before that.
     """
 
     def __init__(self, path: str, end: int) -> None:
@@ -60,7 +60,7 @@ class _Bounded(io.FileIO):
         return super().seek(offset, whence)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        left = self._end - self.tell()  # A read takes memory for all it asks.
+        left = self._end - self.tell()  # A read allocates what it asks for.
         wanted = left if size is None or size < 0 else size
         data = super().read(max(0, min(wanted, left, _DIRECTORY_LIMIT + 1)))
         if data is None or len(data) > _DIRECTORY_LIMIT:
@@ -72,8 +72,8 @@ def read_directory(file: File, end: int | None = None) -> Mapping[str, Member]:
     """Returns the members of an archive by name, in its order; reads none of them.
 
     Args:
-      file: what it lies in; other bytes may stand before it.
-      end: the byte after its last, if it is not the last of the file.
+      file: the file that the archive lies in; other bytes may come before the archive.
+      end: the byte after the archive, from the start of the file; by default the file's end.
 
     Raises:
       CheckpointError: two members share a name or bytes, one ends past the end of the file, is
@@ -83,7 +83,7 @@ def read_directory(file: File, end: int | None = None) -> Mapping[str, Member]:
         try:
             with zipfile.ZipFile(stream) as archive:  # pyright: ignore[reportArgumentType]  # FileIO
                 infos, table = archive.infolist(), archive.start_dir
-        # zipfile has no one error for what is damaged: it decodes, unpacks and counts as it goes.
+        # zipfile raises any of these for a damaged archive.
         except (
             zipfile.BadZipFile,
             NotImplementedError,  # What zipfile says of a method or a version it does not know.
