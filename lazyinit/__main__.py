@@ -1,4 +1,4 @@
-"""``python -m lazyinit``."""
+"""Runs the command line for ``python -m lazyinit``."""
 
 import sys
 

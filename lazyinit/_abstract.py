@@ -13,16 +13,16 @@ from lazyinit.params import placement_of
 def abstract(tree: Any, sharding: shardings.ShardingLike = None) -> Any:
     """Returns a tree with a ``jax.ShapeDtypeStruct`` in place of each thunk and array.
 
-    For whatever takes one: Orbax's ``restore``, ``jax.jit(f).lower``, ``jax.eval_shape``.
+    Such a tree can be passed to Orbax's ``restore``, ``jax.jit(f).lower`` or ``jax.eval_shape``.
 
     Args:
       tree: any pytree with thunks, arrays or ``ShapeDtypeStruct`` among its leaves.
-      sharding: as for ``materialize``, to which each struct then says the same sharding. ``None``:
-        where ``materialize`` would put a thunk, and where an array is. A mesh may be without
-        devices here: an ``AbstractMesh``, or text such as ``"data=4,model=8"``.
+      sharding: as for ``materialize``; each struct has the sharding that its array would get.
+        ``None`` is where ``materialize`` would put a thunk, and where an array is. A mesh may be
+        without devices here: an ``AbstractMesh``, or text such as ``"data=4,model=8"``.
 
     Returns:
-      The tree, in the same containers. Leaves that have no shape stay as they are.
+      The tree, in the same containers. Leaves that have no shape are unchanged.
 
     Raises:
       ShardingError: a sharding does not fit a leaf.

@@ -27,9 +27,9 @@ _VERSION = "lazyinit-digest-1"
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Digest:
-    """What ``digest`` returns. Equal to another of the same paths, shapes, dtypes and values.
+    """What ``digest`` returns: equal for trees of the same paths, shapes, dtypes and values.
 
-    Also equal to the text of such a one, ``str(digest)``.
+    A digest also equals the text of an equal one, ``str(digest)``.
 
     Attributes:
       leaves: for each path the leaf's dtype and shape, and 32 hex digits for its values.
@@ -96,17 +96,17 @@ def digest(tree: Any) -> Digest:
 
     It tells whether two runs have the same weights, or began from the same. Each process sums up
     what its own devices hold (``lazyinit.checksum`` says how), in some MiB of memory beside it, and
-    48 bytes for each leaf travel between processes. What differs by accident has the same digest
-    with a probability of less than ``2**-110``; it is no proof against somebody who wants it so.
+    48 bytes for each leaf travel between processes. Trees that differ by accident have the same
+    digest with a probability of less than ``2**-110``. On purpose, such trees can be made.
 
     Args:
       tree: any pytree of arrays (of JAX, on any devices, or of NumPy), PRNG keys and Python
-        numbers. Where arrays lie on devices of several processes, or of others alone, all of these
-        must call this, with the same tree.
+        numbers. If arrays are on devices of several processes, or of other processes alone, all of
+        these processes must call this, with the same tree.
 
     Returns:
-      The digest, of all and of each leaf. Paths, shapes and dtypes are part of it; the order of
-      leaves is not, nor where they are. A Python number is told by its type and value.
+      The digest of the tree, with that of each leaf. Paths, shapes and dtypes are part of it; the
+      order of leaves and their shardings are not. For a Python number its type and value count.
 
     Raises:
       NotMaterializedError: a leaf is not made yet, and has no values.
@@ -166,7 +166,7 @@ def _problem(leaf: Any) -> str:
     if isinstance(leaf, jax.Array):
         return "one that was deleted or donated." if leaf.is_deleted() else ""
     if isinstance(leaf, np.ndarray | np.generic):
-        # A long double has bytes in it that mean nothing.
+        # A long double has padding bytes, which hold anything.
         has_digest = jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
         if has_digest and np.dtype(leaf.dtype).char not in "gG":
             return ""
@@ -185,7 +185,7 @@ def _sums(arrays: Mapping[str, Any]) -> np.ndarray:
         for n, array in enumerate(words)
         if isinstance(array, jax.Array) and not array.is_fully_addressable
     }
-    # All at once: an array may lie in other processes alone, which do not know that it does.
+    # All arrays at once: processes that have no part of an array do not know that others do.
     group = tuple(sorted({jax.process_index()}.union(*spread.values())))
     if spread:
         agree.before_digesting(list(arrays.items()), group)
@@ -207,9 +207,9 @@ def _sums(arrays: Mapping[str, Any]) -> np.ndarray:
 
 
 def _blocks(array: Any) -> Iterator[tuple[Any, Ranges, Ranges]]:
-    """Yields data, the block of the array that it is, and a part of that, to be summed up here.
+    """Yields parts of an array to sum up here: data, the block that the data is, and the part.
 
-    Each element of the array is in one such part, in one process.
+    Each element of the array is in exactly one such part, in one process.
     """
     if isinstance(array, jax.Array):
         held = [

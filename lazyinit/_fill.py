@@ -65,21 +65,21 @@ def fill(
 
     Args:
       tree: any pytree (hence ``Any``). Thunks, arrays and ``jax.ShapeDtypeStruct`` are matched;
-        other leaves stay as they are. A Python number (a ``TrainState``'s step) becomes the array
-        that the checkpoint has of it, if it has one. A PRNG key is filled from its words
-        (``key_data``). Neither a key nor the count of an NNX stream is missed where it has none.
+        other leaves are unchanged. A Python number (a ``TrainState``'s step) becomes the array
+        that the checkpoint has for it, if it has one. A PRNG key is filled from its words
+        (``key_data``). Keys and counts of NNX streams that the checkpoint lacks are kept.
       checkpoint: a file, a folder, a mapping of arrays (nested or flat), or what
         ``open_checkpoint`` returned.
       rules: how the checkpoint's names and layouts differ; ``lazyinit.TORCH`` for PyTorch's.
-      at: the subtree under which the checkpoint hangs, ``"params/bert"``.
-      on_missing: ``"warn"`` leaves a leaf that the checkpoint lacks to be initialized, and warns
-        once of all of them that are below ``at``; ``"init"`` does so without a word; ``"error"``;
-        or a callable ``(path, leaf)`` that returns one of these words.
+      at: the path of the subtree that the checkpoint fills, ``"params/bert"``; ``""`` for all.
+      on_missing: what to do with a leaf that the checkpoint lacks. ``"warn"`` lets it be
+        initialized, with one warning for all such leaves below ``at``; ``"init"`` gives no warning;
+        ``"error"`` refuses it; a callable ``(path, leaf)`` returns one of these words.
       on_unexpected: ``"report"``, ``"ignore"`` or ``"error"`` for a tensor that makes no leaf; or a
         callable ``(name, source)`` that returns one of these.
       on_mismatch: ``"error"`` for a leaf whose tensor has another shape or kind; ``"init"`` leaves
-        it as it was; or a callable ``(path, leaf, source)`` that returns one of these, or another
-        leaf: ``lazyinit.overlap`` for one. A callable may raise ``FillError``, too.
+        it as it was; or a callable ``(path, leaf, source)``, such as ``lazyinit.overlap``, that
+        returns one of these, or another leaf. A callable may raise ``FillError``, too.
       on_cast: ``"report"`` for a leaf whose tensor has another dtype of the same kind: its values
         are rounded, and one that the dtype cannot hold is an error when it is read;
         ``"overflow"`` lets such a value wrap or become infinite; ``"lossless"`` refuses a dtype
@@ -88,10 +88,10 @@ def fill(
 
     Each policy may be a mapping from globs to such words and callables, over paths (for
     ``on_unexpected`` over names of tensors): ``{"params/head/**": "init"}``. The first glob that
-    matches decides. What no glob matches is an error, so end with ``"**"`` to say otherwise.
+    matches decides. A case that no glob matches is an error, so end with ``"**"`` to avoid it.
 
     Returns:
-      The tree, filled, and a report of what was done.
+      The filled tree, and a report of what was done.
 
     Raises:
       CheckpointError: the checkpoint is broken, unsafe or of an unknown format.
@@ -140,7 +140,7 @@ def fill(
         raise errors.FillError(refusals.nothing_matches(fillable, opened, rules))
 
     leaves = [leaf for _, leaf in everything]
-    # A Python number is filled as the array that JAX takes it for, and not missed.
+    # A number becomes the array that JAX would make of it; it is never reported as missing.
     everything = [
         (p, _as_array(x) if _is_number(x) and p.path in found.matches else x) for p, x in everything
     ]
@@ -192,7 +192,7 @@ def _follow(
     filled: Mapping[str, Any],
     entries: dict[str, LeafReport],
 ) -> dict[str, Thunk]:
-    """Returns, by path, what takes the place of leaves that follow others, and notes it."""
+    """Returns the replacements of leaves that follow filled ones, by path; updates ``entries``."""
     leaves = [(place.path, leaf) for place, leaf in everything if isinstance(leaf, Thunk)]
     leaders = Leaders((path, leaf, filled[path]) for path, leaf in leaves if path in filled)
     found: dict[str, Thunk] = {}

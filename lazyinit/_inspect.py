@@ -28,7 +28,7 @@ class TreeView(Shown):
 
     Attributes:
       tree: what is shown, the later tree if two were compared; nothing of it is made or read.
-      lines: what is said of each leaf that is shown.
+      lines: what is shown of each leaf.
       plan: where the leaves will go, if a sharding was given.
     """
 
@@ -90,15 +90,15 @@ def inspect(
       second: either ``paths`` or ``after``: it is a second tree if it has thunks, arrays or shapes
         among its leaves, and paths otherwise.
       paths: which leaves are shown, as ``materialize`` takes them; ``None`` for all.
-      after: the same tree later, after ``fill`` for one. Each leaf then says how it changed, such
-        as ``lazy → stored``. Values of arrays are not compared: an array that is another object
-        has been ``replaced``.
+      after: the same tree later, for example after ``fill``. Each line then says how its leaf has
+        changed, such as ``lazy → stored``. Values of arrays are not compared: an array that is
+        another object has been ``replaced``.
       sharding: as for ``plan``; the view then shows where each leaf will go, and the bytes that
         arrive on each device.
 
     Returns:
-      A value that a notebook shows as a tree to unfold and a terminal as a table; ``to_html``
-      gives the former as a string.
+      A value that a notebook shows as a tree to unfold, and a terminal as a table. Its ``to_html``
+      returns the tree as HTML.
 
     Raises:
       PathError: a pattern selects nothing, the two trees have no path in common, or paths or a
@@ -126,7 +126,7 @@ def inspect(
             "inspect: wanted a sharding or a second tree, got both. Compare the trees first, then "
             "pass sharding= with the later one alone."
         )
-    # The collector would walk over some 100,000 small objects that all stay for now.
+    # Python's collector would walk over some 100,000 small objects that all stay for now.
     with uncollected():
         return _view(tree, paths, sharding) if after is None else _compared(tree, after, paths)
 
@@ -217,13 +217,13 @@ def _change(was: Line, line: Line) -> str:
 
 
 class _Names:
-    """What shardings are called. Trees have few, and naming one takes longer than looking it up."""
+    """Names shardings, and keeps the names: trees have few shardings, and naming one is slow."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, str]] = {}
 
     def __call__(self, sharding: Any) -> str:
-        # It is kept, so that no other gets its id meanwhile.
+        # The sharding is kept alive, so that no other can get its id.
         known = self._known.setdefault(id(sharding), (sharding, ""))
         if not known[1]:
             known = self._known[id(sharding)] = (sharding, where(sharding))

@@ -26,10 +26,10 @@ def lazy(model: Any) -> Any:
         or any pure function of keys and arrays that returns a pytree.
 
     Returns:
-      For a Linen module an object whose ``init`` has the signature of ``module.init`` and returns
-      its tree, with a ``LazyParam`` in place of each array. For the others a callable with the
-      signature of ``model``: it returns the pytree with such leaves, for NNX as
-      ``(graphdef, state)``, as ``nnx.split`` does, of ``(model, optimizer)`` too.
+      For a Linen module, an object whose ``init`` has the signature of ``module.init`` and returns
+      its tree, with a ``LazyParam`` in place of each array. For the others, a callable with the
+      signature of ``model`` that returns the pytree with such leaves. If ``model`` makes an NNX
+      module, or ``(model, optimizer)``, that is ``(graphdef, state)``, as ``nnx.split`` returns it.
 
     Raises:
       RecordError: ``model`` is of a kind that cannot be recorded.

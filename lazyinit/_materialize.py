@@ -46,34 +46,35 @@ def materialize(
         ``(path, leaf) -> Sharding``; what a ``shard_by_...`` builder returned; or a
         ``jax.sharding.Mesh``: on it, where the recording under a mesh or the metadata says, else
         replicated.
-      dtype: a dtype for the selected floating-point leaves, but for a BatchNorm's statistics;
+      dtype: a dtype for the selected floating-point leaves, except for a BatchNorm's statistics;
         ``"file"``, the dtype in which a checkpoint has a leaf; or a mapping from globs and filters
-        of NNX to these, for all that they select. Leaves are made or read in their own dtype and
-        cast in the same program, so that no second copy stays. A stored value that the dtype
+        of NNX to these, for all leaves that they select. Leaves are made or read in their own dtype
+        and cast in the same program, so that no second copy stays. A stored value that the dtype
         cannot hold is an error.
       progress: whether to show a bar, with bytes, rate and time left, in the terminal or the
         notebook, if this runs in one; or a function that takes a ``Progress`` every now and then.
       check: whether every leaf that is made is compared with eager JAX's own steps, one at a
         time: as slow as eager ``init``, and sure.
-      broadcast: whether what several processes hold of a checkpoint is read by one of them, each
-        its own part, and brought to the others by the network between the devices: the same in
-        every process. ``False`` reads it in each. One process has nothing to bring.
+      broadcast: whether, of a stored leaf that several processes hold, each process reads only a
+        part, and the network between the devices brings it to the others. It must be the same in
+        every process. ``False`` lets each process read all that it holds. With one process it
+        makes no difference.
 
     Returns:
       The tree with arrays in place of the selected thunks: the same containers, keys in the same
-      order. A thunk at several places is one array; one that goes to other processes' devices alone
-      has no shards here. Selected leaves that are arrays already are
-      moved to the sharding, if one is given.
+      order. A thunk at several paths is one array; one that goes to other processes' devices alone
+      has no shards here. Selected leaves that are arrays already are moved to the sharding, if one
+      is given.
 
     Raises:
       PathError: a pattern selects nothing.
-      WordError: ``dtype`` is none, or ``progress`` or ``broadcast`` is nothing of that.
+      WordError: ``dtype`` is no dtype, or ``progress`` or ``broadcast`` is of the wrong kind.
       ShardingError: a sharding does not fit a leaf.
       AbstractInputError: a leaf's value depends on an input that was given as a shape alone, or is
         itself a shape alone, a ``jax.ShapeDtypeStruct``.
       CheckpointError: a file that a leaf lies in is gone or has changed.
-      CastError: a file has a value that the dtype of its leaf cannot hold, and nobody asked for
-        what overflows (``on_cast`` of ``fill``). No array is made.
+      CastError: a file has a value that the dtype of its leaf cannot hold, and ``on_cast`` of
+        ``fill`` did not allow that. No array is made.
       BitsError: with ``check``, a leaf has other bits than eager JAX gives it.
       HostsError: processes that make it together are about to make different things; or, with
         ``broadcast``, one of them failed to read, or its devices cannot reach the others.

@@ -17,20 +17,20 @@ from lazyinit.tensors.views import cut
 def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:
     """Reads the part that a leaf and a tensor of another size share, and initializes the rest.
 
-    For ``fill(..., on_mismatch=lazyinit.overlap)``. The common part starts at the first element
-    of each dimension. The rest has the bits that eager ``init`` gives there.
+    Pass it as ``fill(..., on_mismatch=lazyinit.overlap)``. The common part starts at the first
+    element of each dimension. The rest has the bits that eager ``init`` gives there.
 
     Args:
-      path: of the leaf.
+      path: the path of the leaf.
       leaf: a ``LazyParam``; any thunk (hence ``Any``) if the tensor covers all of it.
       source: the tensor, in the layout of the leaf.
 
     Returns:
-      The leaf to put in its place: a ``StoredParam`` if the tensor covers all of it.
+      The leaf that replaces it: a ``StoredParam`` if the tensor covers all of it.
 
     Raises:
-      FillError: another number of dimensions, another kind of number, or nothing to make the
-        rest from.
+      FillError: the tensor has another number of dimensions or another kind of number, or the leaf
+        has no initializer to make the rest.
 
     Example:
       >>> import jax, numpy as np, lazyinit as li

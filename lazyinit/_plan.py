@@ -57,30 +57,31 @@ def plan(
 
     Args:
       tree: any pytree with thunks among its leaves.
-      sharding: as for ``materialize``; but the devices need not be there. A builder and a sharding
-        may be on an ``AbstractMesh``, or this may be a mesh itself: a ``Mesh``, an ``AbstractMesh``
-        or text such as ``"data=4,model=8"``, on which each leaf goes as its recording under a mesh
-        or its metadata says, and is replicated where they say nothing.
+      sharding: as for ``materialize``, but this process need not have the devices. A builder and a
+        sharding may be on an ``AbstractMesh``, or this may be a mesh itself: a ``Mesh``, an
+        ``AbstractMesh`` or text such as ``"data=4,model=8"``. On it each leaf is placed as its
+        recording under a mesh or its metadata says, and is replicated if they say nothing.
       paths: as for ``materialize``.
       dtype: as for ``materialize``.
-      optimizer: what will train the leaves, ``optax.adamw(1e-3)`` for one: anything with an
-        ``init`` that maps them to a state. Its state is counted: what mirrors a leaf is sharded as
-        the leaf is, and the rest is replicated.
+      optimizer: the optimizer that will train the leaves, such as ``optax.adamw(1e-3)``: anything
+        with an ``init`` that maps them to a state. The state is counted: parts that mirror a leaf
+        are sharded as the leaf is, and the rest is replicated.
       gradients: whether gradients of the trained leaves are counted, or the dtype that they have.
-      copy: a dtype, for a copy of the trained leaves that is counted.
-      trainable: which leaves are trained, as ``paths``; ``None`` for those in variables of type
-        ``nnx.Param`` or in the collection ``params``, or for all; floating-point ones alone.
-      hosts: on how many hosts the devices are that are not there, the same number on each.
-      broadcast: as for ``materialize``; what it changes is what each host reads.
+      copy: the dtype of a copy of the trained leaves, which is then counted; ``None`` for no copy.
+      trainable: which leaves are trained, as ``paths``. ``None`` is for those in variables of type
+        ``nnx.Param`` or in the collection ``params``, or for all if there are none; only
+        floating-point leaves are trained.
+      hosts: the number of hosts of a mesh without devices; each has as many devices.
+      broadcast: as for ``materialize``; it changes what each host reads.
 
     Returns:
       What is done with each leaf, the bytes that arrive on each device, and those that each host
-      reads of each file. ``plan(...).fits("16GiB")`` says whether a device has room for it.
+      reads of each file. ``plan(...).fits("16GiB")`` says whether each device has room for them.
 
     Raises:
       PathError: a pattern selects nothing.
       ShardingError: a sharding does not fit a leaf.
-      PlanError: an optimizer, a dtype or a number of hosts that is none.
+      PlanError: ``optimizer``, ``gradients``, ``copy`` or ``hosts`` is not valid.
 
     Example:
       >>> import jax, flax.linen as nn, lazyinit as li
@@ -114,7 +115,7 @@ def plan(
             beside, reader, spread = _beside(job, shard), job, None
             if broadcast:
                 spread = spread_of(job, devices if is_abstract(placement) else None)
-            if spread is not None:  # One at a time; what is gathered may be turned.
+            if spread is not None:  # One leaf is gathered at a time, and may be transposed then.
                 part = shard_nbytes(spread.leaf, spread.sharding, target)
                 beside, reader = replace(beside, each=part + shard), spread
             tally.add(placement, shard, beside)
@@ -149,7 +150,7 @@ def _unused(sharding: Any, known: list[str]) -> list[str]:
 
 
 def _proofs(platform: str) -> Proofs:
-    """Returns what is proven on a platform: everything, where this machine has no such device."""
+    """Returns what is proven on a platform; everything, if this machine has no such device."""
     try:
         return proofs_on(platform)
     except RuntimeError:
@@ -157,6 +158,7 @@ def _proofs(platform: str) -> Proofs:
 
 
 def _beside(job: Job, shard: int) -> Beside:
+    """Returns the memory that making a leaf takes beside its shard of ``shard`` bytes."""
     threads = os.cpu_count() or 1
     leaf = job.leaf
     if job.over:
@@ -171,7 +173,7 @@ def _beside(job: Job, shard: int) -> Beside:
             made = map(_beside, group.inputs, parts)
             shared = {name: count for one in made for name, count in one.shared.items()}
             return Beside(shared, each=sum(parts) + limits.TEMPORARIES * max([shard, *parts]))
-        # Its inputs, whole, and what makes them, on one device.
+        # One device holds all inputs whole, and what it takes to make them.
         inputs = [Job(part.path, part, None, part.dtype) for part in leaf.inputs]
         needed = [_beside(one, one.leaf.nbytes) for one in inputs]
         shared = {name: count for one in needed for name, count in one.shared.items()}
@@ -179,7 +181,7 @@ def _beside(job: Job, shard: int) -> Beside:
         whole = sum(part.nbytes for part in leaf.inputs)
         return Beside(shared, first=whole + max(makes, (limits.TEMPORARIES + 1) * leaf.nbytes))
     if isinstance(leaf, LazyParam) and not isinstance(leaf.init_fn, Slice):
-        # Somebody's own function, which is not run for a plan: at worst it is replayed, and cut.
+        # A user's own function is not run for a plan: at worst it is replayed, and cut.
         return Beside(first=(limits.TEMPORARIES + 1) * leaf.nbytes)
     match way_of([job], _proofs):
         case Drawn():
@@ -191,7 +193,7 @@ def _beside(job: Job, shard: int) -> Beside:
             return Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes)
         case Read():
             return Beside(shared={"pieces": threads * limits.READ_BYTES})
-        case _:  # Transferred: what is beside it is the host's.
+        case _:  # Transferred, which takes memory of the host alone.
             return Beside()
 
 

@@ -43,9 +43,9 @@ def from_pretrained(
     broadcast: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Report]:
-    """Makes a model's parameters: from a checkpoint what it has, from their keys the others.
+    """Makes a model's parameters: reads those that a checkpoint has, and initializes the others.
 
-    The same as ``lazy``, ``fill`` and ``materialize``, one after the other. Nothing is allocated
+    It calls ``lazy``, ``fill`` and ``materialize``, one after the other. Nothing is allocated
     before names, shapes, policies and shardings are known to fit.
 
     Args:
@@ -56,12 +56,12 @@ def from_pretrained(
         ``module.init`` or of the function; for NNX passed as ``rngs=`` (a key as
         ``nnx.Rngs(key)``).
       *args: the other arguments of ``module.init``, of the class or of the function; a
-        ``jax.ShapeDtypeStruct`` will do for an array.
+        ``jax.ShapeDtypeStruct`` may stand for an array.
       rules: as for ``fill``. ``None`` takes a ready map, if the ``config.json`` of a local folder
         or a GGUF file names a family, and one map of ``lazyinit.maps`` for it explains every leaf
-        and every tensor; the report says which. Otherwise it is the same as none. Weights that the
-        ``config.json`` says are quantized are read as the numbers that they stand for, unless the
-        model has leaves for their scales; the report says so.
+        and every tensor; the report says which. If there is none, no rules are used. Weights that
+        the ``config.json`` says are quantized are dequantized when they are read, unless the model
+        has leaves for their scales; the report says so.
       at: as for ``fill``.
       sharding: as for ``materialize``.
       dtype: as for ``materialize``.
@@ -71,14 +71,14 @@ def from_pretrained(
       on_cast: as for ``fill``.
       progress: as for ``materialize``.
       broadcast: as for ``materialize``.
-      **kwargs: as ``args``.
+      **kwargs: keyword arguments of the same.
 
     Returns:
       The tree that ``module.init`` would have returned, or the NNX module; and the report of
-      ``fill``, whose ``provenance`` says of each leaf where it came from.
+      ``fill``, whose ``provenance`` says where each leaf comes from.
 
     Raises:
-      LazyinitError: as ``lazy``, ``fill`` and ``materialize`` do.
+      LazyinitError: any error that ``lazy``, ``fill`` and ``materialize`` raise.
 
     Example:
       >>> import jax, flax.linen as nn, numpy as np, lazyinit as li
@@ -118,7 +118,7 @@ def from_pretrained(
 
 
 def _to_fill(tree: Any) -> list[Place]:
-    """Returns the places of the leaves that a checkpoint has to have tensors for."""
+    """Returns the places of the leaves that need a tensor of the checkpoint."""
     of_streams = paths.of_random_streams(tree)
     return [
         place
@@ -130,7 +130,7 @@ def _to_fill(tree: Any) -> list[Place]:
 def _record(
     model: Any, rngs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> "tuple[list[nnx.GraphDef[Any]], Any]":
-    """Returns the lazy tree, and for an NNX module its graph definition."""
+    """Returns an NNX module's graph definition in a list (empty for others), and the lazy tree."""
     import flax.linen as nn
     from flax import nnx
 

@@ -22,18 +22,18 @@ def reseed(tree: Any, rngs: Any) -> Any:
 
     Args:
       tree: any pytree with ``LazyParam`` leaves.
-      rngs: a key, in place of the key that was given alone (for Linen that of ``params``); or a
-        dict of keys by stream, or an ``nnx.Rngs``. Streams that it lacks keep their keys. Each
-        key must be of the kind that it replaces: typed or raw, and of the same PRNG
-        implementation. The counts of an ``nnx.Rngs`` are ignored: those of the recording count.
+      rngs: one key, which replaces the only root key (with several, that of ``params``); or a dict
+        of keys by stream, or an ``nnx.Rngs``. Streams that it lacks keep their keys. Each key must
+        be of the same kind as the one that it replaces: typed or raw, and of the same PRNG
+        implementation. The counts of an ``nnx.Rngs`` are ignored: those of the recording are kept.
 
     Returns:
-      The tree with new root keys in its ``LazyParam`` leaves, where an ``OverlapParam``
-      initializes, and in all that a ``DerivedParam`` is computed from; other leaves stay as they
-      are.
+      The tree with new root keys in its ``LazyParam`` leaves, in the initializers of
+      ``OverlapParam`` leaves, and in all that a ``DerivedParam`` is computed from. Other leaves
+      are unchanged.
 
     Raises:
-      RngsError: a key of another kind, or for a stream that the tree does not use.
+      RngsError: a key is of another kind, or none is for a stream that the tree uses.
       RecordError: the model's Python code looked at a value that came from one of these keys, so
         that under another key it might have made other leaves.
 
@@ -68,12 +68,13 @@ def reseed(tree: Any, rngs: Any) -> Any:
 
 
 def _seeded(part: Thunk) -> LazyParam | DerivedParam | None:
+    """Returns the part of a thunk that has root keys; ``None`` if there is none."""
     part = part.rest if isinstance(part, OverlapParam) else part
     return part if isinstance(part, LazyParam | DerivedParam) else None
 
 
 def _again(leaf: Any, fresh: Mapping[str, AnyKey], placed: dict[int, Any]) -> Any:
-    """Returns a leaf (of any kind) with other root keys, and so all that it is computed from."""
+    """Returns a leaf (of any kind) with other root keys, also in all that it is computed from."""
     if id(leaf) in placed:
         return placed[id(leaf)]
     changed: dict[str, Any] = {}

@@ -52,47 +52,47 @@ def save(
 ) -> None:
     """Writes the leaves of a tree as safetensors, as Hugging Face's libraries read them.
 
-    One file, ``model.safetensors``, or several and an index. The host holds a piece of one tensor
-    at a time: arrays are gathered from their shards by pieces, stored leaves go from file to file.
+    It writes one file, ``model.safetensors``, or several and an index. The host holds a piece of
+    one tensor at a time: arrays are gathered from their shards by pieces, and stored leaves are
+    copied from file to file.
     A reader of the folder finds the old checkpoint or the new one at every instant, also if the
     process is killed; other files in the folder stay. With several processes all of them must
     call this, and the first one writes.
 
     Args:
       tree: any pytree of arrays, numbers and thunks.
-      folder: where to; is made if it is not there.
-      rules: as for ``fill``, with which it would be read: read backwards, they give names and
-        layouts. Without a rule a tensor goes by the path of its leaf.
-      at: as for ``fill``: only the subtree there is saved.
+      folder: the folder to write to; it is made if it does not exist.
+      rules: the rules with which ``fill`` would read the folder. Read backwards, they give names
+        and layouts. A leaf that no rule fits is saved under its path.
+      at: the path of the subtree to save, as for ``fill``; ``""`` for the whole tree.
       max_shard_size: bytes of values in one file: a number, or text such as ``"5GB"`` (five
         billion) or ``"512MiB"``. A tensor that is larger has a file of its own.
-      metadata: what the files say beside the tensors, text by text, over what those of ``like``
-        say. transformers wants a ``"format"``, and ``"pt"`` stands for PyTorch's names and
-        layouts: without this argument the files say so, unless those of ``like`` say another.
+      metadata: entries for the metadata of the files, all of them text; they go over those of
+        ``like``. transformers wants an entry ``"format"``, and ``"pt"`` stands for PyTorch's names
+        and layouts: without this argument the files say so, unless ``like`` says another.
       lazy: what to do with leaves that are not made yet: ``"refuse"``, or ``"make"`` them one by
         one, on the default device, and let each go once it is written.
-      like: a folder, such as the one that the tree was filled from, whose other files come along:
-        ``config.json``, tokenizer, model card, code, those in folders below, too; and the metadata
-        of its safetensors. Not weights of any format, unfinished or hidden files, and links to
-        folders. They are there before the new checkpoint is, and are removed if it does not come.
-      format: ``"orbax"`` has Orbax itself write the tree as it is, as its ``StandardCheckpointer``
-        does, for whoever restores with Orbax. Nothing may be at ``folder`` yet. Leaves that are
-        not made are made first, all together, where ``materialize`` would put them. What names
-        tensors or says more of files (``rules``, ``at``, ``metadata``, ``like``) is refused, and
-        ``max_shard_size`` does not count.
-      progress: as for ``materialize``; of several processes, the one that writes tells it.
+      like: a folder, such as the one that the tree was filled from, whose other files are copied:
+        ``config.json``, tokenizer, model card and code, also from folders below; and the metadata
+        of its safetensors. Weights of any format, unfinished or hidden files, and links to folders
+        are not copied. The copies are made first, and removed if the checkpoint is not written.
+      format: ``"orbax"`` lets Orbax write the tree as it is, as its ``StandardCheckpointer`` does.
+        Nothing may be at ``folder`` yet. Leaves that are not made are made first, all together,
+        where ``materialize`` would put them. Arguments about names and files (``rules``, ``at``,
+        ``metadata``, ``like``) are refused, and ``max_shard_size`` is ignored.
+      progress: as for ``materialize``; of several processes, only the one that writes shows it.
 
     Raises:
       NotMaterializedError: leaves are not made yet, and ``lazy`` does not say to make them.
-      SaveError: a leaf that is no array, a dtype that safetensors has not, a folder in which
-        another process is saving; all problems with leaves at once. Or there is no folder
-        ``like``, or another file is where one of its files would go; or something is where Orbax
-        is to write, or Orbax cannot hold a leaf.
-      WordError: ``format`` is none, or ``progress`` is of the wrong kind.
+      SaveError: leaves are no arrays, or have a dtype that safetensors lacks (names all of them);
+        another process is saving to the folder; there is no folder ``like``, or another file is
+        where one of its files would go; for Orbax, something is at ``folder``, or it cannot hold a
+        leaf.
+      WordError: ``format`` is unknown, or ``progress`` is of the wrong kind.
       FillError: a rule cannot be read backwards.
       CastError: a leaf from a checkpoint has a value that its dtype cannot hold.
       PathError: ``at`` names no subtree.
-      WriteError: no space, no permission; the checkpoint that was there still is.
+      WriteError: there is no space or no permission; the checkpoint that was there is unchanged.
       HostsError: the processes are about to save different things.
 
     Example:
@@ -161,7 +161,7 @@ def save(
 
 
 def _check_truth(like: Path | None, tensors: Mapping[str, Source]) -> None:
-    """Raises a ``SaveError`` if a configuration would say of plain numbers that they are not."""
+    """Raises a ``SaveError`` if the copied ``config.json`` would call plain numbers quantized."""
     method = quantization_of(config_of(like)) if like is not None else {}
     if quantizes_weights(method) and not tells_scales(tensors):
         raise errors.SaveError(
@@ -225,7 +225,7 @@ def _problem(path: str, leaf: Any) -> str:
 
 
 def _words(place: Place, leaf: Any) -> tuple[Place, Source]:
-    """Returns where the words of a key go, and what they are: a few bytes, made at once."""
+    """Returns the place and the source of a key's words, which are few bytes, and made at once."""
     end = f"/{KEY_DATA}/{implementation(leaf.dtype)}"
     named = replace(place, path=place.name + end, name=place.name + end, boxed="")
     if isinstance(leaf, StoredParam) and isinstance(leaf.source, KeyData):
@@ -255,12 +255,12 @@ def _source(
 
 
 def _maker() -> Callable[[str, Thunk], DeviceArray]:
-    """Returns a function that makes a leaf, and holds the last one that it was asked for."""
+    """Returns a function that makes a leaf, and keeps only the last leaf that it made."""
     held: list[tuple[Thunk, DeviceArray]] = []
 
     def make(path: str, leaf: Thunk) -> DeviceArray:
         if not held or held[0][0] is not leaf:
-            held.clear()  # Before the next one is made.
+            held.clear()  # Frees the last leaf before the next one is made.
             held.append((leaf, DeviceArray(path, materialize({path: leaf})[path])))
         return held[0][1]
 

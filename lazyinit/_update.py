@@ -1,8 +1,8 @@
 """The verb ``update``: new values from a checkpoint into arrays that are there.
 
 A model that serves or trains gets the weights of another step. Its arrays say all that ``fill`` and
-``materialize`` need: shapes, dtypes and shardings. They go a few at a time, each as soon as the new
-one is there, so that no second model is ever in memory.
+``materialize`` need: shapes, dtypes and shardings. A few arrays are read at a time, and the old
+ones are freed as soon as the new ones are there, so that no second model is ever in memory.
 """
 
 import os
@@ -28,7 +28,7 @@ from lazyinit.record.function import nnx_modules
 from lazyinit.rules.rule import Rules
 from lazyinit.tensors.memory import HeldTensor
 
-TOGETHER = 2**28  # Bytes of leaves that are read at a time: what old and new both take meanwhile.
+TOGETHER = 2**28  # Bytes of leaves that are read at a time, while the old arrays are still there.
 
 
 @agree.telling
@@ -45,35 +45,35 @@ def update(
     donate: bool = True,
     progress: ProgressLike = False,
 ) -> tuple[Any, Report]:
-    """Reads new values into the arrays of a model or a tree, each where the old one lies.
+    """Reads new values for the arrays of a model or a tree, each with the sharding of the old one.
 
     Names, shapes, dtypes and policies are checked first; then arrays are read and replaced, a few
     at a time. A leaf that the checkpoint lacks keeps its value.
 
     Args:
       model: a module of Flax NNX, or several in a plain container, which are changed in place; or
-        any pytree with arrays among its leaves (hence ``Any``), which is not.
-      checkpoint: as for ``fill``; the arrays of a trainer in a mapping, too.
+        any pytree with arrays among its leaves (hence ``Any``), which is not changed.
+      checkpoint: as for ``fill``; for example a mapping of a trainer's arrays.
       rules: as for ``fill``.
       at: as for ``fill``.
       on_missing: as for ``fill``. ``"warn"`` and ``"init"`` leave the leaf as it is.
       on_unexpected: as for ``fill``.
       on_mismatch: as for ``fill``. ``"init"`` leaves the leaf as it is.
       on_cast: as for ``fill``. Leaves whose dtype has a smaller range than that of their tensor
-        are read twice, first to see whether all values have a place in it.
+        are read twice, first to see whether the dtype can hold all values.
       donate: whether each old array is deleted as soon as its new one is there, as
-        ``jax.jit(donate_argnums=...)`` does: whoever still holds it cannot use it any more. An
-        array of the checkpoint itself, or one that also stays elsewhere in the tree, is not.
-      progress: as for ``materialize``. An error of its own is an ``UpdateError``, too.
+        ``jax.jit(donate_argnums=...)`` does: nobody who still holds it can use it any more. An
+        array of the checkpoint itself, or one that also stays elsewhere in the tree, is kept.
+      progress: as for ``materialize``. If a callback raises, that is an ``UpdateError``, too.
 
     Returns:
       The model, or the tree with the new arrays in the same containers; and the report of ``fill``.
 
     Raises:
-      LazyinitError: as ``fill`` does; a ``CastError``, for a value that its leaf cannot hold; or
-        since other processes are about to read something else. Nothing has changed then.
-      UpdateError: reading failed half-way. Its ``tree`` has, of each leaf, the new array or the
-        old one, and so does a model. Call it again, or put the tree in its place.
+      LazyinitError: any error of ``fill``; a ``CastError`` for a value that its leaf cannot hold;
+        a ``HostsError`` if other processes are about to read something else. Nothing has changed.
+      UpdateError: reading failed half-way. Its ``tree``, like an NNX model, has the new array or
+        the old one for each leaf. Call it again, or go on with that tree.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, lazyinit as li
@@ -114,7 +114,7 @@ def update(
         call="update",
     )
     kept = [tensor.array for tensor in opened.values() if isinstance(tensor, HeldTensor)]
-    held = Counter(map(id, (*now, *kept)))  # By how many, of those that need it afterwards.
+    held = Counter(map(id, (*now, *kept)))  # How many leaves and tensors still need each array.
 
     def as_it_is() -> Any:
         return tree_paths.replace_leaves(tree, now)
@@ -145,7 +145,7 @@ def update(
 
 
 def _passed_on(tell: Tell) -> Callable[[Progress], None]:
-    """Returns what tells of one part of the work as a part of the whole."""
+    """Returns a callback that adds the progress of one group of leaves to that of the whole."""
     before = 0
 
     def add(now: Progress) -> None:
@@ -157,7 +157,7 @@ def _passed_on(tell: Tell) -> Callable[[Progress], None]:
 
 
 def _groups(leaves: Sequence[tuple[int, str, Thunk]]) -> Iterator[list[tuple[int, str, Thunk]]]:
-    """Yields leaves in runs of some ``TOGETHER`` bytes."""
+    """Yields the leaves in groups of some ``TOGETHER`` bytes."""
     group, size = [], 0
     for each in leaves:
         group.append(each)

@@ -1,4 +1,4 @@
-"""Meshes whose devices are not here: written as text, and each of their devices as a value."""
+"""Meshes without devices: how they are written as text, and what stands for their devices."""
 
 import re
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _AXIS = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*([1-9][0-9]{0,8})\s*")
 
 @dataclass(frozen=True, slots=True, order=True)
 class MeshDevice:
-    """A device of a mesh that has none: its place there is all that is known of it.
+    """Stands for one device of a mesh without devices.
 
     Attributes:
-      id: its place among the devices of the mesh, the last axis fastest.
-      process_index: the host that it would belong to.
+      id: the index of the device in the mesh; the last axis varies fastest.
+      process_index: the host that the device would belong to.
     """
 
     id: int
@@ -31,7 +31,7 @@ class MeshDevice:
 
 
 def mesh_of(mesh: MeshLike) -> Mesh | AbstractMesh:
-    """Returns a mesh as it is, and for text such as ``"data=4,model=8"`` one without devices.
+    """Returns a mesh unchanged; makes one without devices of text such as ``"data=4,model=8"``.
 
     Raises:
       ShardingError: the text is no mesh, or the value is neither text nor a mesh.
@@ -67,11 +67,11 @@ def is_abstract(sharding: Sharding | None) -> bool:
 
 
 def devices_of(sharding: Any, hosts: int = 1) -> tuple[MeshDevice, ...]:
-    """Returns the devices of a sharding on a mesh that has none, in the order of that mesh.
+    """Returns what stands for the devices of a sharding on a mesh without devices, in its order.
 
     Args:
-      sharding: on such a mesh.
-      hosts: on how many they are, the same number on each, one host after the other.
+      sharding: a sharding on such a mesh.
+      hosts: the number of hosts; each has as many devices, one host after the other.
 
     Raises:
       PlanError: the hosts cannot have the same number of devices.
@@ -86,6 +86,6 @@ def devices_of(sharding: Any, hosts: int = 1) -> tuple[MeshDevice, ...]:
 
 
 def platform_of(sharding: Any) -> str:
-    """Returns the platform of a mesh that has no devices: its own if it says one, else JAX's."""
+    """Returns the platform of a sharding on a mesh without devices; JAX's if the mesh has none."""
     kind = sharding.mesh.abstract_device
     return jax.default_backend() if kind is None else kind.platform

@@ -23,18 +23,18 @@ DtypeLike: TypeAlias = "Dtype | Mapping[Any, Dtype] | None"
 def resolve(
     dtype: DtypeLike, tree: Any, leaves: Sequence[tuple[str, Any]], selected: Sequence[bool]
 ) -> list[Any]:
-    """Returns the dtype that each leaf will have; its own where none is asked for.
+    """Returns the dtype that each leaf will have, which is its own unless another is asked for.
 
     Args:
-      dtype: ``None``; a dtype for floating-point leaves, but for the statistics of a BatchNorm;
+      dtype: ``None``; a dtype for floating-point leaves, except for the statistics of a BatchNorm;
         ``"file"``, the dtype in which a checkpoint has a leaf; or a mapping from globs and filters
-        of NNX to one of these, of which the first that selects a leaf decides, statistics too.
+        of NNX to one of these: the first that selects a leaf decides, also for statistics.
       tree: the tree (any pytree).
-      leaves: its paths and leaves.
-      selected: which of them matter.
+      leaves: the paths and leaves of the tree.
+      selected: which of the leaves are to be cast; the others keep their dtypes.
 
     Raises:
-      WordError: what is no dtype.
+      WordError: a part of ``dtype`` is no dtype.
       PathError: a glob or a filter selects nothing.
     """
     owns = [getattr(leaf, "dtype", None) for _, leaf in leaves]
@@ -58,10 +58,10 @@ def resolve(
 
 def _target(path: str, leaf: Any, own: Any, wanted: Any) -> Any:
     if isinstance(wanted, str) and wanted == "file":
-        is_read = not isinstance(leaf, DerivedParam)  # What is computed has the dtype of that.
+        is_read = not isinstance(leaf, DerivedParam)  # A computed leaf is in no file.
         (source, *_) = (*(origins(leaf)[0] if is_read else ()), None)
         is_alike = source is not None and _is_float(source.dtype)
-        # Not float64 where JAX has that off.
+        # JAX makes float32 of float64, unless its setting jax_enable_x64 is on.
         return jax.dtypes.canonicalize_dtype(source.dtype) if is_alike and _is_float(own) else own
     try:
         return cast_dtype(own, wanted)

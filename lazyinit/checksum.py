@@ -1,8 +1,8 @@
 """Sums over the elements of an array that come out the same however the array is cut.
 
 Each element is multiplied by a number that its place alone decides, and the products are added up
-modulo a prime. So whoever holds a block of an array adds up that block, in any order, and the sums
-of all blocks add up to the sum of the array: no block need be in one place with another.
+modulo a prime. So each process can add up the blocks of an array that it holds, in any order, and
+the sums of all blocks add up to the sum of the array.
 
 The elements are taken as words of 16 bits (of 8, where an element has one byte). The number of a
 place is a product of numbers drawn for its index along each axis: one for ``index // 256``, one for
@@ -30,10 +30,10 @@ COLUMNS = 6
 
 _BLOCK = 256  # Indices along an axis that have a draw of their own.
 _EXACT = 2**13  # Products that are added up in a float64.
-_WIDE = 256  # Words: rows this long are not joined with the next axis to be longer.
+_WIDE = 256  # Rows of as many words are long enough: they are not joined with the next axis.
 _PIECE = 2**17  # Elements summed at a time: they are float64 meanwhile, in a processor's cache.
-# Multiplications of one product of matrices. OpenBLAS starts threads for more, which spin and wait
-# for each other where other threads work beside them.
+# The most multiplications in one product of matrices. For more, OpenBLAS starts threads, which spin
+# and wait for each other while other threads need the cores.
 _PRODUCT = 2**18
 
 
@@ -42,7 +42,7 @@ def sums(values: np.ndarray, start: Sequence[int]) -> np.ndarray:
 
     Args:
       values: the block, of numbers or booleans.
-      start: the index in the array of its first element, along each axis.
+      start: the index in the array of the block's first element, along each axis.
     """
     total = np.zeros(COLUMNS, np.int64)
     for index in cuts(values.shape, start, _PIECE):
@@ -52,12 +52,12 @@ def sums(values: np.ndarray, start: Sequence[int]) -> np.ndarray:
 
 
 def cuts(shape: Sequence[int], start: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
-    """Yields indices that cut a block into pieces, none of which has half of a run of 256.
+    """Yields indices that cut a block into pieces, of whole runs of 256 or within one such run.
 
     Args:
-      shape: of the block.
-      start: the index in the array of its first element, along each axis.
-      most: elements in a piece, at least 1.
+      shape: the shape of the block.
+      start: the index in the array of the block's first element, along each axis.
+      most: the most elements in a piece, 1 or more.
     """
     of_axes: list[list[slice]] = []
     for first, size in zip(reversed(start), reversed(shape), strict=True):
@@ -113,7 +113,7 @@ def _words(values: np.ndarray) -> np.ndarray:
         return values.view("<u2")
     words = values.view(np.uint8)
     bits = _bits(values.dtype)
-    # NumPy keeps such an element in a byte, whose other bits mean nothing.
+    # NumPy keeps an int4, for example, in a byte whose other bits may hold anything.
     return words if bits == 8 else words & np.uint8(2**bits - 1)
 
 

@@ -37,7 +37,7 @@ class DerivedParam(Thunk):
       init_fn: maps a key and the arrays of the inputs to the value, eagerly:
         ``init_fn(rng_path.key(), *arrays)``.
       inputs: the leaves that it is computed from, of any kind of thunk.
-      rng_path: says which root keys it depends on beside them.
+      rng_path: the root keys that it depends on, besides its inputs.
       weak_type: whether the array will be weakly typed, as JAX calls it.
       sharding: where it goes if nothing else is asked for; ``None`` is the default device.
       path: where in the tree it was recorded; only messages use it.
@@ -76,7 +76,7 @@ class DerivedParam(Thunk):
 
     @property
     def made_by(self) -> str:
-        """What computes it, and of which leaves, as ``div of w`` says it."""
+        """The function that computes the leaf, and its inputs, as text: ``div of w``."""
         names = [leaf.path or describe(leaf.shape, leaf.dtype) for leaf in self.inputs]
         shown = names if len(names) < 4 else [names[0], "...", names[-1]]
         return f"{label(self.init_fn)} of {', '.join(shown)}"
@@ -89,10 +89,10 @@ def _derived_param(*fields: Any) -> DerivedParam:
 
 
 def origins(leaf: object) -> tuple[tuple[Source, ...], tuple[LazyParam, ...]]:
-    """Returns what a leaf is read from, and what initializes it.
+    """Returns the sources that a leaf is read from, and the thunks that initialize it.
 
-    At most one of each, both for an ``OverlapParam``; for a ``DerivedParam`` those of all of its
-    inputs, each once. What is no thunk has neither: it is there already.
+    There is at most one of each; an ``OverlapParam`` has both. A ``DerivedParam`` has those of all
+    its inputs, each once. What is no thunk has neither, since it is there already.
     """
     match leaf:
         case StoredParam():
@@ -125,6 +125,6 @@ def parts_of(leaf: Thunk) -> Iterator[Thunk]:
 
 
 def struct_of(leaf: Thunk) -> jax.ShapeDtypeStruct:
-    """Returns what a trace knows of a thunk: shape, dtype, weak type and where it goes."""
+    """Returns what a trace needs to know of a thunk: shape, dtype, weak type and sharding."""
     weak_type = bool(getattr(leaf, "weak_type", False))
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding, weak_type=weak_type)

@@ -61,7 +61,7 @@ class FillError(LazyinitError, ValueError):
 
 
 class CastError(LazyinitError, OverflowError):
-    """A value of a checkpoint that the dtype which is wanted cannot hold: no array was made."""
+    """A value of a checkpoint that the dtype of its leaf cannot hold. No array was made."""
 
 
 class SaveError(LazyinitError, ValueError):
@@ -69,10 +69,10 @@ class SaveError(LazyinitError, ValueError):
 
 
 class UpdateError(LazyinitError, RuntimeError):
-    """An update that failed half-way: ``tree`` has the new arrays that there are, else the old."""
+    """An update that failed half-way: ``tree`` has some of the new arrays, and else the old."""
 
     def __init__(self, message: str, tree: object = None) -> None:
-        """Takes what happened, and the tree as it is now."""
+        """Takes the message, and the tree as it is now."""
         super().__init__(message)
         self.tree = tree
 
@@ -102,7 +102,7 @@ class DigestError(LazyinitError, TypeError):
 
 
 class LazyinitWarning(UserWarning):
-    """Worth knowing, but no error: a slower way is taken, or the version is not a tested one."""
+    """Something worth knowing: a slower way is taken, say, or the version is not a tested one."""
 
 
 class WriteError(LazyinitError, OSError):
@@ -113,7 +113,7 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 def warn(message: str) -> None:
-    """Warns once, of the line outside of this package that led here."""
+    """Gives one warning, which names the line outside of this package that led here."""
     if sys.version_info >= (3, 12):
         warnings.warn(message, LazyinitWarning, skip_file_prefixes=(_PACKAGE,))
     else:  # Drop with Python 3.11.

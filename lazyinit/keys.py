@@ -1,8 +1,8 @@
 """PRNG keys as values: which key a leaf is made from.
 
-A ``Key`` is a JAX key by its words. An ``RngPath`` says from which root keys a leaf is made, and
-what is folded into them. Values can be compared, hashed, pickled and handed to any thread; the keys
-of JAX itself are arrays on a device, or tracers.
+A ``Key`` holds the words of a JAX key. An ``RngPath`` says from which root keys a leaf is made, and
+what is folded into them. Values can be compared, hashed, pickled and handed to any thread; JAX's
+own keys are arrays on a device, or tracers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -103,11 +103,7 @@ class RngPath:
         return RngPath, (dict(self.roots), self.folded, self.fold)
 
     def key(self) -> Any:
-        """Returns what ``init_fn`` takes: the key, or a dict of root keys if there are several.
-
-        Raises:
-          RngsError: there is no key at all (``roots`` is empty) but a fold.
-        """
+        """Returns what ``init_fn`` takes: the key, or a dict of root keys unless there is one."""
         keys = {stream: root.array() for stream, root in self.roots.items()}
         if len(keys) != 1 or self.fold < 0:
             return next(iter(keys.values())) if len(keys) == 1 else keys
@@ -123,7 +119,7 @@ class RngPath:
 
 
 def stream_path(streams: Iterable[str], folded: Iterable[str | int]) -> str:
-    """Returns, for people, the streams of a key and what is folded in: ``params/head#1``."""
+    """Returns the streams of a key, and what is folded in, as text: ``params/head#1``."""
     folded = tuple(folded)
     names = [x for x in folded if isinstance(x, str)]
     counts = "".join(f"#{x}" for x in folded if not isinstance(x, str))

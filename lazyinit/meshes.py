@@ -29,11 +29,13 @@ R = TypeVar("R")
 
 
 def concrete(mesh: AbstractMesh, path: str) -> Mesh:
-    """Returns a mesh of devices for one that was recorded: the one that is set, if it is like it.
+    """Returns a mesh of devices for a recorded one: the mesh that is set, if it has the same axes.
+
+    If not, it makes one of this process's devices.
 
     Args:
-      mesh: what was set while a leaf was recorded.
-      path: the leaf, for messages.
+      mesh: the mesh that was set while a leaf was recorded.
+      path: the path of the leaf, for messages.
 
     Raises:
       ShardingError: another mesh is set, or none, and this process has too few devices.
@@ -54,7 +56,7 @@ def concrete(mesh: AbstractMesh, path: str) -> Mesh:
 
 
 def _is_like(mesh: Mesh, wanted: AbstractMesh) -> bool:
-    """Tells whether a mesh has the axes of another, whatever kind of device it is made of."""
+    """Tells whether a mesh has the axes of another; the devices may differ."""
     found = (mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
     return found == (wanted.axis_names, wanted.axis_sizes, wanted.axis_types)
 
@@ -64,10 +66,10 @@ def on_devices(sharding: Sharding | None, path: str) -> Sharding | None:
 
     Args:
       sharding: the placement; ``None`` is the default device.
-      path: the leaf, for messages.
+      path: the path of the leaf, for messages.
 
     Raises:
-      ShardingError: it is on a mesh, and this process has too few devices for it.
+      ShardingError: this process has too few devices for the mesh of the placement.
     """
     if not isinstance(sharding, NamedSharding) or isinstance(sharding.mesh, Mesh):
         return sharding
@@ -76,9 +78,9 @@ def on_devices(sharding: Sharding | None, path: str) -> Sharding | None:
 
 
 def on_one_device(constant: Any) -> Any:
-    """Returns a constant that every device of a mesh has whole, on one device; any other as it is.
+    """Returns a constant that is replicated over a mesh on one device, and any other unchanged.
 
-    What is computed of it then stays on that device.
+    A value that is computed from it is then on that device, too.
     """
     if (
         not isinstance(constant, jax.Array)
@@ -92,7 +94,7 @@ def on_one_device(constant: Any) -> Any:
 
 
 def parts_of(mesh: Any, axes: Any) -> int:
-    """Returns into how many parts these axes of a mesh (a name, several or none) cut."""
+    """Returns into how many parts axes of a mesh (a name, several or none) cut a dimension."""
     if axes is None or axes is PartitionSpec.UNCONSTRAINED:
         return 1
     names = axes if isinstance(axes, tuple) else (axes,)
@@ -100,7 +102,7 @@ def parts_of(mesh: Any, axes: Any) -> int:
 
 
 def under(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Returns a context with this mesh set, or none, whatever is set around it. In no trace."""
+    """Returns a context in which this mesh is set, or none is. It cannot be used within a trace."""
     if mesh is not None:
         return jax.set_mesh(mesh)
     if compat.mesh_around() is None:
@@ -109,9 +111,10 @@ def under(mesh: Mesh | None) -> AbstractContextManager[Any]:
 
 
 def outside(run: Callable[[], R]) -> R:
-    """Returns what ``run`` returns, run under no mesh and in no trace, whatever is around it.
+    """Calls a function under no mesh and in no trace, and returns its result.
 
-    JAX lets nobody leave a mesh within a trace; but both belong to a thread.
+    Within a trace JAX does not allow leaving a mesh. But meshes and traces belong to a thread, so
+    the function is called in another one.
     """
     if compat.mesh_around() is None and jax.sharding.get_abstract_mesh().empty:
         return run()
@@ -126,7 +129,7 @@ def outside(run: Callable[[], R]) -> R:
 
 
 def to_pickle(sharding: Sharding | None) -> Any:
-    """Returns a placement as a value that can be pickled; ``None`` for what cannot be kept."""
+    """Returns a placement as a value that can be pickled; ``None`` if it cannot be kept."""
     match sharding:
         case NamedSharding(mesh=Mesh() as mesh):
             grid: Any = mesh.devices
@@ -142,7 +145,7 @@ def to_pickle(sharding: Sharding | None) -> Any:
 
 
 def from_pickle(value: Any) -> Sharding | None:
-    """Returns the placement that ``to_pickle`` wrote: without devices, where this has not those."""
+    """Returns the placement that ``to_pickle`` wrote; without devices, if they are not here."""
     if value is None:
         return None
     named, mesh, spec, kind = value

@@ -31,26 +31,26 @@ def cast_dtype(own: Any, wanted: Any) -> Any:
     """Returns the dtype a leaf will have: ``wanted`` if it is floating-point, else its own.
 
     Args:
-      own: its dtype; typed PRNG keys too.
-      wanted: a dtype, or ``None``.
+      own: the dtype of the leaf, which may be that of typed PRNG keys.
+      wanted: a dtype, or ``None`` for the leaf's own.
     """
     return jnp.dtype(wanted) if wanted is not None and jnp.issubdtype(own, jnp.floating) else own
 
 
 @singledispatch
 def leaf_as_html(leaf: Any) -> str:
-    """Returns how a notebook shows a leaf that is the last value of a cell. ``view`` says how."""
+    """Returns a leaf as HTML, for the result of a notebook's cell; ``view`` registers how."""
     return f"<code>{escape(repr(leaf))}</code>"
 
 
 @singledispatch
 def leaf_in_treescope(leaf: Any, path: str | None, subtree_renderer: Any) -> Any:
-    """Returns how treescope shows a leaf in a tree, in types of its own. ``view`` says how."""
+    """Returns a leaf as treescope shows it, in treescope's types; ``view`` registers how."""
     return NotImplemented
 
 
 class Thunk:
-    """What all leaves that are not made yet share: the duck type of ``jax.ShapeDtypeStruct``.
+    """The base of all leaves that are not made yet, with the attributes of a ``ShapeDtypeStruct``.
 
     A thunk has no ``__jax_array__``, which would make ``jax.eval_shape`` evaluate it.
     """
@@ -74,7 +74,7 @@ class Thunk:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole array once made, over all its shards together."""
+        """The size of the whole array once made, in bytes, however it is sharded."""
         return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -182,12 +182,12 @@ def _lazy_param(*fields: Any) -> LazyParam:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StoredParam(Thunk):
-    """A parameter that lies in a checkpoint and is not read yet. A pytree leaf.
+    """A parameter that is in a checkpoint and not read yet. A pytree leaf.
 
     Attributes:
       shape: the shape that the array will have.
-      dtype: the dtype that it will have; another than ``source.dtype`` is a cast on reading.
-      source: says which tensors of which file make it, and by which layout change.
+      dtype: the dtype that it will have; values of another ``source.dtype`` are cast when read.
+      source: reads it, from certain tensors of a file, through changes of their layout.
       sharding: where it goes if nothing else is asked for; ``None`` is the default device.
       path: where in the tree it was filled in; only messages use it.
     """
@@ -218,8 +218,8 @@ class OverlapParam(Thunk):
     Attributes:
       shape: the shape that the array will have.
       dtype: the dtype that it will have.
-      rest: makes the whole array first.
-      stored: is then written over the first elements of each dimension.
+      rest: the thunk that makes the whole array first.
+      stored: the source that is then written over the first elements of each dimension.
       path: where in the tree it was filled in; only messages use it.
     """
 
@@ -245,14 +245,14 @@ class OverlapParam(Thunk):
 
 
 def placement_of(leaf: Any) -> Sharding | None:
-    """Returns where a leaf goes that takes the place of this one: an array, a shape or a thunk."""
+    """Returns the sharding of whatever replaces a leaf, which is an array, a shape or a thunk."""
     if isinstance(leaf, jax.Array) and not leaf.committed:
-        return None  # It was never placed.
+        return None  # Nobody asked for the device that an uncommitted array is on.
     return getattr(leaf, "sharding", None)
 
 
 def pickling_problem(init_fn: Callable[..., Any], rng_path: RngPath) -> str:
-    """Returns why what makes a leaf cannot be pickled, or ``""``."""
+    """Returns why an initializer and its key cannot be pickled; ``""`` if they can."""
     if any(isinstance(root, TracedKey) for root in rng_path.roots.values()):
         return "its key is traced, and has no value"
     ask = getattr(init_fn, "pickling_problem", None)
@@ -270,7 +270,7 @@ def _is_key(dtype: Any) -> bool:
 
 
 def label(init_fn: Callable[..., Any]) -> str:
-    """Returns the name of an initializer for people: ``zeros``, ``normal(0.02)``."""
+    """Returns the name of an initializer, for people to read: ``zeros``, ``normal(0.02)``."""
     named = getattr(init_fn, "label", None)
     if isinstance(named, str):
         return named

@@ -1,4 +1,4 @@
-"""Paths of leaves: how they are printed, which of them ``paths=`` selects, and what is suggested.
+"""Paths of leaves: how they are printed, which of them ``paths=`` selects, and which are near.
 
 A tree comes in, and its leaves with their paths go out, or a tree with other leaves. A path is
 what ``jax.tree_util.keystr(path, simple=True, separator="/")`` prints, for trees of every kind:
@@ -26,9 +26,9 @@ def path_string(key_path: Sequence[Any]) -> str:
 
 
 def name_string(key_path: Sequence[Any]) -> str:
-    """Returns what a checkpoint calls the leaf at a JAX key path (entries untyped by JAX).
+    """Returns the name in a checkpoint of the leaf at a JAX key path (entries untyped by JAX).
 
-    That is its path, but for the attribute ``value`` in which Flax's metadata boxes
+    The name is the path without the attribute ``value``, in which Flax's metadata boxes
     (``nn.Partitioned``) keep their array, as an ``nnx.Variable`` does.
     """
     keys = list(key_path)
@@ -46,7 +46,7 @@ def is_variable(node: Any) -> bool:
 def leaves_with_keys(
     tree: Any, is_leaf: Callable[[Any], bool] = lambda _: False
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Yields JAX's key path, less the ``value`` of a variable, and the leaf, in JAX's order.
+    """Yields the JAX key path (without a variable's ``value``) and the leaf, in JAX's order.
 
     Args:
       tree: any pytree.
@@ -137,7 +137,7 @@ def of_random_streams(tree: Any) -> list[bool]:
 
 
 def is_filter(x: Any) -> bool:
-    """Tells whether something is a filter of Flax NNX that is no predicate of ours."""
+    """Tells whether a value is a filter of Flax NNX, and not a predicate ``(path, leaf)``."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:
         return False
@@ -147,10 +147,10 @@ def is_filter(x: Any) -> bool:
 
 
 def by_path(given: Any, tree: Any) -> Any:
-    """Returns a mapping from globs and filters with a path of the tree for each leaf of a filter.
+    """Replaces each filter in a mapping by the paths of the leaves that it selects.
 
     Args:
-      given: a mapping; anything else is returned as it is.
+      given: a mapping from globs and filters; anything else is returned unchanged.
       tree: any pytree.
 
     Raises:
@@ -165,7 +165,7 @@ def by_path(given: Any, tree: Any) -> Any:
             continue
         chosen = zip(leaves_with_paths(tree), select(pattern, tree), strict=True)
         for path in (path for (path, _), is_chosen in chosen if is_chosen):
-            found.setdefault(path, value)  # The first one decides.
+            found.setdefault(path, value)  # The first filter that selects a leaf decides.
     return found
 
 
@@ -185,6 +185,6 @@ def nothing_matches(pattern: str, known: Sequence[str]) -> str:
         "/".join(path.split("/")[:n]) for path in known for n in range(1, path.count("/") + 2)
     }
     matches = f"{pattern}: this pattern matches none of the tree's {len(known)} leaves"
-    if pattern in subtrees:  # With characters in it that mean something in patterns.
+    if pattern in subtrees:  # The path has characters with a meaning in patterns.
         return f"{matches}; the path {pattern!r} is written {escape(pattern)!r}"
     return f"{matches}{errors.nearest(pattern, sorted(subtrees))}"

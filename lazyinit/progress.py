@@ -1,7 +1,7 @@
 """Progress: what a verb is doing now, and how much of it is done.
 
-The verbs tell what they have done in bytes, from the thread that called them. It is passed on a few
-times a second, to a bar in a terminal, to one in a notebook, or to the caller's own function.
+The verbs report the bytes that they have done, from the thread that called them. A few times a
+second this is passed on to a bar in a terminal or a notebook, or to the user's own function.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ Action: TypeAlias = Literal["compile", "make", "move", "read", "write"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a verb is. What ``progress=callback`` is called with.
+    """How far a verb is: the argument of the callback in ``progress=callback``.
 
-    It comes at most ten times a second, and once when all bytes are done. The callback runs on the
+    The callback is called at most ten times a second, and once when all bytes are done, on the
     thread that called the verb. An error that it raises ends the verb, as an error of reading or
-    writing would: no array is returned, and the checkpoint that was there before still is. (Orbax
-    has written its folder when the last call comes.)
+    writing would: no array is returned, and the checkpoint that was there before is unchanged.
+    (Orbax has written its folder by the last call.)
 
     Attributes:
       action: what is done now: ``"compile"``, ``"make"``, ``"move"``, ``"read"`` or ``"write"``.
-      path: of a leaf that this is done to, or a tensor's name.
-      done_bytes: of arrays that are made, or of values that are written.
-      total_bytes: of all that the verb was asked for.
+      path: the path of the leaf, or the name of the tensor, to which it is done.
+      done_bytes: the bytes of arrays made, or of values written, so far.
+      total_bytes: the bytes of all that the verb was asked for.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, lazyinit as li
@@ -49,23 +49,23 @@ class Progress:
 
 
 ProgressLike: TypeAlias = bool | Callable[[Progress], None]
-"""Whether to show a bar, or what to call instead."""
+"""Whether to show a bar, or a function to call instead."""
 
 Tell: TypeAlias = Callable[[Action, str, int], None]
-"""Takes what was done, to which leaf or tensor, and how many bytes more are done by that."""
+"""A function that is told what was done, to which leaf or tensor, and how many more bytes."""
 
 _PAUSE = 0.1  # Seconds between two updates.
 
 
 def silent(action: Action, path: str, nbytes: int) -> None:
-    """Tells nobody."""
+    """Shows no progress."""
 
 
 def check_progress(progress: object) -> None:
-    """Checks the argument of a verb.
+    """Checks the ``progress`` argument of a verb.
 
     Raises:
-      WordError: it is neither a bool nor a callback.
+      WordError: ``progress`` is neither a bool nor a callable.
     """
     if not isinstance(progress, bool) and not callable(progress):
         raise errors.WordError(
@@ -76,14 +76,14 @@ def check_progress(progress: object) -> None:
 
 @contextlib.contextmanager
 def reporting(progress: ProgressLike, total: int) -> Iterator[Tell]:
-    """Gives what a verb tells its progress to.
+    """Gives the function that a verb reports its progress to.
 
     Args:
       progress: whether to show a bar, if there is a terminal or a notebook; or a callback.
-      total: bytes of all that is to be done.
+      total: the bytes of all that is to be done.
 
     Raises:
-      WordError: ``progress`` is something else.
+      WordError: ``progress`` is neither a bool nor a callable.
     """
     check_progress(progress)
     if progress is False:
@@ -96,7 +96,7 @@ def reporting(progress: ProgressLike, total: int) -> Iterator[Tell]:
 
 
 class _Throttled:
-    """Adds up what is done, and passes it on now and then."""
+    """Adds up the bytes that are done, and shows them at most ten times a second."""
 
     def __init__(self, show: Callable[[Progress], None], total: int) -> None:
         self._show, self._total = show, total
@@ -107,31 +107,31 @@ class _Throttled:
         is_last = nbytes and self._done >= self._total
         if is_last or time.monotonic() >= self._next:
             self._show(Progress(action, path, self._done, self._total))
-            self._next = time.monotonic() + _PAUSE  # However long it took to show.
+            self._next = time.monotonic() + _PAUSE  # A pause after showing, which may be slow.
 
 
 def watched(tell: Tell, names: Mapping[int, str], read: Read = pieces) -> Read:
-    """Returns a way to read sources that tells what is written of them.
+    """Returns a function that reads sources, and reports each piece of them as written.
 
     Args:
-      tell: is told of each piece that is handed out to be written.
-      names: what each source is called where it is written, by its ``id``.
-      read: yields the values of a source, in order.
+      tell: the function that is told of each piece.
+      names: the name under which each source is written, by its ``id``.
+      read: the function that yields the values of a source, in order.
     """
 
     def telling(source: Source) -> Iterable[np.ndarray]:
         for piece in read(source):
-            # Before it is written: who takes it need not come back once it has the last one.
+            # Reported before it is written: the caller may not come back after the last piece.
             tell("write", names.get(id(source), ", ".join(source.names)), piece.nbytes)
             yield piece
-            del piece  # It may be a view of an array that is made on demand: let go of that.
+            del piece  # It may be a view of an array made on demand, which can then be freed.
 
     return telling
 
 
 @contextlib.contextmanager
 def _display(total: int) -> Iterator[Callable[[Progress], None] | None]:
-    """Gives what shows progress; ``None`` where nobody would see it."""
+    """Gives a function that shows progress; ``None`` if there is no terminal and no notebook."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -185,7 +185,7 @@ def _in_notebook() -> Callable[[Progress], None]:
 
 
 def as_html(now: Progress, seconds: float) -> str:
-    """Returns progress as a line of HTML, after so many seconds.
+    """Returns progress as a line of HTML; ``seconds`` is how long the verb has run.
 
     >>> as_html(Progress("read", "head", 2**20, 2**21), 2.0).partition("</progress>")[2]
     ' 1.0 MiB of 2.0 MiB, 512.0 KiB/s, 2 s left: read head</div>'

@@ -1,4 +1,4 @@
-"""Builders of what to pass as ``sharding``: by rules, by size, by the metadata of variables.
+"""Builders of values for ``sharding``: by rules, by size, by the metadata of variables.
 
 Each returns a frozen value that maps a path and a leaf, or the whole tree, to shardings on one
 mesh. The axes that it names are checked against the mesh at once.
@@ -53,7 +53,7 @@ def shard_by_rules(
       mesh: the devices, or for ``plan`` and ``abstract`` an ``AbstractMesh`` or text such as
         ``"data=4,model=8"``: a mesh without devices.
       rules: ``(pattern, spec)`` pairs, or a mapping; a pattern is a glob as in ``materialize``.
-        What no pattern matches is replicated.
+        Leaves that no pattern matches are replicated.
 
     Returns:
       A value for ``sharding``.
@@ -161,7 +161,7 @@ class ShardByMetadata:
             _check_axes(mesh, axes, f"{path}: shard_by_metadata: {spec}")
         try:
             return NamedSharding(mesh, spec)
-        except Exception as error:  # JAX has its own, private, for one axis for two dimensions.
+        except Exception as error:  # JAX's error for one axis in two dimensions is private.
             raise errors.ShardingError(f"{path}: {spec} does not fit its mesh: {error}") from error
 
     def said(self, node: Any) -> Any:
@@ -190,35 +190,35 @@ class ShardByMetadata:
 def shard_by_metadata(
     mesh: MeshLike | None = None, logical_rules: Sequence[tuple[str, Any]] | Mapping[str, Any] = ()
 ) -> ShardByMetadata:
-    """Shards by what the model itself says: in ``nn.Partitioned``, or in an NNX ``Variable``.
+    """Shards by the model's own metadata, in ``nn.Partitioned`` or in an NNX ``Variable``.
 
     Args:
       mesh: the devices, or a mesh without any, as for ``shard_by_rules``; ``None`` for the mesh in
         each variable's own metadata, or else the one that is set.
       logical_rules: which mesh axis (or axes, or ``None``) each logical name goes to, as Flax takes
         them; without it, a variable's own rules and those of ``nn.logical_axis_rules`` hold. A name
-        without a rule is taken for a mesh axis. In what ``nn.with_logical_partitioning`` made, it
+        without a rule is taken for a mesh axis; in a box of ``nn.with_logical_partitioning`` it
         stands for no axis, as in ``nn.logical_to_mesh``.
 
     Returns:
-      A value for ``sharding``. Leaves without metadata are replicated. Using it raises
-      ``ShardingError``, with the path, where there is no mesh, or one without such an axis.
+      A value for ``sharding``. Leaves without metadata are replicated. Its use raises a
+      ``ShardingError``, with the path, if there is no mesh, or if the mesh lacks an axis.
     """
     return ShardByMetadata(None if mesh is None else mesh_of(mesh), _pairs(logical_rules))
 
 
 def is_box(node: Any) -> bool:
-    """Tells whether a node has metadata. Where nothing has imported Flax, none has."""
+    """Tells whether a node is a variable or a metadata box of Flax, without importing Flax."""
     meta = sys.modules.get("flax.core.meta")
     return paths.is_variable(node) or (meta is not None and isinstance(node, meta.AxisMetadata))
 
 
 @dataclass(frozen=True, slots=True)
 class ShardOnMesh:
-    """A ``TreeSharding``: what a mesh, passed as ``sharding``, means.
+    """The ``TreeSharding`` that a mesh, passed as ``sharding``, stands for.
 
-    A leaf goes on this mesh as its recording under a mesh placed it, or else as its metadata says.
-    A leaf of which neither says anything is replicated.
+    A leaf is placed on this mesh as its recording under a mesh placed it, or else as its metadata
+    says. A leaf with neither is replicated.
 
     Attributes:
       mesh: the devices, or a mesh without any.

@@ -1,4 +1,4 @@
-"""The builder ``shard_auto``: axes chosen from shapes and metadata, no more of them than needed.
+"""The builder ``shard_auto`` chooses axes from shapes and metadata, and no more than needed.
 
 A mesh comes in, with the bytes that each of its devices may hold, and a tree. Rules go out, which
 people can print, keep and edit. What a model's own metadata says is kept. Beyond that each large
@@ -47,10 +47,10 @@ class ShardAuto:
         return self.rules(tree)
 
     def rules(self, tree: Any) -> ShardByRules:
-        """Returns what was chosen for a tree (any pytree of thunks or arrays).
+        """Returns the rules that are chosen for a tree (any pytree of thunks or arrays).
 
         Raises:
-          ShardingError: it does not fit, though it is cut over all axes.
+          ShardingError: the tree does not fit even if it is cut over all axes.
         """
         leaves = {p: x for p, x in paths.leaves_with_paths(tree) if hasattr(x, "shape")}
         said = dict(self._said(tree))
@@ -85,15 +85,15 @@ class ShardAuto:
                 yield path, tuple(map(self._known, spec or ()))
 
     def _known(self, axes: Any) -> _Axes:
-        """Returns those axes of one dimension that the mesh has: other names say nothing here."""
+        """Returns the axes of one dimension without those that the mesh lacks."""
         names = axes if isinstance(axes, tuple) else (axes,)
         return tuple(name for name in names if name in self.mesh.shape)
 
     def _spec(self, leaf: Any, said: _Spec, axes: Sequence[str]) -> _Spec:
-        """Returns what cuts a leaf: what is said of it, then each of the axes that divides it.
+        """Returns the axes that cut each dimension of a leaf: those of ``said``, then of ``axes``.
 
-        An axis cuts the dimension that is largest after the cuts before it, one that is still whole
-        if there is one.
+        Each of these cuts the dimension that is largest after the cuts before it, one that is still
+        whole if there is one. An axis that divides no dimension cuts none.
         """
         spec = list(said[: len(leaf.shape)]) + [()] * (len(leaf.shape) - len(said))
         if math.prod(leaf.shape) < self.min_size:
@@ -102,7 +102,7 @@ class ShardAuto:
         for axis in (axis for axis in axes if axis not in taken):
             parts = self.mesh.shape[axis]
             left = [n // self._parts(cut) for n, cut in zip(leaf.shape, spec, strict=True)]
-            # Of equal dimensions the last: [in, out] is cut as its neighbors are that grow.
+            # Of equal dimensions the last is cut, as it is in kernels whose outputs are larger.
             fits = [d for d, n in enumerate(left) if n % parts == 0 and n >= parts > 1]
             whole = [d for d in fits if not spec[d]] or fits
             if whole:
@@ -134,9 +134,9 @@ def shard_auto(mesh: MeshLike, hbm: int | str | None = None, *, min_size: int = 
 
     Args:
       mesh: the devices, or a mesh without any, as for ``shard_by_rules``.
-      hbm: what the leaves may take on each device: bytes, or text such as ``"16GiB"``. ``None`` to
-        cut over all axes. An optimizer's state and activations need room beside it; of these
-        ``lazyinit.plan`` counts the state.
+      hbm: the memory that the leaves may take on each device: bytes, or text such as ``"16GiB"``;
+        ``None`` to cut over all axes. An optimizer's state, which ``lazyinit.plan`` counts, and
+        activations need room beside it.
       min_size: elements; smaller leaves are replicated.
 
     Returns:
@@ -144,7 +144,7 @@ def shard_auto(mesh: MeshLike, hbm: int | str | None = None, *, min_size: int = 
       edit and to pass to ``shard_by_rules``. Using it raises ``ShardingError`` if nothing fits.
 
     Raises:
-      ShardingError: ``mesh`` is none, or ``hbm`` is no size.
+      ShardingError: ``mesh`` is no mesh, or ``hbm`` is no size.
 
     Example:
       >>> import jax, lazyinit as li
@@ -163,14 +163,15 @@ def shard_auto(mesh: MeshLike, hbm: int | str | None = None, *, min_size: int = 
 
 
 def _rank(axis: str) -> int:
+    """Returns when an axis is used: 0 for tensor parallelism, 1 for others, 2 for data."""
     return 0 if axis in _TENSOR else 2 if axis in _DATA else 1
 
 
 def _as_rules(specs: Mapping[str, _Spec]) -> tuple[tuple[str, PartitionSpec], ...]:
-    """Returns rules that give these specs: one for leaves that differ in numbers alone.
+    """Returns rules that give these specs; leaves that differ in numbers alone share one.
 
-    What no rule selects is replicated, so that leaves which are need one only where another rule
-    would select them.
+    Leaves that no rule selects are replicated. So a replicated leaf needs a rule only if another
+    rule would select it.
     """
     alike: dict[str, dict[str, _Spec]] = {}
     for path, spec in specs.items():
@@ -191,12 +192,12 @@ def _as_rules(specs: Mapping[str, _Spec]) -> tuple[tuple[str, PartitionSpec], ..
 
 
 def _without_numbers(path: str) -> str:
-    """Returns a glob for a path and all that differ from it in the numbers that end its keys."""
+    """Returns a glob for a path, with ``*`` for each number at the end of a key."""
     return "/".join(re.sub(r"(?<![0-9])[0-9]+$", "*", key) for key in escape(path).split("/"))
 
 
 def _public(spec: _Spec) -> PartitionSpec:
-    """Returns a spec as JAX has it, without the dimensions at its end that nothing cuts."""
+    """Returns a spec in JAX's form, without the last dimensions if nothing cuts them."""
     parts = [axes if len(axes) > 1 else next(iter(axes), None) for axes in spec]
     while parts and parts[-1] is None:
         parts.pop()

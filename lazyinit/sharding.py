@@ -22,7 +22,7 @@ ShardingLike: TypeAlias = (
 
 @runtime_checkable
 class TreeSharding(Protocol):
-    """A sharding that needs to see the whole tree, its metadata boxes for one."""
+    """A value that makes shardings from the whole tree, for example from its metadata boxes."""
 
     def prefix(self, tree: Any) -> Any:
         """Returns a prefix pytree of shardings for the tree (any pytree of thunks or arrays)."""
@@ -37,21 +37,21 @@ def resolve(
     *,
     needs_devices: bool = True,
 ) -> list[Sharding | None]:
-    """Returns one sharding per leaf, ``None`` where none is asked for or none is selected.
+    """Returns one sharding per leaf; ``None`` if none is asked for, or the leaf is not selected.
 
     Args:
       sharding: ``None``; a ``jax.sharding.Sharding`` for all; a prefix pytree of them; a callable
         ``(path, leaf) -> Sharding``; a ``TreeSharding``; or a mesh, or its axes as text, on which
         each leaf goes as ``ShardOnMesh`` says.
       tree: the tree (any pytree).
-      leaves: its paths and leaves.
-      selected: which of them matter; the others, and leaves that are no arrays, are neither
-        resolved nor checked.
+      leaves: the paths and leaves of the tree.
+      selected: which of the leaves to place; the others, and leaves that are no arrays, are
+        neither resolved nor checked.
       needs_devices: whether a mesh without devices is refused.
 
     Raises:
-      ShardingError: a value of the wrong kind, a leaf that the prefix pytree says nothing of, or
-        shards that would not be equal. All problems are collected.
+      ShardingError: a sharding is of the wrong kind, the prefix pytree has none for a leaf, or the
+        shards of a leaf would not be equal; names all such leaves.
     """
     # A Python number among the leaves stays one: it is never placed.
     selected = [s and hasattr(x, "shape") for s, (_, x) in zip(selected, leaves, strict=True)]
@@ -86,7 +86,7 @@ def resolve(
 
 
 def _default(path: str, leaf: Any, needs_devices: bool) -> Sharding | None:
-    """Returns where eager ``init`` would have put a leaf, loaded or not; an array stays."""
+    """Returns where eager ``init`` would have put a thunk; ``None`` for an array, which stays."""
     if not isinstance(leaf, Thunk):
         return None
     try:
@@ -94,16 +94,16 @@ def _default(path: str, leaf: Any, needs_devices: bool) -> Sharding | None:
     except errors.ShardingError:
         if needs_devices:
             raise
-        return leaf.sharding  # On a mesh that is larger than what is here.
+        return leaf.sharding  # It is on a mesh with more devices than there are here.
 
 
 def _from_prefix(
     prefix: Any, leaves: Sequence[tuple[str, Any]], selected: Sequence[bool]
 ) -> list[Sharding | None]:
-    """Returns the entry of a prefix pytree for each leaf: its own, or that nearest above it.
+    """Returns for each leaf its own entry in a prefix pytree, or the nearest one above it.
 
     Raises:
-      ShardingError: a selected leaf has no entry, or an entry stands above no leaf.
+      ShardingError: a selected leaf has no entry, or an entry is for no leaf.
     """
     entries = dict(
         paths.leaves_with_paths(
@@ -130,7 +130,7 @@ def _from_prefix(
 
 
 def _problem(path: str, leaf: Any, sharding: Any, needs_devices: bool) -> str:
-    """Returns why a leaf cannot go there, and the way out; ``""`` if it can."""
+    """Returns why a leaf cannot have a sharding, and the way out; ``""`` if it can."""
     if not isinstance(sharding, Sharding):
         way_out = (
             "Put the mesh beside it: NamedSharding(mesh, spec)."
@@ -165,7 +165,7 @@ def _problem(path: str, leaf: Any, sharding: Any, needs_devices: bool) -> str:
 
 
 def describe(sharding: Sharding | None) -> str:
-    """Returns a sharding in few words: ``default device``, ``replicated``, ``data, None``."""
+    """Returns short text for a sharding: ``default device``, ``replicated``, ``data, None``."""
     if sharding is None:
         return "default device"
     if isinstance(sharding, NamedSharding):
@@ -176,7 +176,7 @@ def describe(sharding: Sharding | None) -> str:
 
 
 def devices_in_order(sharding: Sharding) -> Sequence[Any]:
-    """Returns the devices in order; arrays that one program makes have them in the same order."""
+    """Returns the devices of a sharding in order; arrays of one program must share that order."""
     if abstract_meshes.is_abstract(sharding):
         return abstract_meshes.devices_of(sharding)
     if isinstance(sharding, NamedSharding):
@@ -186,7 +186,7 @@ def devices_in_order(sharding: Sharding) -> Sequence[Any]:
 
 
 def default_device() -> Any:
-    """Returns the device (a ``jax.Device``) where JAX puts what nobody places."""
+    """Returns the device (a ``jax.Device``) where JAX puts arrays without a sharding."""
     device = compat.setting("jax_default_device")
     return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
 
@@ -202,13 +202,13 @@ def platform_of(placement: Sharding | None) -> str:
 
 
 def constrained(array: Any, sharding: Sharding | None) -> Any:
-    """Returns an array with a sharding, as a constraint of the trace that is current."""
+    """Returns an array that is constrained to a sharding in the current trace."""
     if sharding is None:
         return array
     if isinstance(sharding, NamedSharding) and sharding.mesh.are_all_axes_explicit:
         if not jax.sharding.get_abstract_mesh().empty:
             return jax.sharding.reshard(array, sharding)
-        # Where no mesh is set, types of arrays name no axes: these are then left to the compiler.
+        # If no mesh is set, the types of arrays have no axes, so the compiler handles the axes.
         axis_types = (AxisType.Auto,) * len(sharding.mesh.axis_names)
         mesh = sharding.mesh.update(axis_types=axis_types)
         sharding = NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)

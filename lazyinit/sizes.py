@@ -16,8 +16,8 @@ def bytes_of(size: int | str, argument: str, error: type[errors.LazyinitError]) 
 
     Args:
       size: a number of bytes, or text.
-      argument: whose value it is, for messages.
-      error: what to raise if it is no such size.
+      argument: the name of the argument with this value, for messages.
+      error: the class of the error to raise if it is no size.
 
     Example:
       >>> [bytes_of(size, "hbm", errors.PlanError) for size in ("5GB", "1.5 MiB", 7)]

@@ -1,7 +1,7 @@
 """An array that can be read in part: what a ``StoredParam`` is read from.
 
-Formats bring sources (``checkpoint``); rules wrap them in others, which map an index back onto what
-they read. Nothing here reads anything.
+The readers of formats make sources. Rules wrap them in others, which translate an index into one of
+the source below. This file has only the interface.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ Index: TypeAlias = tuple[slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A run of bytes in a file, where the values of one tensor lie plainly.
+    """A run of bytes in a file that are the values of one tensor, in order and not compressed.
 
     Attributes:
-      file: its path or address.
+      file: the path or address of the file.
       start: the position of the first byte in the file.
       stop: the position after the last byte.
     """
@@ -52,12 +52,12 @@ class Source(Protocol):
 
     @property
     def origin(self) -> str:
-        """The file, or a word for where the tensors lie, for people to read."""
+        """The file that the tensors are in, or a word for another place, for people to read."""
         ...
 
     @property
     def extents(self) -> tuple[Extent, ...]:
-        """Where in files the tensors lie; empty if not as plain bytes (chunks, memory)."""
+        """Where in files the tensors are; empty if they are in chunks or in memory."""
         ...
 
     def read(self, index: Index) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rules of placements as text that people keep and edit: JSON, from patterns to specs.
+"""Writes and reads sharding rules as JSON, which people can keep and edit.
 
 ``{"**/kernel": [null, "model"], "embed": [["data", "model"]]}``: a pattern is a glob, and a spec
 has for each dimension an axis of the mesh, several, or ``null``.
@@ -33,7 +33,7 @@ def read(path: str | Path) -> SpecRules:
     """Returns the rules in a file.
 
     Raises:
-      ShardingError: it cannot be read, or it holds no such rules.
+      ShardingError: the file cannot be read, or it holds no such rules.
     """
     try:
         pairs = json.loads(Path(path).read_text(), object_pairs_hook=tuple)
