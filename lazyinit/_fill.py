@@ -214,6 +214,7 @@ def _follow(
 
 
 def _check_at(at: str, leaves: Sequence[Place]) -> str:
+    """Returns ``at`` with ``/`` between its keys, and checks that the tree has such a subtree."""
     at = slashed(at).strip("/")
     if at and not any(place.name.startswith(at + "/") for place in leaves):
         subtrees = {"/".join(keys[:n]) for keys in _keys(leaves) for n in range(1, len(keys))}
@@ -229,6 +230,7 @@ def _keys(leaves: Sequence[Place]) -> Iterator[list[str]]:
 
 
 def _check_distinct(leaves: Iterable[Place]) -> None:
+    """Raises a ``FillError`` if two leaves have the same name, with ``.`` read as ``/``."""
     paths_by_name: dict[str, str] = {}
     for place in leaves:
         if place.name in paths_by_name:
@@ -248,6 +250,7 @@ def _as_array(number: Any) -> jax.ShapeDtypeStruct:
 
 
 def _status(leaf: Any, found: Match | None, of_stream: bool) -> Status:
+    """Returns the status of a leaf; ``of_stream`` tells whether it is state of a random stream."""
     if isinstance(found and found.source, KeyData):
         return "loaded"
     if found is None:
@@ -262,6 +265,7 @@ def _status(leaf: Any, found: Match | None, of_stream: bool) -> Status:
 def _entry(
     leaf: Any, found: Match | None, checkpoint: Checkpoint, path: str, status: Status
 ) -> LeafReport:
+    """Returns the entry of a leaf in the report."""
     tensors = found.tensors if found else ()
     first = checkpoint[tensors[0]] if tensors else found.source if found else leaf
     if tensors:

@@ -132,6 +132,7 @@ def inspect(
 
 
 def _told(second: Any, chosen: tree_paths.Paths, after: Any) -> tuple[tree_paths.Paths, Any]:
+    """Returns the paths and the second tree, one of which is the second argument."""
     is_tree = _is_tree(second)
     if (after if is_tree else chosen) is not None:
         what = "second tree" if is_tree else "choice of paths"
@@ -143,6 +144,7 @@ def _told(second: Any, chosen: tree_paths.Paths, after: Any) -> tuple[tree_paths
 
 
 def _is_tree(second: Any) -> bool:
+    """Tells whether the second argument is a tree, not paths."""
     if isinstance(second, str) or tree_paths.is_filter(second):
         return False
     if isinstance(second, Mapping):
@@ -153,6 +155,7 @@ def _is_tree(second: Any) -> bool:
 
 
 def _view(tree: Any, chosen: tree_paths.Paths, sharding: ShardingLike) -> TreeView:
+    """Returns the view of one tree, with what a plan says if there is a sharding."""
     name = _Names()
     shown = _shown(tree, chosen)
     if sharding is None:
@@ -178,6 +181,7 @@ def _shown(tree: Any, chosen: tree_paths.Paths) -> list[tuple[str, Any]]:
 
 
 def _compared(before: Any, after: Any, chosen: tree_paths.Paths) -> TreeView:
+    """Returns the view of the later of two trees, with what changed."""
     old = {path: leaf for path, leaf in tree_paths.leaves_with_paths(before) if is_array_like(leaf)}
     new = {path: leaf for path, leaf in tree_paths.leaves_with_paths(after) if is_array_like(leaf)}
     if old and not old.keys() & new.keys():
@@ -235,6 +239,7 @@ def _placement(leaf: Any) -> Sharding | None:
 
 
 def _notes(bars: Sequence[tuple[str, int]]) -> list[str]:
+    """Returns a line of text with a bar for each device."""
     most = max((count for _, count in bars), default=0) or 1
     width = max((len(name) for name, _ in bars), default=0)
     room = max((len(table.format_bytes(count)) for _, count in bars), default=0)

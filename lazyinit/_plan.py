@@ -198,6 +198,7 @@ def _beside(job: Job, shard: int) -> Beside:
 
 
 def _action(leaf: Any, chosen: bool, placement: Sharding | None, target: Any) -> Action:
+    """Returns what ``materialize`` will do with a leaf."""
     if isinstance(leaf, Thunk):
         return _ACTIONS[state(leaf)] if chosen else "keep"
     moved = chosen and (target != leaf.dtype or placement not in (None, _placement(leaf)))

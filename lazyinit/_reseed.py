@@ -98,6 +98,7 @@ def _differs(old: Any, new: Any) -> bool:
 
 
 def _by_stream(rngs: Any, roots: Mapping[str, AnyKey]) -> dict[str, AnyKey]:
+    """Returns the new keys of streams that the tree uses, by the name of the stream."""
     if isinstance(rngs, jax.Array | np.ndarray):
         stream = next(iter(roots)) if len(roots) == 1 else "params"
         if roots and stream not in roots:

@@ -213,6 +213,7 @@ def _check(leaves: Sequence[tuple[Place, Any]], lazy: Lazy) -> None:
 
 
 def _problem(path: str, leaf: Any) -> str:
+    """Returns why a leaf cannot be saved; ``""`` if it can."""
     if isinstance(leaf, bool | int | float | complex):
         return ""
     if not isinstance(leaf, Thunk | jax.Array | np.ndarray | np.generic):
@@ -240,6 +241,7 @@ def _source(
     make: Callable[[str, Thunk], DeviceArray],
     told: Mapping[str, bool],
 ) -> Source:
+    """Returns the source of a leaf's values."""
     match leaf:
         case StoredParam():
             same = leaf.source.dtype == leaf.dtype

@@ -57,6 +57,7 @@ def resolve(
 
 
 def _target(path: str, leaf: Any, own: Any, wanted: Any) -> Any:
+    """Returns the dtype that one leaf will have, of what is wanted for it."""
     if isinstance(wanted, str) and wanted == "file":
         is_read = not isinstance(leaf, DerivedParam)  # A computed leaf is in no file.
         (source, *_) = (*(origins(leaf)[0] if is_read else ()), None)

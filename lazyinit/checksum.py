@@ -80,6 +80,7 @@ def _cuts_along(start: int, stop: int, most: int) -> Iterator[slice]:
 
 
 def _piece(values: np.ndarray, start: Sequence[int]) -> np.ndarray:
+    """Returns the sums of a piece, int64[COLUMNS], which along each axis is in runs of 256."""
     words = _words(values)
     weights: list[np.ndarray] = []  # [indices, COLUMNS] for each axis, an axis of runs as two.
     for axis, (first, size) in enumerate(zip(start, values.shape, strict=True)):

@@ -1,4 +1,4 @@
-"""Meshes as values: a placement that was recorded, on the devices that there are now.
+"""Puts recorded placements on the devices that this process has, and makes values of meshes.
 
 A recording may be made under a mesh without devices, be pickled, or be used in a process that has
 other devices. Axis names, sizes and types are what it keeps.

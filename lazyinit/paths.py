@@ -80,6 +80,7 @@ def replace_leaves(tree: Any, leaves: Sequence[Any]) -> Any:
 
 
 def _rebuilt(node: Any, leaves: Iterator[Any]) -> Any:
+    """Returns a node with the next leaves, and with the keys of dicts in their old order."""
     children, structure = jax.tree.flatten(node, is_leaf=lambda x: x is not node)
     if jax.tree_util.treedef_is_leaf(structure) and children:  # None has no leaf.
         return next(leaves)

@@ -187,6 +187,7 @@ _SAMPLE, _SAMPLE_NUMBER = "\ue000", "918273645"  # Text that no name is expected
 
 
 def _compiled(text: str, wild: re.Pattern[str]) -> Pattern:
+    """Returns the pattern of a text; ``wild`` tells what is no plain text in it."""
     bare = _BARE.fullmatch(text)
     assert bare is not None, text  # _BARE matches any text.
     parts = [""]

@@ -68,6 +68,7 @@ _QUERY_PAIRS = (Rearrange("(h p k) i -> i h (k p)", p=2), _DIVIDED)
 _KEY_PAIRS = (Rearrange("(g p k) i -> i g (k p)", p=2),)
 
 
+# In the functions below, ``here`` is a path in MaxText's tree, ``there`` a name in the checkpoint.
 def _attention(
     here: str, there: str, query: tuple[Change, ...] = _QUERY, key: tuple[Change, ...] = _KEY
 ) -> tuple[Rule, ...]:

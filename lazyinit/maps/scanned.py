@@ -118,6 +118,7 @@ def counted(rules: Rules, **counts: int) -> tuple[AnyRule, ...]:
 
 
 def _counted(rule: Rule, count: int) -> Rule:
+    """Returns a rule with one pattern for each of ``count`` tensors; unchanged if that is 0."""
     if not count:
         return rule
     if not isinstance(rule.tensor, str):

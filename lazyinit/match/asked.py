@@ -123,6 +123,7 @@ class Asked:
         return reported
 
     def _ask(self, policy: Policy, path: str, *case: Any) -> Any:
+        """Returns a policy's answer; notes a callable's refusal as a problem, and lets it pass."""
         try:
             return policy.decide(path, *case)
         except errors.FillError as error:
@@ -151,6 +152,7 @@ def stored_leaf(path: str, like: Any, source: Source) -> StoredParam:
 
 
 def _unexpected(checkpoint: Checkpoint, found: Matching) -> tuple[LeafReport, ...]:
+    """Returns the entry of each tensor that makes no leaf and is not ignored."""
     used = {tensor for each in found.matches.values() for tensor in each.tensors} | found.ignored
     return tuple(
         LeafReport.of(

@@ -57,6 +57,7 @@ class RuleIndex:
                         yield Fit(rule, row, place.name.removesuffix(name), captures)
 
     def _ending_like(self, last: str) -> list[tuple[Rule, list[tuple[int, Pattern]]]]:
+        """Returns rules with a pattern whose last key may be ``last``, each with such patterns."""
         if last not in self._ending:
             self._ending[last] = found = []
             for rule in self._rules:

@@ -67,6 +67,7 @@ class Leaders:
         return found
 
     def _computed(self, leaf: _Computed) -> Follower | None:
+        """Returns what replaces a leaf whose program needs the value of a filled leaf."""
         made = slice_of(leaf)
         if made is None:
             return None
@@ -176,6 +177,7 @@ def _agree(some: Mapping[str, AnyKey], others: Mapping[str, AnyKey]) -> bool:
 
 
 def _placed(leaf: Thunk, like: Thunk) -> Thunk:
+    """Returns a stored leaf with the sharding of another leaf, and any other leaf unchanged."""
     if isinstance(leaf, StoredParam) and leaf.sharding != like.sharding:
         return replace(leaf, sharding=like.sharding)
     return leaf

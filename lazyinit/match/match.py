@@ -131,12 +131,8 @@ class _Search:
         rules: Sequence[Rule],
         at: str,
     ) -> None:
-        self._checkpoint, self._names, self._rules, self._at = (
-            checkpoint,
-            names,
-            RuleIndex(rules),
-            at,
-        )
+        self._checkpoint, self._names, self._at = checkpoint, names, at
+        self._rules = RuleIndex(rules)
         self._given = rules
         self._shapes = {place.name: place.shape for place in leaves}
         self._numbered = _Numbered(names)
@@ -163,36 +159,38 @@ class _Search:
         return replace(found, problem=problem), rule
 
     def _find(self, place: Place) -> tuple[Match | None, Rule | None]:
+        """Returns the first complete match, else an incomplete one, else that of its own name."""
         own = [self._names[n] for n in place.own_names(self._at) if n in self._names][:1]
-        second: tuple[Match | None, Rule | None] = None, None
+        partial: tuple[Match | None, Rule | None] = None, None
         for fit in self._rules.fits(place, self._at):
             if own and not self._takes(fit, own[0]):
                 continue
             found = self._match(fit, place)
             if found is not None and found.complete:
-                return second if self._lacks_scales(second, found, place) else (found, fit.rule)
-            if second[0] is None:
-                second = found, fit.rule
-        if own and second[0] is None:
+                return partial if self._lacks_scales(partial, found, place) else (found, fit.rule)
+            if partial[0] is None:
+                partial = found, fit.rule
+        if own and partial[0] is None:
             return Match((own[0],), kept_as(self._checkpoint[own[0]], place.dtype)), None
-        return second
+        return partial
 
     def _takes(self, fit: Fit, tensor: str) -> bool:
         """Tells whether a tensor is among those that a rule makes a leaf of."""
         return any(tensor in row for row in self._tensors(fit.rule, fit.captures)[0])
 
     def _lacks_scales(
-        self, second: tuple[Match | None, Rule | None], found: Match, place: Place
+        self, partial: tuple[Match | None, Rule | None], found: Match, place: Place
     ) -> bool:
         """Tells whether a later rule would read quantized values without their scales.
 
-        That is so if an earlier rule decodes them, but lacks a tensor (``second``).
+        That is so if an earlier rule decodes them, but lacks a tensor (``partial``).
         """
-        rule = second[1]
-        is_decoded = second[0] is not None and rule is not None and rule.changes().is_decoding
+        rule = partial[1]
+        is_decoded = partial[0] is not None and rule is not None and rule.changes().is_decoding
         return is_decoded and self._unfit.are_quantized(found.tensors, place.dtype)
 
     def _match(self, fit: Fit, place: Place) -> Match | None:
+        """Returns what a rule makes of its tensors for one leaf; ``None`` if it has no tensor."""
         rule = fit.rule
         if isinstance(rule.tensor, Constant):
             return _constant(rule.tensor, place.shape)
@@ -220,6 +218,7 @@ class _Search:
         return self._kept[key]
 
     def _made_anew(self, fit: Fit, dtype: Any) -> tuple[Match | None, Grid]:
+        """Does the work of ``_made``, which caches the result."""
         rule = fit.rule
         rows, missing = self._tensors(rule, fit.captures)
         tensors = tuple(tensor for row in rows for tensor in row)

@@ -75,6 +75,7 @@ class Place:
 
 
 def _below(name: str, at: str) -> str:
+    """Returns the rest of a name below a subtree, or ``""`` if it lies outside of it."""
     if not at:
         return name
     return name[len(at) + 1 :] if name.startswith(at + "/") else ""
@@ -101,6 +102,7 @@ def places_of(leaves: Mapping[str, Any]) -> list[tuple[Place, Any]]:
 def _placed(
     named: Sequence[tuple[str, str, str]], leaves: Sequence[Any]
 ) -> list[tuple[Place, Any]]:
+    """Returns leaves after their places; ``named`` has the path, name and boxed name of each."""
     linen = any(name.startswith("params/") for _, name, _ in named)
     return [
         (

@@ -115,6 +115,7 @@ class Policy:
 
 
 def _checked(argument: str, choice: object, words: Iterable[str]) -> Any:
+    """Returns a word or a callable, and raises a ``FillError`` for anything else."""
     if (isinstance(choice, str) and choice in words) or callable(choice):
         return choice
     raise errors.FillError(

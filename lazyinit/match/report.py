@@ -178,6 +178,7 @@ class Report(Shown):
 
 
 def _cells(entry: LeafReport) -> tuple[str, str, str, str]:
+    """Returns the path, array, bytes and status of an entry, as cells of a table."""
     status: str = entry.status
     if entry.cast:
         status += f", cast from {entry.stored_dtype}"

@@ -57,6 +57,7 @@ class Unfit:
         return "", ""
 
     def _is_small(self, tensor: str, dtype: Any) -> bool:  # Any: as above.
+        """Tells whether a tensor of one-byte numbers would be cast to other floats."""
         held = self._checkpoint[tensor].dtype
         is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
         return is_float and held != dtype and held.itemsize == 1 and held != "bool"

@@ -133,6 +133,7 @@ class Dequantize:
         )
 
     def _scaled(self, values: Source, scales: Source) -> Source:
+        """Returns the products of one pair of values and scales."""
         if not _is_scale(scales.dtype):
             raise errors.FillError(
                 f"{self}: wanted scales of {_SCALES}, or exponents of uint8, got "
@@ -159,6 +160,7 @@ class Dequantize:
         return Scaled(values, scales, block, self.dtype)
 
     def _aligned(self, values: Source, scales: Source) -> tuple[Source, Source]:
+        """Returns values, and scales with as many axes; checks the dtype of the values."""
         if values.dtype.itemsize > 1 or values.dtype in (np.dtype("uint8"), np.dtype("bool")):
             raise errors.FillError(
                 f"{self}: wanted values of float8, float4 or int8, got "
@@ -169,6 +171,7 @@ class Dequantize:
         return values, reshaped(scales, shape + (1,) * (len(values.shape) - len(shape)))
 
     def _unpacked(self, values: Source, scales: Source) -> tuple[Source, Source]:
+        """Returns values with one element for each number, and their scales; checks the shapes."""
         packed = [(*scales.shape, _MX // 2), (*scales.shape[:-1], scales.shape[-1] * _MX // 2)]
         if values.dtype == FLOAT4:  # A reader of safetensors has unpacked F4 already.
             packed = [(*scales.shape[:-1], scales.shape[-1] * _MX)]
@@ -190,6 +193,7 @@ def _dequantize(format: str, block: tuple[int, ...], dtype: np.dtype) -> Dequant
 
 
 def _half(before: Frame, change: object) -> Frame:
+    """Returns a frame with a row for each pair of rows, if there are pairs."""
     if before.rows % 2:
         raise errors.FillError(
             f"{change}: wanted pairs of tensors, values and scales, got {before.rows}. List both "

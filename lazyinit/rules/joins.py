@@ -258,6 +258,7 @@ def _joined(sources: Sequence[Source], axis: int, change: Change) -> Source:
 def _cut(
     grid: Grid, axis: int, sizes: tuple[int, ...], parts: tuple[int, ...], change: Change
 ) -> Grid:
+    """Returns the grid with the sources of its one row cut along an axis, a row for each part."""
     (row,) = grid.rows
     columns = [_pieces(source, axis, sizes, parts, change) for source in row]
     return Grid(tuple(zip(*columns, strict=True)), grid.numbered)
@@ -266,6 +267,7 @@ def _cut(
 def _pieces(
     source: Source, axis: int, sizes: tuple[int, ...], parts: tuple[int, ...], change: Change
 ) -> list[Source]:
+    """Cuts a source by sizes along an axis, or by proportions if a size is -1."""
     axis = axis_of(axis, len(source.shape), change)
     total = source.shape[axis]
     if -1 in sizes:

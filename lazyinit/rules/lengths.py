@@ -92,6 +92,7 @@ class _Resized(OneByOne):
         return resized(wanted, self.axis, self.back)
 
     def _size_of_leaf(self, wanted: Wanted) -> int:
+        """Returns the size along the axis after the change, or raises a ``FillError``."""
         size = self.size if self.size >= 0 else size_along(wanted, self.axis)
         if size < 0:
             raise errors.FillError(
@@ -100,6 +101,7 @@ class _Resized(OneByOne):
         return size
 
     def _size_of_tensor(self) -> int:
+        """Returns the size along the axis before the change, or raises a ``FillError``."""
         if self.back < 0:
             raise errors.FillError(
                 f"{self}: wanted the size that the tensor had, which the leaf does not tell. Say "
@@ -108,6 +110,7 @@ class _Resized(OneByOne):
         return self.back
 
     def _padded(self, source: Source, size: int) -> Source:
+        """Returns the source with its axis filled up to a size."""
         axis = axis_of(self.axis, len(source.shape), self)
         more = size - source.shape[axis]
         if more < 0:
@@ -125,6 +128,7 @@ class _Resized(OneByOne):
         return Joined((source, padding), axis) if more else source
 
     def _trimmed(self, source: Source, size: int) -> Source:
+        """Returns the source with its axis cut to a size."""
         axis = axis_of(self.axis, len(source.shape), self)
         if size > source.shape[axis]:
             raise errors.FillError(

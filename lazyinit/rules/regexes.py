@@ -80,6 +80,7 @@ class _Reader:
         return ways
 
     def _alternatives(self) -> list[_Way]:
+        """Reads alternatives, up to a closing parenthesis or the end."""
         numbers = self._numbers
         ways, most = self._sequence(), self._numbers
         while self._take("|"):
@@ -92,6 +93,7 @@ class _Reader:
         return [replace(w, groups=tuple((unused | dict(w.groups)).items())) for w in ways]
 
     def _sequence(self) -> list[_Way]:
+        """Reads one alternative: its parts one after the other."""
         ways = [_Way()]
         while self._at < len(self._regex) and self._regex[self._at] not in "|)":
             ways = [one.then(two) for one, two in itertools.product(ways, self._part())]
@@ -100,6 +102,7 @@ class _Reader:
         return ways
 
     def _part(self) -> Iterable[_Way]:
+        """Reads one part: a wildcard, a group, an anchor or a plain character."""
         for wild, make in _WILD:
             if found := wild.match(self._regex, self._at):
                 self._at = found.end()

@@ -81,6 +81,7 @@ class Rearrange(OneByOne):
         return self._rearranged(source, _sides(self.order)[::-1], None)
 
     def _rearranged(self, source: Source, sides: "_Sides", wanted: Wanted) -> Source:
+        """Returns the source with its axes changed from the first to the second of two sides."""
         before, after = _spread(sides, len(source.shape))
         known = dict(self.sizes)
         # The tensor's sizes go first, so that a leaf of another shape is reported as a mismatch.
@@ -155,6 +156,7 @@ class Reshape(OneByOne):
         return self._under(self.back, source)
 
     def _under(self, shape: Shape, source: Source) -> Source:
+        """Returns the source in another shape of as many elements."""
         rest = math.prod(size for size in shape if size >= 0)
         count = math.prod(source.shape)
         known = tuple(count // max(rest, 1) if size < 0 else size for size in shape)

@@ -114,6 +114,7 @@ def _transform(given: Any) -> tuple[Sequence[int], Shape, bool]:
 
 
 def _sizes(part: Any, given: Any) -> Shape:
+    """Returns a permutation or a shape as a tuple; ``()`` for ``None``."""
     if part is None:
         return ()
     if not isinstance(part, Sequence) or not all(isinstance(size, int) for size in part):

@@ -199,6 +199,7 @@ class ResizeGrid(OneByOne):
 
 
 def _check_floats(source: Source, change: Change) -> None:
+    """Raises a ``FillError`` if a tensor does not hold floats."""
     if not jnp.issubdtype(source.dtype, jnp.floating):
         raise errors.FillError(
             f"{change}: wanted a tensor of floats, got {describe(source.shape, source.dtype)} in "

@@ -76,6 +76,7 @@ def _kind(pair: Pair) -> _Kind:
 
 
 def _is_embedding(pair: Pair) -> bool:
+    """Tells whether a pair is an embedding's matrix, by the names of its leaf and its tensor."""
     leaf, tensor = "/".join(pair.leaves[0].keys), "/".join(pair.tensors[0].keys)
     if pair.tensors[0].rank != 2 or pair.is_fused or pair.leaves[0].keys[-1] == "kernel":
         return False
@@ -92,6 +93,7 @@ def _one_stack(pair: Pair) -> bool:
 
 
 def _decided(pair: Pair, told: _Told, axes: set[int]) -> Decision:
+    """Returns the decision for a pair, from what siblings tell and the axes of other stacks."""
     options, why = pair.options, ""
     said = _said(pair)
     if said and all(option.heads and {option.heads} != said for option in options):

@@ -21,7 +21,7 @@ from lazyinit.tools.words import Dictionary, meaning, words
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Families of leaves, families of tensors that may make them, and how.
+    """Families of leaves, and families of tensors that may make them, with the ways to do it.
 
     Attributes:
       leaves: one family, or several that one tensor makes.
@@ -169,6 +169,7 @@ def _may_fuse(some: Sequence[Family], one: Family) -> bool:
 
 
 def _fused(leaves: tuple[Family, ...], tensors: tuple[Family, ...], is_split: bool) -> list[Option]:
+    """Returns the ways from tensors to leaves if one side is fused."""
     ways = layouts.split if is_split else layouts.joined
     known = {
         (

@@ -108,6 +108,7 @@ class _Price:
         return shard_auto(mesh).rules(self._tree)
 
     def _shard(self, mesh: Any) -> Any:
+        """Returns the value for ``sharding`` that the options ask for."""
         options = self._options
         if options.rules:
             return shard_by_rules(mesh, self._rules)

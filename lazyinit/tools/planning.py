@@ -53,6 +53,7 @@ def tree_of(target: str) -> Any:
 
 
 def _attribute(target: str, module: str, name: str) -> Any:
+    """Returns what a name means in a module, which may be in the current folder."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # As ``python -m`` does; an installed command does not.
     try:
@@ -65,6 +66,7 @@ def _attribute(target: str, module: str, name: str) -> Any:
 
 
 def _recorded(target: str, factory: Any) -> Any:
+    """Returns the lazy tree of what a factory makes."""
     if not callable(factory):
         raise errors.PlanError(
             f"{target}: wanted a function without arguments, got {type(factory).__name__}."
@@ -215,6 +217,7 @@ def as_json(planned: Plan) -> Mapping[str, Any]:
 
 
 def _facts(leaf: LeafPlan) -> Mapping[str, Any]:
+    """Returns a leaf of a plan as a value for JSON."""
     return {
         "path": leaf.path,
         "action": leaf.action,

@@ -171,6 +171,7 @@ class _Found:
 
 
 def _found(leaves: Sequence[Place], checkpoint: Checkpoint, base: Base) -> _Found:
+    """Matches leaves by the rules of a base, and proposes rules for those that are left."""
     made = match(leaves, checkpoint, rules=base.rules(), at=base.at)
     fits = fitting(leaves, made)
     taken = {t for path in fits for t in made.matches[path].tensors} | made.ignored

@@ -89,6 +89,7 @@ def _template(number: int, picture: str) -> str:
 
 
 def _bars(bars: Sequence[tuple[str, int]]) -> str:
+    """Returns the bytes on each device as HTML, with bars."""
     most = max((count for _, count in bars), default=0) or 1
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td class="li-right">{table.format_bytes(count)}'
@@ -149,6 +150,7 @@ class _Data:
         return (0 if len(row.keys) == 1 else row.label, tuple(members))
 
     def _text(self, text: str, path: Mapping[str, str]) -> int:
+        """Adds a text with the numbers of a path replaced; returns its index."""
         if path:
             text = _DIGITS.sub(lambda found: path.get(found[0], found[0]), text)
         return self._string(text)

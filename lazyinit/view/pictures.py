@@ -86,6 +86,7 @@ def _platform(sharding: Sharding) -> str:
 
 
 def _slices(shape: tuple[int, ...], sharding: Any) -> Mapping[int, tuple[slice, ...]]:
+    """Returns the part of an array that each device has, by the number of the device."""
     if not abstract_meshes.is_abstract(sharding):
         return {d.id: index for d, index in sharding.devices_indices_map(shape).items()}
     assert isinstance(sharding, NamedSharding)  # All other shardings have devices.
@@ -104,6 +105,7 @@ def _slices(shape: tuple[int, ...], sharding: Any) -> Mapping[int, tuple[slice, 
 def _slice(
     place: Mapping[str, int], sizes: Mapping[str, int], axes: Any, part: int, whole: int
 ) -> slice:
+    """Returns the part of one dimension that the device at a place in the mesh has."""
     if part == whole:
         return slice(None)
     nth = 0

@@ -134,6 +134,7 @@ def provenance(tree: Any) -> Provenance:
 
 
 def _cells(record: Record) -> tuple[str, str, str]:
+    """Returns the array, the state and the origin of a record, as cells of a table."""
     parts = [
         x.layout if x.dtype == record.dtype else f"{x.layout}, cast from {x.dtype}"
         for x in record.stored

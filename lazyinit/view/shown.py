@@ -108,6 +108,7 @@ def _lines(table: Table, width: int) -> Iterator[list[tuple[str, str]]]:
 
 
 def _body(table: Table, width: int) -> Iterator[list[tuple[str, str]]]:
+    """Yields the lines of the heads, of a rule below them, and of the rows."""
     rows = [[printable(cell) for cell in row] for row in table.rows]
     widths = [max(map(cell_len, column)) for column in zip(table.columns, *rows, strict=True)]
     heads, gap = [list(table.columns)], _GAP

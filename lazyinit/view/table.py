@@ -108,6 +108,7 @@ def _factored(rows: list[_Numbers]) -> list[tuple[_Numbers, ...]]:
 
 
 def _label(words: tuple[str, ...], factors: tuple[_Numbers, ...]) -> str:
+    """Returns a path with its numbers: one, or those of a range."""
     label = words[0]
     for numbers, word in zip(factors, words[1:], strict=True):
         label += (ranges(numbers) if len(numbers) > 1 else str(numbers[0])) + word
