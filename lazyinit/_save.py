@@ -226,7 +226,7 @@ def _problem(path: str, leaf: Any) -> str:
 
 
 def _words(place: Place, leaf: Any) -> tuple[Place, Source]:
-    """Returns the place and the source of a key's words, which are few bytes, and made at once."""
+    """Returns the place and the source of a key's words; makes these few bytes at once."""
     end = f"/{KEY_DATA}/{implementation(leaf.dtype)}"
     named = replace(place, path=place.name + end, name=place.name + end, boxed="")
     if isinstance(leaf, StoredParam) and isinstance(leaf.source, KeyData):

@@ -62,7 +62,7 @@ def _is_like(mesh: Mesh, wanted: AbstractMesh) -> bool:
 
 
 def on_devices(sharding: Sharding | None, path: str) -> Sharding | None:
-    """Returns a recorded placement on devices.
+    """Returns a recorded placement on the devices of this process.
 
     Args:
       sharding: the placement; ``None`` is the default device.
@@ -145,7 +145,7 @@ def to_pickle(sharding: Sharding | None) -> Any:
 
 
 def from_pickle(value: Any) -> Sharding | None:
-    """Returns the placement that ``to_pickle`` wrote; without devices, if they are not here."""
+    """Returns the placement that ``to_pickle`` wrote, without devices that this process lacks."""
     if value is None:
         return None
     named, mesh, spec, kind = value

@@ -32,7 +32,7 @@ class Fit:
     captures: Captures
 
     def key(self, number: str) -> Hashable:
-        """Returns the key of the fit's group: fits of one rule that differ in ``number`` alone."""
+        """Returns a key that is equal for fits of a rule which differ in row and ``number``."""
         return id(self.rule), self.above, self.captures.without(number)
 
 

@@ -68,7 +68,7 @@ def of_tree(
 
 
 def _drawn(lines: Sequence[Line], shardings: Any) -> dict[int, tuple[str, ...]]:
-    """Returns the pictures of each leaf, by its index: of the first arrays, and of shardings."""
+    """Returns the pictures of leaves, by their index: values of the first arrays, and shardings."""
     found: dict[int, tuple[str, ...]] = {}
     values, known = 0, dict[Any, str]()
     for number, (line, sharding) in enumerate(zip(lines, shardings, strict=True)):
