@@ -2,9 +2,9 @@
 
 An array is read a piece at a time, from whichever devices hold it.
 
-An array that is spread over several processes is read by all of them together: each lays what its
-own devices hold of the piece into zeros, and the bytes are added up. So no host, and no device,
-holds more of the array than before, but for one piece.
+An array that is spread over several processes is read by all of them together: each copies what its
+own devices hold of a piece into zeros, and these are added up over all processes. So no host, and
+no device, holds more of the array than before, but for one piece.
 """
 
 import functools
@@ -31,9 +31,9 @@ class DeviceArray(Tensor):
 
     Attributes:
       name: the path of the leaf.
-      array: on any mesh, also one of several processes.
-      told: by name, whether arrays are spread: what the first process found, once it said so. One
-        that lies in another process alone is told from that process's own copy by nobody else.
+      array: an array on any mesh, also one of several processes.
+      told: by name, whether each array is spread, as the first process found and told the others.
+        A process that holds all of an array cannot know whether the first one holds it, too.
     """
 
     name: str
@@ -52,12 +52,12 @@ class DeviceArray(Tensor):
 
     @property
     def origin(self) -> str:
-        """A word for the tree."""
+        """The word ``the tree``, for messages."""
         return "the tree"
 
     @property
     def is_spread(self) -> bool:
-        """Whether no single process can be sure to hold all of it, so that all must read it."""
+        """Whether the first process does not hold all of it, so that all must read it together."""
         if self.name in self.told:
             return self.told[self.name]
         if self.array.is_fully_addressable:
@@ -67,7 +67,7 @@ class DeviceArray(Tensor):
         return sum(math.prod(map(len, r)) for r in first) < self.array.size
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``; every process must ask, if the array is spread."""
+        """Returns the values at ``index``; if the array is spread, every process must call this."""
         wanted, is_spread = ranges(index, self.shape), self.is_spread
         parts: dict[Ranges, np.ndarray] = {}
         for part, held, shard in shards_of(self.array, wanted):
@@ -81,9 +81,9 @@ class DeviceArray(Tensor):
         return added_up(values) if is_spread else values
 
     def check(self) -> None:
-        """Does nothing: what a tree holds cannot be gone."""
+        """Does nothing, as an array of a tree cannot be gone."""
 
-    def __eq__(self, other: object) -> bool:  # One array at two places is one.
+    def __eq__(self, other: object) -> bool:  # The same array at two paths.
         return isinstance(other, DeviceArray) and other.array is self.array
 
     def __hash__(self) -> int:
@@ -97,7 +97,7 @@ class OnDemand(Tensor):
     Attributes:
       name: the path of the leaf.
       leaf: a thunk of any kind.
-      make: makes it; one for all leaves that are read one after the other.
+      make: makes a leaf; leaves that are read one after the other share this function.
     """
 
     name: str
@@ -116,15 +116,15 @@ class OnDemand(Tensor):
 
     @property
     def origin(self) -> str:
-        """A word for the tree."""
+        """The word ``the tree``, for messages."""
         return "the tree"
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``, of the leaf once made."""
+        """Makes the leaf, and returns its values at ``index``."""
         return self.make(self.name, self.leaf).read(index)
 
     def check(self) -> None:
-        """Does nothing: making it says what is wrong."""
+        """Does nothing, as what is wrong shows when the leaf is made."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OnDemand) and other.leaf is self.leaf
@@ -137,15 +137,15 @@ def on_host(data: jax.Array, part: Ranges, held: Ranges) -> np.ndarray:
     """Returns a block of what one device holds: a view on CPU, else a copy of the block alone.
 
     Args:
-      data: on one device.
-      part: the block.
+      data: an array on one device, which is a block of a larger array.
+      part: the block to return.
       held: the block that ``data`` is.
     """
     local = within(part, held)
     (device,) = data.devices()
     if device.platform == "cpu":
         return np.asarray(data)[local]  # A view.
-    # Cut on the device: JAX would keep a host copy of all of it beside the array.
+    # Cut on the device, as JAX would keep a host copy of the whole array beside it.
     starts = [np.int32(cut.start) for cut in local]
     with under(None):
         return np.asarray(_cut(data, starts, tuple(map(len, part))))
@@ -159,7 +159,7 @@ def _cut(data: jax.Array, starts: Sequence[Any], sizes: tuple[int, ...]) -> jax.
 def added_up(values: np.ndarray) -> np.ndarray:
     """Returns the sum over all processes, each of which has zeros where another has values.
 
-    All of them must call this, with the same shape and dtype.
+    Every process must call this, with the same shape and dtype.
     """
     raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     mesh = _one_device_each()

@@ -1,4 +1,4 @@
-"""A source in another dtype; of a value that the dtype cannot hold, in which tensor it was."""
+"""Reads a source in another dtype, and names the tensor of a value that this cannot hold."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ class AsDtype(OfOne):
     Attributes:
       source: what is read.
       cast: the dtype of the values.
-      overflow: whether what that dtype cannot hold wraps or becomes infinite, and is not refused.
+      overflow: whether a value that the dtype cannot hold may wrap or become infinite; if not, it
+        is an error.
     """
 
     source: Source
@@ -45,7 +46,7 @@ class AsDtype(OfOne):
         return not self.overflow and may_overflow(self.source.dtype, self.cast)
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """Returns values of the source, cast.
+        """Casts values that were read from the source.
 
         Raises:
           CastError: the dtype cannot hold one of them.
@@ -79,11 +80,11 @@ def cast(values: np.ndarray, dtype: np.dtype, *, overflow: bool = False) -> np.n
 
 @contextlib.contextmanager
 def told(source: Source, path: str = "") -> Iterator[None]:
-    """Says of a value that a dtype cannot hold in which tensor of which file it was.
+    """Turns an ``Overflow`` within the block into an error that names the tensor and its file.
 
     Args:
-      source: what is read.
-      path: of the leaf that it makes, if there is one: the message then starts with it.
+      source: the source whose values are cast.
+      path: the path of the leaf that it fills, if there is one; the message then starts with it.
 
     Raises:
       CastError: in place of an ``Overflow``.
@@ -117,7 +118,7 @@ def _may_refuse(source: Any) -> bool:
 
 
 def same_kind(one: np.dtype, other: np.dtype) -> bool:
-    """Tells whether a cast between two dtypes changes no more than the width of a number.
+    """Tells whether a cast between two dtypes changes only the width of a number.
 
     >>> same_kind(np.dtype("float32"), np.dtype("float16"))
     True

@@ -23,10 +23,10 @@ class Checkpoint(Mapping[str, Source]):
     Attributes:
       origin: the file or folder, or a word for where the tensors lie, for people to read.
       tensors: the source of each tensor, by its name, in the order of the file.
-      metadata: what files of safetensors or GGUF say beside the tensors, text by text; of several
-        files, what no two of them say differently. Empty for other formats.
-      dequantized: by which method weights were quantized that are given as numbers; ``""`` if
-        tensors are as the files have them.
+      metadata: the text, by key, that files of safetensors or GGUF hold beside the tensors, without
+        keys on which several files disagree. Empty for other formats.
+      dequantized: the method by which weights are quantized in the files, if they are given as
+        numbers here; ``""`` if tensors are as the files have them.
     """
 
     origin: str
@@ -53,8 +53,8 @@ class Tensor:
     A subclass adds ``shape``, ``dtype`` and ``read``, or overrides what does not fit.
 
     Attributes:
-      name: what the checkpoint calls it.
-      file: where it lies.
+      name: its name in the checkpoint.
+      file: the file that it lies in.
     """
 
     __slots__ = ()
@@ -74,12 +74,12 @@ class Tensor:
 
     @property
     def extents(self) -> tuple[Extent, ...]:
-        """None, unless the values lie in a file as plain bytes."""
+        """The runs of bytes of its values; empty unless they lie in a file as plain bytes."""
         return ()
 
     @property
     def is_streamed(self) -> bool:
-        """Whether ``stream`` can read it; it takes less memory than ``read`` of many parts."""
+        """Whether ``stream`` can read it, which takes less memory than reading many parts."""
         return False
 
     def stream(self, limit: int) -> Iterator[np.ndarray]:
@@ -123,25 +123,25 @@ class Derived:
 
     @property
     def origin(self) -> str:
-        """Where those tensors lie."""
+        """The files or other places that those tensors lie in, joined by commas."""
         return ", ".join(dict.fromkeys(part.origin for part in self.reads))
 
     @property
     def extents(self) -> tuple[Extent, ...]:
-        """Where in files those tensors lie."""
+        """The runs of bytes that those tensors take in files."""
         return tuple(extent for part in self.reads for extent in part.extents)
 
     def check(self) -> None:
-        """Raises ``CheckpointError`` if what it reads is gone or has changed."""
+        """Raises ``CheckpointError`` if a file that it reads is gone or has changed."""
         for part in self.reads:
             part.check()
 
 
 class OfOne(Derived):
-    """A base for sources that read one other.
+    """A base for sources that read one other source.
 
     Attributes:
-      source: what is read.
+      source: the source that it reads.
     """
 
     __slots__ = ()
@@ -155,11 +155,11 @@ class OfOne(Derived):
 
 
 def bounds(index: Index, shape: Shape) -> tuple[tuple[int, int], ...]:
-    """Returns the first place and the one after the last, for each axis of an index."""
+    """Returns the start and the stop of an index along each axis, counted from 0."""
     ends = (part.indices(size) for part, size in zip(index, shape, strict=True))
     return tuple((start, max(start, stop)) for start, stop, _ in ends)
 
 
 def slices(ends: Sequence[tuple[int, int]]) -> Index:
-    """Returns the index that has these bounds."""
+    """Returns the index with these starts and stops."""
     return tuple(slice(start, stop) for start, stop in ends)

@@ -1,8 +1,8 @@
-"""Casts: values in another dtype, with the bits that NumPy's own casts give.
+"""Casts values to another dtype, with the bits of NumPy's own casts.
 
-What a dtype cannot hold would wrap, or become infinite. That is refused unless it is asked for: a
-value that is cast is rounded, and no more than that. Only the casts that can lose more are looked
-at, so that one from bfloat16 to float32 costs what it always did.
+A value that a dtype cannot hold would wrap, or become infinite. That is an error unless it is asked
+for: a cast may round a value, but do nothing else to it. Only casts that could do more are checked,
+so one from bfloat16 to float32 costs as much as in NumPy.
 """
 
 import functools
@@ -10,13 +10,13 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # By bytes.
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # By size in bytes.
 _SIGNED = {2: np.int16, 4: np.int32}
 _BUILT_IN, _FOREIGN = 1, 2  # What numpy.dtype.isbuiltin is for NumPy's dtypes and for others.
 
 
 class Overflow(Exception):
-    """A value that the dtype it was cast to cannot hold; whoever knows its tensor says which."""
+    """A cast met a value that the dtype cannot hold; a caller that knows the tensor names it."""
 
     def __init__(self, value: np.generic, made: np.generic) -> None:
         """Takes the value, and what the cast made of it."""
@@ -25,18 +25,18 @@ class Overflow(Exception):
 
 
 def cast_into(to: np.ndarray, values: np.ndarray, *, overflow: bool = False) -> None:
-    """Writes values to an array of the same shape, cast to its dtype. For any thread.
+    """Writes values to an array of the same shape, cast to its dtype. It is safe in any thread.
 
     Args:
-      to: what to write to.
-      values: what to read.
+      to: the array to write to.
+      values: the values to cast.
       overflow: whether a value that the dtype cannot hold may wrap or become infinite.
 
     Raises:
-      Overflow: one would. ``to`` then holds what the cast makes of them.
+      Overflow: a value would, and may not. ``to`` then holds the results of the cast all the same.
     """
     if to.dtype == values.dtype:
-        # NumPy's own integers: it copies bfloat16 a sixth slower where the axes are reordered.
+        # Copied as integers, since NumPy copies bfloat16 a sixth slower where axes are reordered.
         np.copyto(_bits(to), _bits(values))
         return
     if is_by_table(values.dtype):
@@ -60,7 +60,7 @@ def is_by_table(dtype: np.dtype) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def may_overflow(dtype: np.dtype, to: np.dtype) -> bool:
-    """Tells whether a dtype has values of which a cast makes more than a rounded one.
+    """Tells whether a dtype has values to which a cast does more than to round them.
 
     >>> may_overflow(np.dtype("float32"), jnp.dtype("bfloat16"))
     True
@@ -73,7 +73,7 @@ def may_overflow(dtype: np.dtype, to: np.dtype) -> bool:
         values = np.arange(256, dtype=np.uint8).view(dtype)
     elif jnp.issubdtype(dtype, jnp.integer):
         values = np.array([0, np.iinfo(dtype).min, np.iinfo(dtype).max], dtype)
-    else:  # Rounding keeps order, so what lies between these is held if they are.
+    else:  # Rounding keeps order: if a dtype holds these values, it holds all between them.
         largest = jnp.finfo(dtype).max
         values = np.array([0, -largest, largest, -np.inf, np.inf, np.nan], dtype)
     made = np.empty_like(values, to)
@@ -83,7 +83,7 @@ def may_overflow(dtype: np.dtype, to: np.dtype) -> bool:
 
 
 def _lost(values: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """Tells of each value whether a cast has made more of it than a rounded one."""
+    """Tells for each value whether a cast has done more to it than to round it."""
     dtype = made.dtype
     if np.iscomplexobj(values):
         parts = [np.real(values), np.imag(values)][: 2 if np.iscomplexobj(made) else 1]
@@ -94,7 +94,7 @@ def _lost(values: np.ndarray, made: np.ndarray) -> np.ndarray:
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
         low, high = int(info.min), int(info.max)
-        if values.dtype.kind == "f":  # What has a fraction loses that alone.
+        if values.dtype.kind == "f":  # A value may lose its fraction.
             whole = np.trunc(values)
             return ~((whole >= float(low)) & (whole < float(high + 1)))
         return (values < low) | (values > high)
@@ -114,8 +114,8 @@ def _like(part: np.ndarray, made: np.ndarray) -> np.ndarray:
 
 
 def _wide(values: np.ndarray) -> np.ndarray:
-    """Returns values in a dtype of NumPy's own, which holds each of them."""
-    if values.dtype.isbuiltin != _FOREIGN:  # Of a reversed byte order it is none of both.
+    """Returns values in a dtype of NumPy's own that holds each of them."""
+    if values.dtype.isbuiltin != _FOREIGN:  # It is 0 for dtypes of another byte order.
         return values
     is_whole = jnp.issubdtype(values.dtype, jnp.integer)
     return values.astype(np.int16 if is_whole else np.float32)
@@ -123,9 +123,9 @@ def _wide(values: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _saturates_at(dtype: np.dtype) -> float:
-    """Returns the largest value that is rounded to the last of a dtype without infinity or NaN.
+    """Returns the largest value that is rounded to the largest of a dtype without infinity and NaN.
 
-    All that is larger becomes that last one, too. Of any other dtype it returns zero.
+    Any value beyond it becomes that largest one, too. For other dtypes it returns zero.
     """
     made = np.empty(3, dtype)
     _cast(made, np.array([np.inf, -np.inf, np.nan], np.float32))
@@ -137,12 +137,12 @@ def _saturates_at(dtype: np.dtype) -> float:
 
 
 def _is_all_finite(values: np.ndarray) -> bool:
-    """Tells whether floats of 16 or 32 bits are all finite, fast; ``False`` of any others."""
+    """Tells fast whether floats of 16 or 32 bits are all finite; ``False`` for other dtypes."""
     infinite = _infinite(values.dtype)
     if not values.size or infinite is None:
         return not values.size
-    # The bits of floats are in the order of their sizes: what is not finite comes last, the
-    # negative ones after the positive ones if they are read as unsigned.
+    # As integers, floats of one sign are in the order of their sizes: those that are not finite
+    # come last. Read as unsigned, the negative ones come after the positive ones.
     bits = _bits(values)
     signed = bits.view(_SIGNED[values.dtype.itemsize])
     return bool(signed.max() < infinite[0] and bits.max() < infinite[1])
@@ -150,7 +150,7 @@ def _is_all_finite(values: np.ndarray) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _infinite(dtype: np.dtype) -> tuple[int, int] | None:
-    """Returns the bits of both infinities; ``None`` if these are no floats of 16 or 32 bits."""
+    """Returns the bits of both infinities; ``None`` unless a dtype is 16 or 32 bits of float."""
     if dtype.itemsize not in _SIGNED or not jnp.issubdtype(dtype, jnp.floating):
         return None
     positive, negative = _bits(np.array([np.inf, -np.inf], dtype))
@@ -164,7 +164,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _table(dtype: np.dtype, to: np.dtype) -> np.ndarray:
-    """Returns the bits, after a cast, of each of the values that a dtype of one byte has."""
+    """Returns the bits that each of the 256 values of a one-byte dtype has after a cast."""
     table = np.empty(256, to)
     _cast(table, np.arange(256, dtype=np.uint8).view(dtype))
     return _bits(table)

@@ -1,4 +1,4 @@
-"""Sources whose values are computed of those that are read: scaled and shifted, or interpolated."""
+"""Sources whose values are computed from those of another: scaled and shifted, or interpolated."""
 
 import functools
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from lazyinit.tensors.mapped import give_back
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Affine(OfOne):
-    """A ``Source``: each value times a factor, plus a shift; or, inverted, less it, through it.
+    """A ``Source``: each value of another, times a factor, plus a shift; or the inverse of that.
 
-    Computed in float32 (float64 if the values are), and left so; inverted, rounded once to the
-    dtype of the values.
+    Results are computed in float32 (float64 for such values), and have that dtype. The inverse is
+    rounded once, to the dtype of the values.
 
     Attributes:
-      source: floats.
-      factor: what each is multiplied by.
-      shift: what is added then.
-      inverted: whether the shift is taken off first and the rest divided by the factor.
+      source: a source of floats.
+      factor: what each value is multiplied by.
+      shift: what is added to the product.
+      inverted: whether the shift is subtracted first, and the difference divided by the factor.
     """
 
     source: Source
@@ -39,16 +39,16 @@ class Affine(OfOne):
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of what is computed."""
+        """The dtype of the results."""
         return self.source.dtype if self.inverted else _wide(self.source.dtype)
 
     @property
     def may_refuse(self) -> bool:
-        """Whether a value may be one that the dtype cannot hold."""
+        """Whether a result may be one that its dtype cannot hold."""
         return may_overflow(_wide(self.dtype), self.dtype)
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``, computed."""
+        """Returns the results at ``index``."""
         values = self.source.read(index)
         made = values.astype(_wide(values.dtype))
         give_back(values)
@@ -78,13 +78,13 @@ def _wide(dtype: np.dtype) -> np.dtype:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Interpolated(OfOne):
-    """A ``Source``: two neighboring axes of another, a grid, resized to another grid.
+    """A ``Source``: another, with two neighboring axes, a grid, resized to another grid.
 
-    All places of the grid are read, whatever is asked for; along the other axes, what is. Computed
-    in float64, in one order for every index, and rounded once to the dtype of the values.
+    Any read reads the whole grid, but along the other axes only what is asked for. Results are
+    computed in float64, in one order for every index, and rounded once to the dtype of the values.
 
     Attributes:
-      source: floats.
+      source: a source of floats.
       axis: the first axis of the grid; the next is its second.
       to: the sizes of the new grid.
       method: a key of ``METHODS``.
@@ -103,11 +103,11 @@ class Interpolated(OfOne):
 
     @property
     def may_refuse(self) -> bool:
-        """Whether a value may be one that the dtype cannot hold; some pass their neighbors."""
+        """Whether a result may be one that the dtype cannot hold, as some exceed all values."""
         return may_overflow(np.dtype(np.float64), self.dtype)
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``, interpolated."""
+        """Returns the interpolated values at ``index``."""
         ends = bounds(index, self.shape)
         axes = (self.axis + 1, self.axis)  # The last first, as PyTorch does.
         there = list(ends)
@@ -126,7 +126,7 @@ class Interpolated(OfOne):
 
 
 def _summed(values: np.ndarray, axis: int, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns sums of values at ``places[i]`` along an axis, times ``weights[i]``, in order."""
+    """Returns, for each ``i``, the sum of the values at ``places[i]`` times ``weights[i]``."""
     along = (-1,) + (1,) * (values.ndim - 1 - axis)
     shape = (*values.shape[:axis], len(places), *values.shape[axis + 1 :])
     total = np.zeros(shape, values.dtype)
@@ -137,10 +137,10 @@ def _summed(values: np.ndarray, axis: int, places: np.ndarray, weights: np.ndarr
 
 @functools.lru_cache(maxsize=64)
 def taps_of(size: int, to: int, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which places each new one is a sum of, and their weights.
+    """Returns the places of which each new place is a weighted sum, and their weights.
 
     Args:
-      size: of the axis.
+      size: the size of an axis.
       to: its new size.
       method: a key of ``METHODS``.
 
@@ -149,7 +149,7 @@ def taps_of(size: int, to: int, method: str) -> tuple[np.ndarray, np.ndarray]:
     """
     at = (np.arange(to) + 0.5) * (size / to) - 0.5
     kernel, reach, is_blurred, is_clamped = METHODS[method]
-    width = max(size / to, 1.0) if is_blurred else 1.0  # Shrunk, a kernel covers more places.
+    width = max(size / to, 1.0) if is_blurred else 1.0  # To shrink, it covers more places.
     first = np.floor(at - reach * width).astype(int)[:, None]
     places = first + np.arange(int(2 * np.ceil(reach * width)) + 2)
     weights = kernel(np.abs(places - at[:, None]) / width)

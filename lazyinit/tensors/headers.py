@@ -16,9 +16,9 @@ import numpy as np
 from lazyinit import errors
 
 HEADER_LIMIT = 100_000_000  # Bytes of one header or index; the safetensors format's own limit.
-NODE_LIMIT = 1_000_000  # Leaves and containers of one checkpoint.
-DEPTH_LIMIT = 100  # Containers within one another.
-MAX_NDIM = 64  # NumPy's.
+NODE_LIMIT = 1_000_000  # The most leaves and containers of one checkpoint.
+DEPTH_LIMIT = 100  # The most containers within one another.
+MAX_NDIM = 64  # NumPy's limit.
 MAX_BYTES = 2**63 - 1
 FETCH_AGAIN = "It is damaged or incomplete: fetch it again."
 
@@ -61,7 +61,7 @@ def parse_object(path: str, text: bytes) -> dict[str, Any]:
     """Parses a JSON object, and refuses a name that stands twice in it.
 
     Raises:
-      CheckpointError: anything else; the message starts with ``path``.
+      CheckpointError: the text is anything but such an object; the message starts with ``path``.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def is_text(name: str) -> bool:
 
 
 def check_shape(path: str, tensor: str, shape: object, dtype: np.dtype) -> tuple[int, ...]:
-    """Returns a parsed shape as a tuple.
+    """Returns a parsed shape as a tuple, after checking it.
 
     Raises:
       CheckpointError: it is no list of counts, or NumPy could not hold such an array.
@@ -121,14 +121,14 @@ def check_shape(path: str, tensor: str, shape: object, dtype: np.dtype) -> tuple
 def named_leaves(
     path: str, tree: Any, plain: Callable[[Any], Any] = lambda node: node
 ) -> Iterator[tuple[str, Any]]:  # Any: whatever the file holds.
-    """Yields ``(name, leaf)`` for what is no mapping, list or tuple, in the order of the file.
+    """Yields ``(name, leaf)`` for all but mappings, lists and tuples, in the order of the file.
 
     A name is the keys above the leaf, joined by ``/``, as JAX would print its path.
 
     Args:
-      path: of the file, for messages.
-      tree: what it holds.
-      plain: returns what a node stands for, where that is something else.
+      path: the path of the file, for messages.
+      tree: what the file holds.
+      plain: returns the value that a node stands for, which is most often the node itself.
 
     Raises:
       CheckpointError: containers too deep or too many, or two leaves of one name.

@@ -1,4 +1,4 @@
-"""Which parts of a piece the shards of an array hold; ``memory`` and ``arrays`` read them."""
+"""Finds the parts of a block that the shards of an array hold; others read them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ Ranges: TypeAlias = tuple[range, ...]
 
 
 def ranges(index: Sequence[slice], shape: Shape) -> Ranges:
-    """Returns the block that an index means in an array of this shape."""
+    """Returns the block that an index selects in an array of this shape."""
     return tuple(range(*part.indices(size)) for part, size in zip(index, shape, strict=True))
 
 
@@ -24,7 +24,10 @@ def within(part: Sequence[range], held: Sequence[range]) -> Index:
 
 
 def shards_of(array: jax.Array, wanted: Ranges) -> Iterator[tuple[Ranges, Ranges, Any]]:
-    """Yields each shard of this process that has a part of a block: the part, what it holds, it."""
+    """Yields the shards of this process that overlap a block.
+
+    Each comes as the overlap, the block that the shard holds, and the shard itself.
+    """
     for shard in array.addressable_shards:
         held = ranges(shard.index, array.shape)
         part = tuple(

@@ -1,6 +1,6 @@
-"""Sources of several others: put one behind the other, or required to be equal.
+"""Sources over several others, which are joined along an axis or required to be equal.
 
-Each reads of its parts only what an index wants of them.
+Each reads only those elements of its parts that an index needs.
 """
 
 import functools
@@ -20,12 +20,12 @@ from lazyinit.tensors.tiles import copy
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Joined(Derived):
-    """A ``Source``: others, one behind the other along an axis: concatenated, or stacked.
+    """A ``Source``: several others, concatenated along an axis or stacked along a new one.
 
     Attributes:
-      parts: what is read; at least one.
-      axis: counted from 0. Their sizes may differ along it.
-      is_stacked: whether it is a new axis, on which each part, all of one shape, is one place.
+      parts: the sources to join; at least one.
+      axis: the axis, counted from 0. If it is not new, the parts may differ in size along it.
+      is_stacked: whether the axis is new; all parts then have one shape.
     """
 
     parts: tuple[Source, ...]
@@ -39,13 +39,13 @@ class Joined(Derived):
 
     @property
     def shape(self) -> Shape:
-        """The shape of one part, with the places of all along the axis."""
+        """The shape of one part, with the sizes of all along the axis added up."""
         shape, size = self.parts[0].shape, sum(map(self._size, self.parts))
         return (*shape[: self.axis], size, *shape[self.axis + (not self.is_stacked) :])
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype that holds the values of all."""
+        """The dtype that JAX promotes the dtypes of the parts to."""
         return functools.reduce(jnp.promote_types, {part.dtype: None for part in self.parts})
 
     @property
@@ -54,7 +54,7 @@ class Joined(Derived):
         return any(may_overflow(part.dtype, self.dtype) for part in self.parts)
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``; a view if it is in one part."""
+        """Returns the values at ``index``; as one part returns them if no other is needed."""
         ends = bounds(index, self.shape)
         blocks = list(self._blocks(*ends[self.axis]))
         if len(blocks) == 1:
@@ -102,8 +102,8 @@ class Agreeing(Derived):
     """A ``Source``: one of several that must hold the same values, as leaves tied by rules do.
 
     Attributes:
-      parts: what is read and compared.
-      name: what the tensor is called.
+      parts: the sources that are read and compared.
+      name: the name of the tensor.
     """
 
     parts: tuple[Source, ...]
@@ -116,14 +116,14 @@ class Agreeing(Derived):
 
     @property
     def shape(self) -> Shape:
-        """The shape, which is that of each."""
+        """The shape, which is that of every part."""
         return self.parts[0].shape
 
     def read(self, index: Index) -> np.ndarray:
         """Returns the values at ``index``.
 
         Raises:
-          FillError: they differ.
+          FillError: the parts differ there.
         """
         parts = (p if p.dtype == self.dtype else AsDtype(p, self.dtype) for p in self.parts)
         first, *others = (part.read(index) for part in parts)
@@ -141,5 +141,5 @@ class Agreeing(Derived):
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
-    # Not the values: NaN is equal to itself here.
+    # Bits are compared, not values, so that NaN equals itself.
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

@@ -1,8 +1,8 @@
 """PRNG keys in a checkpoint: their words, with the name of their implementation.
 
 No format has a type for keys. A key is written as ``jax.random.key_data`` gives it, uint32 words
-along a last axis, under the name ``dropout.rngs.key.key_data.threefry2x32``: of the leaf, then
-``key_data``, then of the implementation.
+along a last axis. Its name, as in ``dropout.rngs.key.key_data.threefry2x32``, is that of the leaf,
+then ``key_data``, then that of the implementation.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ KEY_DATA = "key_data"
 
 
 def is_typed_key(leaf: Any) -> bool:
-    """Tells whether a leaf (an array or a thunk) is of typed PRNG keys."""
+    """Tells whether a leaf (an array or a thunk) holds typed PRNG keys."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -36,15 +36,15 @@ def words(dtype: Any) -> int:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class KeyData(OfOne):
-    """A ``Source`` of keys: what it reads is their words, with one axis more than the keys have.
+    """A ``Source`` of keys; ``read`` returns their words, with one axis more than the keys have.
 
     Attributes:
-      source: of the words, uint32[...,words].
-      dtype: of the keys.
+      source: the source of the words, uint32[..., words].
+      dtype: JAX's dtype of the keys.
     """
 
     source: Source
-    dtype: Any  # JAX's dtype of keys, which NumPy has not.
+    dtype: Any  # NumPy has no dtype of keys.
 
     @property
     def shape(self) -> Shape:

@@ -29,9 +29,9 @@ class File:
     """A file as it was when it was opened, so that a later change is noticed.
 
     Attributes:
-      path: absolute.
-      size: bytes.
-      mtime_ns: when it was last written, nanoseconds.
+      path: its absolute path.
+      size: its size in bytes.
+      mtime_ns: when it was last written, in nanoseconds.
     """
 
     path: str
@@ -69,7 +69,7 @@ def _mapped(file: File) -> np.ndarray:
     # A view that outlives its place in the cache keeps its map alive by itself.
     try:
         bytes_of_file = np.memmap(file.path, dtype=np.uint8, mode="r", shape=(file.size,))
-    # ValueError: what NumPy and mmap say of a file that is shorter than its map.
+    # NumPy and mmap raise ValueError for a file that is shorter than its map.
     except (OSError, ValueError) as error:
         raise errors.CheckpointError(
             f"{file.path}: the file cannot be mapped into memory: {error}. Open the checkpoint "
@@ -83,7 +83,7 @@ _maps: "weakref.WeakValueDictionary[str, np.memmap]" = weakref.WeakValueDictiona
 
 
 def release(extents: Iterable[Extent]) -> None:
-    """Gives back the memory in which maps hold these bytes; they are read again when touched.
+    """Frees the memory in which maps hold these bytes; they are read again when touched.
 
     Mapped pages count as this process's memory until the system wants them for something else.
     """
@@ -97,9 +97,9 @@ def release(extents: Iterable[Extent]) -> None:
 
 
 def give_back(values: np.ndarray) -> None:
-    """Lets go of the resident pages under a view of a map; reading them again maps them anew.
+    """Frees the memory pages under a view of a map; they are read again when touched.
 
-    Pages that it shares with what lies before and behind it stay. Other arrays are left alone.
+    Pages that hold other bytes, too, stay. Arrays that are not views of a map are left alone.
     """
     base: Any = values
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
@@ -119,12 +119,12 @@ class MappedTensor(Tensor):
 
     Attributes:
       file: the file that it lies in.
-      name: what the file calls it.
+      name: its name in the file.
       shape: as stored.
       dtype: as stored.
-      offset: where its first element is, bytes from the start of the file.
-      steps: along each axis, bytes, for views of a larger storage; zero where one row stands for
-        all. None if it lies in C order. With them no axis is empty.
+      offset: where its first element is, in bytes from the start of the file.
+      steps: the strides in bytes, if it is a view of a larger storage; a stride of zero repeats one
+        row. Empty if it lies in C order. A tensor with strides has no axis of size 0.
     """
 
     file: File
@@ -136,7 +136,7 @@ class MappedTensor(Tensor):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values."""
+        """The size of its values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -165,7 +165,7 @@ class MappedTensor(Tensor):
         return whole[(*index, ...)]
 
     def stream(self, limit: int) -> Iterator[np.ndarray]:
-        """Yields the values in order, flat, read and not mapped; each piece until the next.
+        """Yields the values in order, flat, without a map; a piece is valid until the next one.
 
         Raises:
           CheckpointError: the file has changed since it was opened, or is cut short meanwhile.

@@ -1,4 +1,4 @@
-"""Arrays in memory, read as if they lay in a checkpoint: trees of them, and what was read whole."""
+"""Sources of arrays in memory: of a caller's tree, of numbers in a file's header, of constants."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -23,14 +23,14 @@ _ORIGIN = "the mapping"
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class HeldTensor(Tensor):
-    """A ``Source``: an array in memory, under a name. Equal if the array is the same.
+    """A ``Source``: an array in memory, under a name. Two are equal if name and array are the same.
 
     Attributes:
-      name: its path in the mapping, or what the file calls it.
-      array: numpy or JAX.
-      origin: a word for the caller's mapping, or the file that was read whole.
-      header: for a number that stands among the headers of a file, that file; else none. Such a
-        number is refused when the file has changed, and equal to its like.
+      name: its path in the mapping, or its name in the file.
+      array: an array of NumPy or JAX.
+      origin: a word for the caller's mapping, or the file that it was read from.
+      header: the file, if this is a number among the headers of a file; else empty. Such a number
+        cannot be read once the file has changed, and equals another of the same file and value.
     """
 
     name: str
@@ -53,7 +53,7 @@ class HeldTensor(Tensor):
         """Returns the values at ``index``: a view where one buffer in host memory has them all.
 
         Raises:
-          CheckpointError: part of it lies on devices of another process.
+          CheckpointError: part of the array lies on devices of another process.
         """
         self.check()
         if isinstance(self.array, np.ndarray):
@@ -101,7 +101,7 @@ def number(file: File, name: str, value: complex) -> HeldTensor:
     """Returns the source of a Python number that stands among the headers of a file.
 
     Raises:
-      CheckpointError: an integer that takes more than 64 bits.
+      CheckpointError: the number is an integer of more than 64 bits.
     """
     array = np.asarray(value)
     if array.dtype.hasobject:
@@ -113,11 +113,11 @@ def number(file: File, name: str, value: complex) -> HeldTensor:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Filled(Tensor):
-    """A ``Source``: one value everywhere, or an array that is repeated; it lies in no file.
+    """A ``Source``: a constant, which is one value or an array, broadcast to the shape of a leaf.
 
     Attributes:
-      value: numpy; its shape goes by the rules of broadcasting.
-      shape: of the leaf.
+      value: an array whose shape can be broadcast to ``shape``.
+      shape: the shape of the leaf.
     """
 
     value: np.ndarray
@@ -130,20 +130,20 @@ class Filled(Tensor):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """None: it is made from no tensor."""
+        """Empty, as it is made from no tensor."""
         return ()
 
     @property
     def origin(self) -> str:
-        """What messages call the place that the values come from."""
+        """The words ``a constant``, for messages."""
         return "a constant"
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``: a view of the one value."""
+        """Returns the values at ``index``, as a view of the constant."""
         return np.broadcast_to(self.value, self.shape)[(*index, ...)]
 
     def check(self) -> None:
-        """Does nothing: no file can be gone."""
+        """Does nothing, as there is no file."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Filled) and self._identity() == other._identity()
@@ -159,13 +159,13 @@ class Filled(Tensor):
 
 
 def open_tree(tree: Mapping[Any, Any]) -> Checkpoint:
-    """Names the arrays of a mapping, nested or flat, by their paths; copies nothing.
+    """Makes a checkpoint of the arrays in a mapping, nested or flat, without copying them.
 
-    The ``value`` of a Flax metadata box goes by the name of the box. What another checkpoint holds
-    is taken as it is, so that whoever needs other names can write a mapping.
+    The ``value`` of a Flax metadata box has the name of the box. A leaf may also be a source of
+    another checkpoint: a mapping can so give its tensors other names.
 
     Raises:
-      CheckpointError: a leaf is no array, or two leaves share a path.
+      CheckpointError: a leaf is neither an array nor a source, or two leaves share a path.
     """
     tensors: dict[str, Source] = {}
     for name, array in _named(tree):
@@ -205,10 +205,10 @@ def _named(
 
 
 def nested(tensors: Mapping[str, Source]) -> dict[str, Any]:
-    """Returns tensors as a tree of dicts, by the ``/`` in their names: what ``open_tree`` undoes.
+    """Nests tensors in dicts by the ``/`` in their names; ``open_tree`` does the reverse.
 
     Raises:
-      SaveError: a name that stands for a tensor and for what is above another.
+      SaveError: a tensor has a name that is also a folder of other names, as ``a`` beside ``a/b``.
     """
     tree: dict[str, Any] = {}
     for name, source in tensors.items():

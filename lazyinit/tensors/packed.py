@@ -1,4 +1,4 @@
-"""Values of fewer than eight bits, of which bytes or words hold several, and back.
+"""Unpacks values of fewer than eight bits from bytes or words, and packs them into bytes.
 
 NumPy keeps each such value in a byte of its own, under a dtype of ``ml_dtypes``.
 """
@@ -22,17 +22,18 @@ UNSIGNED = {2: np.dtype(ml_dtypes.uint2), 4: np.dtype(ml_dtypes.uint4), 8: _BYTE
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Fields(OfOne):
-    """A ``Source``: values of a few bits, of which each word of another holds several.
+    """A ``Source``: values of a few bits each, several of which lie in each word of another.
 
     Attributes:
-      source: the words: integers of any width.
-      bits: of each value; a word is some whole values.
-      axis: along which values lie in words.
-      size: values along that axis; what the last word has beyond is not read.
+      source: the words, which are integers of any width.
+      bits: how many bits a value has; a word holds a whole number of values.
+      axis: the axis along which values are packed into words.
+      size: how many values there are along that axis; the last word may have room for more.
       cast: the dtype of the values.
-      order: for each value of a word, how many values lie in lower bits; none: as they come.
-      flip: bits that are turned over in each value. Where numbers are stored with half of their
-        range added, turning the highest bit over makes two's complement of them.
+      order: for each value of a word, how many values lie in lower bits; if it is empty, the first
+        value lies in the lowest bits.
+      flip: the bits to flip in each value. Numbers that are stored with half of their range added
+        become two's complement once their highest bit is flipped.
     """
 
     source: Source
@@ -81,16 +82,16 @@ class Fields(OfOne):
 
 
 def nibbles(source: Source) -> Fields:
-    """Returns the floats of four bits of which each byte of a source holds two, the first low."""
+    """Returns the four-bit floats of a source of bytes: two in each, the first in its low bits."""
     return Fields(source, 4, len(source.shape) - 1, 2 * source.shape[-1], FLOAT4)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Packed(OfOne):
-    """A ``Source``: the bytes in which floats of four bits lie in a file, flat, two in each.
+    """A ``Source``: the bytes, flat, that a file has for four-bit floats, two to a byte.
 
     Attributes:
-      source: of such floats; their number is even.
+      source: a source of four-bit floats, of which there is an even number.
     """
 
     source: Source
@@ -102,7 +103,7 @@ class Packed(OfOne):
 
     @property
     def dtype(self) -> np.dtype:
-        """Bytes."""
+        """The dtype of bytes, uint8."""
         return _BYTE
 
     def read(self, index: Index) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sources -> pieces of host memory, in order: writers take one bounded piece at a time."""
+"""Reads sources in order, piece by piece, so that writers hold one bounded piece at a time."""
 
 import itertools
 import math
@@ -18,8 +18,8 @@ Read: TypeAlias = Callable[[Source], Iterable[np.ndarray]]
 """How the values of a source are read: in order, piece by piece, as ``pieces`` does."""
 
 _TOUCHED = 2 * PIECE  # Bytes of a file that one reading may touch, and so make resident.
-# Elements in one reading where a tensor is larger: each could lie on other pages than the next,
-# and the system maps sixteen pages around the one that is touched.
+# Elements in one reading of a larger tensor: each element could lie on pages of its own, and the
+# system maps sixteen pages around one that is touched.
 _BLOCK = 2**15
 
 
@@ -32,7 +32,7 @@ def pieces(source: Source, limit: int = PIECE) -> Iterator[np.ndarray]:
     """Yields the values of a source in order (the last axis fastest), in bounded memory.
 
     Each piece is contiguous, of at most ``limit`` bytes (or of one element), and valid until the
-    next is asked for. What a reading maps of a file is given back after it.
+    next is asked for. Memory that a reading maps of a file is freed after it.
 
     Raises:
       CheckpointError: a file that it reads is gone, has changed or is cut short.
@@ -48,9 +48,9 @@ def pieces(source: Source, limit: int = PIECE) -> Iterator[np.ndarray]:
 
 
 def _slab(source: Source) -> int:
-    """Returns the bytes of a row of chunks, if a source has some and they are not too large.
+    """Returns the bytes of a row of chunks; 0 if a source has no chunks, or they are too large.
 
-    No less than a chunk is read, so smaller pieces would read it again and again.
+    A chunk is always read whole, so smaller pieces would read it again and again.
     """
     rows = next(iter(getattr(source, "chunk", ())), 0)
     size = rows * math.prod(source.shape[1:]) * source.dtype.itemsize
@@ -69,7 +69,7 @@ def indices(shape: Shape, itemsize: int, limit: int) -> Iterator[Index]:
         (n for n in range(len(shape)) if _run(shape, n + 1, itemsize) <= limit),
         max(len(shape) - 1, 0),
     )
-    # All of what comes after this axis, a part along it, one of what comes before.
+    # Each index has one place on the axes before this one, a part along it, and all axes after it.
     for before in itertools.product(*map(range, shape[:axis])):
         ones = tuple(slice(n, n + 1) for n in before)
         if not shape:
@@ -120,10 +120,10 @@ def _blocks(shape: Shape) -> Iterator[Index]:
 
 
 class Flow:
-    """The bytes of a source, to be taken in portions that need not be those of its pieces."""
+    """The bytes of a source, which can be taken in portions of any size."""
 
     def __init__(self, stream: Iterable[np.ndarray]) -> None:
-        """Takes what ``pieces`` yields."""
+        """Takes the pieces of a source, as ``pieces`` yields them."""
         self._stream, self._held = iter(stream), memoryview(b"")
 
     def take(self, size: int) -> Iterator[memoryview]:

@@ -1,7 +1,7 @@
-"""Quantized values as numbers: values, less their zero points, times their scales.
+"""Turns quantized values into numbers: values, less their zero points, times their scales.
 
-To read an index is to read the values that it asks for, and the scales of the blocks that these
-lie in; no others. A product is computed in float32, in which every product of a value of eight
+Reading an index reads the values at that index, and the scales of the blocks that these lie in; no
+others. A product is computed in float32, in which every product of a value of eight
 bits or fewer and a scale of sixteen bits or fewer is exact, and is rounded once, to ``cast``.
 
 Formats: https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf
@@ -34,10 +34,10 @@ class Scaled(Derived):
 
     Attributes:
       source: the values: integers, or floats of eight bits or fewer.
-      scales: as many axes; ``uint8`` are exponents (E8M0).
+      scales: the scales, with as many axes as the values; ``uint8`` are exponents (E8M0).
       block: how many values along each axis share a scale; the last block may have fewer.
       cast: the dtype of the products.
-      zeros: what is subtracted first, one for each block, integers; at most one source.
+      zeros: the zero points to subtract first, integers, one for each block; at most one source.
     """
 
     source: Source
@@ -110,10 +110,10 @@ def sharing(shape: Shape, scales: Shape, block: Shape = ()) -> Shape | None:
     """Returns how many values share a scale along each axis; ``None`` if shapes do not fit.
 
     Args:
-      shape: of the values.
-      scales: the shape of the scales; as many axes.
-      block: along the last axes, where that is known. Where it is not, an axis has one scale for
-        all, or one for each place.
+      shape: the shape of the values.
+      scales: the shape of the scales, with as many axes.
+      block: how many share a scale along the last axes, if that is known. If not, each axis must
+        have one scale for all places, or one for each.
 
     >>> sharing((4, 6), (4, 1)), sharing((4, 6), (4, 3), (2,)), sharing((4, 6), (4, 3))
     ((1, 6), (1, 2), None)
@@ -131,7 +131,7 @@ def sharing(shape: Shape, scales: Shape, block: Shape = ()) -> Shape | None:
 
 
 def kept_as(source: Source, dtype: Any) -> Source:  # Any: JAX's own dtypes, too.
-    """Returns the values themselves, without scales, if they have this dtype; else the source."""
+    """Returns quantized values without scales if they have this dtype, else the source."""
     if dtype is None or dtype == source.dtype or getattr(dtype, "itemsize", 2) > 1:
         return source  # No values of more than eight bits are quantized.
     match source:
@@ -157,10 +157,10 @@ def _apply(
     """Multiplies values by the scales of their blocks, or subtracts zero points, in place.
 
     Args:
-      operation: of values and scales.
-      values: those between the ends.
-      scales: of the blocks that have a part there.
-      ends: the first place and the one after the last, for each axis.
+      operation: ``numpy.multiply`` or ``numpy.subtract``.
+      values: the values between the ends.
+      scales: the scales or zero points of the blocks that have a part there.
+      ends: the start and the stop along each axis.
       block: how many values along each axis share a scale.
     """
     axis = next((n for n, size in enumerate(block) if size > 1 and scales.shape[n] > 1), None)
@@ -184,7 +184,7 @@ def _apply(
 
 
 def _as_float32(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Returns what values of a dtype are as float32, in an array of their own."""
+    """Returns a copy of values as float32; bytes are taken as values of the dtype."""
     if values.dtype.itemsize > 1:
         return values.astype(np.float32)
     # Looked up in a table: three times as fast as ml_dtypes casts one by one.

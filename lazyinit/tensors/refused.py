@@ -1,4 +1,4 @@
-"""A tensor that a checkpoint names and that cannot be read: it is refused alone."""
+"""A tensor that a checkpoint lists but that cannot be read, while its others can."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ NO_DTYPE = np.dtype(object)
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RefusedTensor(Tensor):
-    """A ``Source`` that cannot be read. ``fill`` refuses a leaf that it would make.
+    """A ``Source`` that cannot be read; ``fill`` raises an error for a leaf that needs it.
 
     Attributes:
       file: the file that it lies in.
-      name: what the file calls it.
+      name: its name in the file.
       problem: what was wanted and got, and the way out: a sentence or two.
       shape: as far as the file tells.
-      dtype: as stored; that of Python objects if NumPy has no such dtype.
+      dtype: as stored; ``object`` if NumPy has no such dtype.
     """
 
     file: File

@@ -1,7 +1,7 @@
-"""How a source lies in its files: in which parts, and in which order of axes.
+"""Finds how a source lies in its files: in which parts, and in which order of axes.
 
-What is read at once should lie together, so that each page of a file is mapped once, and given back
-when it has been read.
+A reader should read what lies together at once, so that each page of a file is mapped once, and
+freed when it has been read.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from lazyinit.tensors.views import BoxView, Reshaped, groups, reshaped
 
 
 def parts_of(source: Source) -> Iterator[tuple[tuple[int, ...], Source]]:
-    """Yields the parts of a source that lie apart, and where each begins in it.
+    """Yields the parts of a source that lie apart, each after the place where it begins.
 
-    A part has as many axes as the source, and is a box of it that begins there. So the tensors of
-    a stack are read one by one, and are never first put together in memory of their own.
+    A part is a box of the source, with as many axes. So the tensors of a stack are read one by one,
+    and are never first put together in memory of their own.
     """
     match source:
         case Joined(parts=parts, axis=axis, is_stacked=is_stacked) if all(
@@ -77,10 +77,10 @@ def _farthest_first(steps: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_read_anywhere(source: Any) -> bool:  # Any: a source, which may have the parts it reads.
-    """Tells whether to read any part of a source costs no more than that part.
+    """Tells whether reading a part of a source costs no more than the size of the part.
 
-    So it is with what is mapped or in memory. Of what is compressed, in chunks or on a server, a
-    small part of a row costs much more.
+    That is so for sources that are mapped or in memory. If a source is compressed, in chunks or on
+    a server, a small part of a row costs much more.
     """
     if isinstance(source, MappedTensor | HeldTensor):
         return True

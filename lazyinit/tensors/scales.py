@@ -1,7 +1,7 @@
-"""What scales are made of where a file does not hold them as they are: read in part, as all is.
+"""Sources of scales that a file does not hold as they are.
 
-A table's entries for codes, a product with another number or a quotient by one, and the scales of
-groups in an order of their own. Each is computed in float32, as the libraries that wrote them do.
+Such scales are entries of a table, sums with a number, quotients by a number, or scales of groups
+in another order. Each is computed in float32, as the libraries that wrote them do.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _FLOAT32 = np.dtype("float32")
 
 
 class _Float32(OfOne):
-    """A base for sources of float32 that have the shape of the first that they read."""
+    """A base for sources of float32 that have the shape of the first source that they read."""
 
     __slots__ = ()
 
@@ -33,10 +33,10 @@ class _Float32(OfOne):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Coded(_Float32):
-    """A ``Source``: for each code of another, what a table says that it stands for.
+    """A ``Source``: for each code of another source, the entry that a table has for it.
 
     Attributes:
-      source: codes, each in a byte.
+      source: the codes, each in a byte.
       table: an entry for each code.
     """
 
@@ -54,11 +54,11 @@ class Coded(_Float32):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Raised(_Float32):
-    """A ``Source``: another, plus a number.
+    """A ``Source``: the values of another, plus a number.
 
     Attributes:
-      source: of floats.
-      by: what is added.
+      source: a source of floats.
+      by: the number to add.
     """
 
     source: Source
@@ -74,11 +74,11 @@ class Raised(_Float32):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Divided(_Float32):
-    """A ``Source``: another, divided by the one number that a tensor holds.
+    """A ``Source``: the values of another, divided by the one number that a tensor holds.
 
     Attributes:
-      source: of floats.
-      number: of one element.
+      source: a source of floats.
+      number: a source of one element.
     """
 
     source: Source
@@ -92,7 +92,7 @@ class Divided(_Float32):
     def read(self, index: Index) -> np.ndarray:
         """Returns the quotients at ``index``."""
         number = self.number.read((slice(None),) * len(self.number.shape))
-        with np.errstate(all="ignore"):  # A file may hold a zero: then there is no number.
+        with np.errstate(all="ignore"):  # A file may hold a zero.
             return self.source.read(index).astype(_FLOAT32) / number.astype(_FLOAT32).reshape(())
 
     def __repr__(self) -> str:
@@ -104,9 +104,9 @@ class Taken(Derived):
     """A ``Source``: places of another along an axis, in any order, as ``numpy.take`` has it.
 
     Attributes:
-      source: what is read, from the first place that is wanted to the last.
-      axis: along which places are taken.
-      places: an array of them, one axis; all of them are there.
+      source: the source, which is read from the first place that is wanted to the last.
+      axis: the axis along which places are taken.
+      places: the places, int[n]; the source has all of them.
     """
 
     source: Source
@@ -115,12 +115,12 @@ class Taken(Derived):
 
     @property
     def reads(self) -> tuple[Source, Source]:
-        """What places are taken of, and the places."""
+        """The source, and the places."""
         return (self.source, self.places)
 
     @property
     def shape(self) -> Shape:
-        """As many along the axis as there are places."""
+        """The shape of the source, with as many elements along the axis as there are places."""
         sizes = self.source.shape
         return (*sizes[: self.axis], *self.places.shape, *sizes[self.axis + 1 :])
 
@@ -139,13 +139,13 @@ class Taken(Derived):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Rows(OfOne):
-    """A ``Source``: a flat source as rows, of which those that are wanted are read whole.
+    """A ``Source``: a flat source cut into rows; a row is always read whole.
 
-    For scales, which are few: they are not read by one run of elements for each row.
+    It is meant for scales: as they are few, one read of whole rows costs less than one for each.
 
     Attributes:
-      source: flat.
-      shape: rows, and places in each; two axes.
+      source: a source with one axis.
+      shape: the number of rows, and of elements in a row.
     """
 
     source: Source

@@ -1,7 +1,7 @@
-"""A slice of an array in C order -> the runs of bytes that hold it.
+"""Finds the runs of bytes that hold a slice of an array in C order.
 
 Tensors that cannot be mapped (on a server, compressed, in pieces) are read run by run.
-Runs with a small gap between them are read as one: asking twice costs more than the gap.
+Runs with a small gap between them are read as one, as a second read would cost more than the gap.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ class Span:
     """A run of bytes of an array, and the part of the slice that lies in it.
 
     Attributes:
-      start: of the run, bytes from the array's first.
-      stop: after its last byte.
+      start: the first byte of the run, counted from the array's first.
+      stop: the byte after its last.
       place: where in the slice its values go.
-      shape: of that part.
+      shape: the shape of that part of the slice.
     """
 
     start: int
@@ -50,11 +50,11 @@ def spans(shape: Shape, itemsize: int, index: Index, *, gap: int, limit: int) ->
     """Yields the runs that hold a slice, in the order in which they lie.
 
     Args:
-      shape: of the whole array.
-      itemsize: bytes of one element.
+      shape: the shape of the whole array.
+      itemsize: the bytes of one element.
       index: one slice with step 1 per axis.
-      gap: bytes; wanted runs with no more than this between them become one.
-      limit: bytes; no run is longer, unless one element is.
+      gap: wanted runs with at most this many bytes between them become one.
+      limit: the most bytes of a run, unless one element has more.
 
     Example:
       >>> [(s.start, s.stop) for s in spans((4, 8), 1, (slice(1, 3), slice(2, 4)), gap=0, limit=99)]
@@ -67,7 +67,8 @@ def spans(shape: Shape, itemsize: int, index: Index, *, gap: int, limit: int) ->
         return
     steps = strides(shape, itemsize)
     counts = [len(r) for r in wanted]
-    # What one row of the axes from each on spans, and whether that is read as one run.
+    # For each axis: the bytes that the slice spans along it and all later axes, and whether these
+    # are read as one run.
     lengths, joined = [itemsize], [True]
     for count, step in zip(reversed(counts), reversed(steps), strict=True):
         joined.append(joined[-1] and (count == 1 or step - lengths[-1] <= gap))
@@ -99,7 +100,7 @@ def spans(shape: Shape, itemsize: int, index: Index, *, gap: int, limit: int) ->
 
 
 def put(values: np.ndarray, whole: Shape, span: Span, data: bytes | memoryview) -> None:
-    """Copies the part of a slice that lies in a span from the span's bytes.
+    """Copies the bytes of a span to the part of the slice that lies in it.
 
     Args:
       values: the slice, to be written into.

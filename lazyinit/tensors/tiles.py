@@ -22,19 +22,19 @@ _READ = 2**9  # Bytes in a run of the source.
 _WRITTEN = 2**9  # Elements in a run of the destination.
 _SHORT = 2**7  # Bytes: shorter runs of the source are not copied first.
 _SMALL = 2**15  # Bytes: an array that is smaller is in the cache as it is.
-_SKEW = 2**6  # Bytes between rows that would else be a multiple of _READ apart: one cache set.
+_SKEW = 2**6  # Bytes added between rows a multiple of _READ apart, which share one cache set.
 
 
 def copy(to: np.ndarray, values: np.ndarray, *, overflow: bool = False) -> None:
-    """Copies values into an array of the same shape, cast to its dtype. For any thread.
+    """Copies values into an array of the same shape, cast to its dtype. It is safe in any thread.
 
     Args:
-      to: what to write to.
-      values: what to read; it shares no memory with ``to``.
+      to: the array to write to.
+      values: the values to copy; they share no memory with ``to``.
       overflow: whether a value that the dtype cannot hold may wrap or become infinite.
 
     Raises:
-      Overflow: one would. What ``to`` then holds is of no use.
+      Overflow: a value would, and may not. What ``to`` then holds is of no use.
     """
     assert to.shape == values.shape, (to.shape, values.shape)
     size = max(to.itemsize, values.itemsize)
@@ -44,14 +44,14 @@ def copy(to: np.ndarray, values: np.ndarray, *, overflow: bool = False) -> None:
     to, values = _with_few_axes(to, values)
     order = _nearest_first(values)
     is_moved = order[0] != to.ndim - 1
-    # A table takes temporary memory for what is cast at a time, and what is looked at again after
-    # the cast should still be in the cache.
+    # A cast by table takes temporary memory for all that it casts at once. Values that are checked
+    # after the cast should still be in the cache.
     is_checked = not overflow and may_overflow(values.dtype, to.dtype)
     in_tiles = to.dtype != values.dtype and (is_checked or is_by_table(values.dtype))
     if not is_moved and not in_tiles:
         cast_into(to, values, overflow=overflow)
         return
-    # What is looked at after the cast is half of what was read: it may be twice as much at a time.
+    # The check looks at results, which are half as large as what was read: a tile may be larger.
     room = 2 * TILE if not is_moved and is_checked else TILE
     tile = _tile(to.shape, order, size, room)
     if not is_moved or _run(values, order, tile) < _SHORT:
@@ -68,9 +68,9 @@ def copy(to: np.ndarray, values: np.ndarray, *, overflow: bool = False) -> None:
 
 
 def _with_few_axes(to: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns views of both with the axes in the order of ``to``, neighbors merged if they can be.
+    """Returns views of both arrays with axes in the memory order of ``to``, merged if possible.
 
-    The last axis is the one on which neighbors are nearest in ``to``.
+    Along the last axis, neighbors are nearest in ``to``.
     """
     order = sorted(
         (axis for axis, size in enumerate(to.shape) if size > 1), key=lambda a: -abs(to.strides[a])
@@ -93,9 +93,9 @@ def _with_few_axes(to: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _nearest_first(values: np.ndarray) -> list[int]:
-    """Returns the axes, from the one on which neighbors are nearest in memory."""
+    """Returns the axes, first the one along which neighbors are nearest in memory."""
     steps = [abs(step) for step in values.strides]
-    # An axis along which one value is repeated is the farthest: it is no run.
+    # An axis along which one value is repeated comes last, as it is no run of memory.
     return sorted(range(values.ndim), key=lambda a: (not steps[a], steps[a], -a))
 
 
@@ -106,10 +106,10 @@ def _tile(shape: Shape, order: Sequence[int], size: int, room: int) -> Shape:
     ``_WRITTEN`` elements of the destination, then as large as it may be.
 
     Args:
-      shape: of both arrays; the last axis is that of runs in the destination.
-      order: the axes, from that of runs in the source.
-      size: bytes of an element.
-      room: bytes of a tile.
+      shape: the shape of both arrays; runs in the destination lie along the last axis.
+      order: the axes; runs in the source lie along the first of them.
+      size: the bytes of an element.
+      room: the most bytes of a tile.
     """
     tile, last = [1] * len(shape), len(shape) - 1
 
@@ -130,7 +130,7 @@ def _tile(shape: Shape, order: Sequence[int], size: int, room: int) -> Shape:
 
 
 def _run(values: np.ndarray, order: Sequence[int], tile: Shape) -> int:
-    """Returns how many bytes of a tile lie behind each other in the source."""
+    """Returns how many bytes of a tile lie in one run in the source."""
     run = values.itemsize
     for axis in order:
         if values.strides[axis] != run:
@@ -142,7 +142,7 @@ def _run(values: np.ndarray, order: Sequence[int], tile: Shape) -> int:
 
 
 def _steps(tile: Shape, order: Sequence[int], size: int) -> tuple[tuple[int, ...], int]:
-    """Returns the strides of the copy of a tile, in the order of the source, and its bytes."""
+    """Returns the strides of a tile's copy, with axes in the source's order, and its bytes."""
     steps, step = [0] * len(tile), size
     for axis in order:
         if axis == len(tile) - 1 and step % _READ == 0:

@@ -1,4 +1,4 @@
-"""PyTorch's tensors in memory as NumPy's arrays; PyTorch is not imported for it."""
+"""Turns PyTorch's tensors in memory into NumPy's arrays, without importing PyTorch."""
 
 import sys
 from typing import Any
@@ -10,16 +10,16 @@ from lazyinit.tensors.headers import DTYPES
 
 
 def is_torch_tensor(value: object) -> bool:
-    """Tells whether a value is a tensor of PyTorch, which then is imported already."""
+    """Tells whether a value is a tensor of PyTorch; there is none before PyTorch is imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def as_array(origin: str, name: str, tensor: Any) -> np.ndarray:  # Any: torch.Tensor.
-    """Returns an array of the same bits: of the same memory, if that is the host's and in order.
+    """Returns an array with the bits of a tensor; it shares host memory that lies in C order.
 
     Raises:
-      CheckpointError: it is not dense, has no values, or a dtype that JAX has not.
+      CheckpointError: the tensor is not dense, has no values, or has a dtype that JAX lacks.
     """
     torch = sys.modules["torch"]
     dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
@@ -30,7 +30,7 @@ def as_array(origin: str, name: str, tensor: Any) -> np.ndarray:  # Any: torch.T
             "it as such."
         )
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # Not reshape: it keeps whatever step an axis of one element has. NumPy has no bfloat16 of its
-    # own; the same bytes, as integers, do.
+    # Not reshape, which keeps any stride that an axis of one element has. Bytes are handed over, as
+    # NumPy has no bfloat16 of its own.
     flat = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
     return flat.view(dtype).reshape(tuple(tensor.shape))

@@ -1,8 +1,8 @@
 """Views of one source: a part of it, its axes in another order, another shape.
 
 Each maps an index back onto its source, so a view reads what is asked of it and no more. A reshape
-is taken apart into groups of axes that hold the same elements before and after. In each group a
-block of the result is some runs of elements, and each run is a few blocks of what is read.
+is taken apart into groups of axes that hold the same elements before and after. In each group, a
+block of the result consists of some runs of elements, and each run of a few blocks of the source.
 """
 
 import itertools
@@ -68,11 +68,11 @@ class BoxView(OfOne):
 
 
 def transposed(source: Source, axes: tuple[int, ...]) -> Source:
-    """Returns a source with its axes in another order; itself if that is the order they have.
+    """Returns a source with its axes in another order; as it is if they have that order.
 
     Args:
       source: what is read.
-      axes: as ``numpy.transpose`` takes them: axis ``i`` of the result is ``axes[i]`` of it.
+      axes: as for ``numpy.transpose``: axis ``i`` of the result is ``axes[i]`` of the source.
     """
     assert sorted(axes) == list(range(len(source.shape))), axes
     box = _whole(source)
@@ -94,7 +94,7 @@ def cut(source: Source, ends: Mapping[int, tuple[int, int]]) -> Source:
 
 
 def selected(source: Source, axis: int, place: int) -> Source:
-    """Returns a source at one place along an axis, which is gone."""
+    """Returns a source at one place along an axis, without that axis."""
     box = (*_whole(source)[:axis], (place, place + 1), *_whole(source)[axis + 1 :])
     return BoxView(source, box, tuple(n for n in range(len(box)) if n != axis))
 
@@ -119,7 +119,7 @@ class Reshaped(OfOne):
         assert math.prod(self.shape) == math.prod(self.source.shape), (self.shape, self.source)
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``, counted after the change."""
+        """Returns the values at an ``index`` of the new shape."""
         block = bounds(index, self.shape)
         shape = tuple(stop - start for start, stop in block)
         if not math.prod(shape):
@@ -147,7 +147,7 @@ class Reshaped(OfOne):
 
 
 def reshaped(source: Source, shape: Shape) -> Source:
-    """Returns the source under another shape: itself, or what it is made of, if that has it."""
+    """Returns the source under another shape; undoes an earlier reshape where it can."""
     if isinstance(source, Reshaped):
         source = source.source
     return source if shape == source.shape else Reshaped(source, shape)
@@ -155,7 +155,7 @@ def reshaped(source: Source, shape: Shape) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A block to read, and where its elements go in the wanted block, both counted flat."""
+    """A block of the source, and the flat start and stop of its elements in the wanted block."""
 
     start: int
     stop: int
@@ -163,7 +163,7 @@ class _Block:
 
 
 def groups(one: Shape, other: Shape) -> Iterator[tuple[range, range]]:
-    """Yields the axes of both shapes that hold the same elements, as few at a time as can be."""
+    """Yields the smallest groups of axes, one of each shape, that hold the same elements."""
     i = j = 0
     while i < len(one) or j < len(other):
         begin = i, j
@@ -189,7 +189,7 @@ def _run_blocks(
 
 
 def _runs(block: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yields the runs of elements, counted flat, that a block of an array of these sizes is."""
+    """Yields the flat start and stop of each run of elements that a block consists of."""
     inner = len(sizes)
     while inner and block[inner - 1] == (0, sizes[inner - 1]):
         inner -= 1
@@ -205,7 +205,7 @@ def _runs(block: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Iterator[tu
 
 
 def _blocks(start: int, stop: int, sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
-    """Yields the blocks of an array of these sizes that a run of its elements is, in order."""
+    """Yields, in order, the blocks that a run of elements is in an array of these sizes."""
     if start >= stop:
         return
     if not sizes:
