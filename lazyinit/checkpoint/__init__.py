@@ -5,10 +5,10 @@ from the names of tensors to sources. The one idea is that everything above know
 only, and no format.
 
 ``opening`` tells the format by the content of a file, and ``folders`` says which files of a folder
-count. ``dequantized`` makes numbers of a folder whose
-weights are quantized, by what ``config`` finds beside it and one of the ``schemes``. ``folder``
-writes one, with what ``beside`` carries over, and ``together`` lets several processes do so. The
-formats themselves are in the room ``formats``, sources in ``tensors``.
+count. ``dequantized`` turns quantized weights into numbers, by what ``config`` finds beside them
+and one of the ``schemes``. ``folder`` writes a folder, with the files that ``beside`` carries over,
+and ``together`` lets one process write what several hold. The formats themselves are in the room
+``formats``, sources in ``tensors``.
 """
 
 from lazyinit.checkpoint.opening import open_checkpoint

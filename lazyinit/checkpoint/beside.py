@@ -1,7 +1,7 @@
-"""What lies beside the weights of a folder: its configuration, tokenizer, model card and code.
+"""Finds what lies beside the weights of a folder: configuration, tokenizer, model card and code.
 
-A folder comes in, and the files of it that a copy of its checkpoint needs go out. Weights are told
-by the endings that their formats have, and by their first bytes where a name says nothing.
+A folder comes in, and those of its files that a copy of its checkpoint needs go out. Weights are
+recognized by the endings that their formats have, or by their first bytes if a name says nothing.
 """
 
 import filecmp
@@ -17,7 +17,7 @@ from lazyinit.formats import orbax
 from lazyinit.formats.commit import INDEX, SINGLE
 from lazyinit.tensors.headers import HEADER_LIMIT
 
-# Of files that hold weights, those of other frameworks and of runtimes too, and indices of them.
+# Endings of files of weights, also of other frameworks and runtimes, and of their indices.
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".distcp", ".msgpack"),
     *(".npz", ".npy", ".eqx", ".h5", ".hdf5", ".keras", ".pb", ".tflite", ".gguf", ".ggml"),
@@ -45,7 +45,7 @@ def folder_like(like: str | os.PathLike[str]) -> Path:
     """Returns the folder to carry files over from.
 
     Raises:
-      SaveError: it is an address, or there is no such folder.
+      SaveError: it is an address, a file or a folder of Orbax, or nothing is there.
     """
     folder = Path(like)
     wanted = "wanted a folder on this machine whose files are carried over, got"
@@ -66,25 +66,25 @@ def metadata_of(folder: Path) -> Mapping[str, str]:
     """Returns the metadata of the safetensors in a folder; empty if there are none.
 
     Raises:
-      CheckpointError: they are broken.
+      CheckpointError: the safetensors are damaged.
     """
     there = next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), "")
     return open_checkpoint(folder / there).metadata if there else {}
 
 
 def side_files(like: Path, target: Path) -> list[SideFile]:
-    """Returns the files of a folder that another needs and has not: all that are no weights.
+    """Returns the files of a folder that another one lacks, without weights.
 
-    Left out are weights of any format and their indices, files that are not finished, what is
-    hidden (a name that begins with a dot) and what lies in ``target``, if that is inside.
+    Left out are weights of any format and their indices, unfinished files, hidden files and folders
+    (whose names begin with a dot), and what lies in ``target``, if that is inside.
 
     Args:
-      like: the folder that has them.
-      target: the folder that is to get them; need not be there.
+      like: the folder that has the files.
+      target: the folder that is to get them, which need not exist.
 
     Raises:
-      SaveError: the target has another file of that name; or one of them is a pointer of Git LFS or
-        a link to nowhere; or it cannot be read. All problems are collected.
+      SaveError: the target has a different file of the same name, or a file is a pointer of Git
+        LFS, a link to nowhere, or cannot be read. All problems are collected.
     """
     found, problems = [], []
     for path in _below(like, target):
@@ -102,7 +102,7 @@ def side_files(like: Path, target: Path) -> list[SideFile]:
 
 
 def _below(folder: Path, target: Path) -> Iterator[Path]:
-    """Yields the files of a folder that are no weights, in order; those of Orbax's folders are."""
+    """Yields, in order, the files of a folder that are not weights; all in Orbax's folders are."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name == "__pycache__":
             continue

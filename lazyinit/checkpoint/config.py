@@ -10,7 +10,7 @@ _KEYS = ("quantization_config", "compression_config")  # The second in old files
 
 
 def config_of(checkpoint: Any) -> Mapping[str, Any]:  # Any: what opens as a checkpoint.
-    """Returns what the ``config.json`` of a local folder says, or nothing if there is none."""
+    """Returns what the ``config.json`` of a local folder says; empty if it cannot be read."""
     if not isinstance(checkpoint, str | os.PathLike):
         return {}
     try:

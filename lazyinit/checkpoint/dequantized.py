@@ -1,9 +1,8 @@
-"""A quantized checkpoint as one of numbers: what ``config.json`` says, and the tensors bear out.
+"""Turns a quantized checkpoint into one of numbers, as its ``config.json`` says.
 
-Values, scales, zero points and what else belongs to a weight become one tensor of the name that it
-has where nothing is quantized, so that everything above reads it by the same rules. Nothing is
-guessed: what the configuration promises and the tensors do not hold is an error, and so is the
-reverse.
+The values, scales, zero points and other tensors of a weight become one tensor, under the name that
+the weight has if nothing is quantized, so that everything above reads it by the same rules. Nothing
+is guessed: it is an error if the tensors are not what the configuration promises, or the reverse.
 """
 
 import re
@@ -30,7 +29,7 @@ _SCHEMES: Mapping[str, Scheme] = {
     "mxfp4": MXFP4,
 }
 _ELSE = "save it dequantized with the library that quantized it."
-# Of activations and of the cache of keys and values: no weight is made of them.
+# Names of scales of activations and of the cache of keys and values, which no weight needs.
 _OF_NO_WEIGHT = re.compile(
     r".*[._](input|output|activation|[kqv]|prob)_(global_scale|scale|scale_inv|scale_ub|zero_point)"
 )
@@ -43,17 +42,17 @@ _OF_A_WEIGHT = re.compile(
 def dequantized(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Checkpoint:
     """Returns a checkpoint whose quantized weights are the numbers that they stand for.
 
-    Of each weight a few small tensors may be read, which say how the others lie. Scales of
-    activations are left out, as no weight is made of them. Where the configuration quantizes no
-    weight, but activations or the cache of keys and values alone, all tensors stay as they are.
+    A few small tensors of each weight may be read, which say how the others lie. Scales of
+    activations are left out, as no weight needs them. If the configuration quantizes no weight, but
+    only activations or the cache of keys and values, all tensors stay as they are.
 
     Args:
-      checkpoint: as its files have it.
+      checkpoint: the checkpoint as its files have it.
       said: the ``quantization_config`` of its ``config.json`` (any JSON).
 
     Raises:
-      CheckpointError: a method that is not dequantized, or a configuration and tensors that do not
-        go together; all such weights at once.
+      CheckpointError: the method cannot be dequantized, or tensors do not fit the configuration;
+        all such weights are collected.
     """
     method, scheme = _scheme(said)
     where = f"{checkpoint.origin}: config.json says quant_method {method!r:.80}"
@@ -96,7 +95,7 @@ def dequantized(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Checkpoint:
 
 
 def quantizes_weights(said: Mapping[str, Any]) -> bool:
-    """Tells whether a configuration (any JSON) says that weights are quantized, as far as we know.
+    """Tells whether a configuration (any JSON) quantizes weights, or may do so in unknown ways.
 
     >>> quantizes_weights({"config_groups": {}, "kv_cache_scheme": {"num_bits": 8}})
     False
@@ -107,19 +106,19 @@ def quantizes_weights(said: Mapping[str, Any]) -> bool:
 
 
 def is_of_no_weight(name: str) -> bool:
-    """Tells whether a tensor of such a name is a scale of activations, or of a cache."""
+    """Tells whether a tensor of this name is a scale of activations, or of a cache."""
     return _OF_NO_WEIGHT.fullmatch(name) is not None
 
 
 def tells_scales(names: Iterable[str]) -> bool:
-    """Tells whether one of these is the name of a part of a quantized weight: of scales, say."""
+    """Tells whether one of these names is that of a quantized weight's part, such as its scales."""
     return any(_OF_A_WEIGHT.fullmatch(name) for name in names)
 
 
 def _scheme(said: Mapping[str, Any]) -> tuple[Any, Scheme | None]:  # Any: JSON.
-    """Returns the method that a configuration names, and what dequantizes it."""
+    """Returns the method that a configuration names, and its scheme, or ``None`` without one."""
     method = said.get("quant_method", "compressed-tensors" if "config_groups" in said else None)
-    # What transformers wrote before it named the method.
+    # transformers wrote these before it named the method.
     if method is None and (said.get("load_in_4bit") or said.get("load_in_8bit")):
         method = "bitsandbytes"
     return method, _SCHEMES.get(method) if isinstance(method, str) else None

@@ -1,4 +1,4 @@
-"""Named sources -> a Hugging Face folder, or one file: all is planned before a file is written."""
+"""Writes named sources as a Hugging Face folder or one file, and plans all before it writes."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def local_path(target: str | os.PathLike[str]) -> Path:
     """Returns the path of a file or folder to write.
 
     Raises:
-      SaveError: it is an address.
+      SaveError: the target is an address.
     """
     if "://" in os.fspath(target):
         raise errors.SaveError(
@@ -33,11 +33,11 @@ def local_path(target: str | os.PathLike[str]) -> Path:
 def planned(
     tensors: Mapping[str, Source], *, metadata: Mapping[str, str], max_shard_size: int | str
 ) -> list[FilePlan]:
-    """Plans the files of a checkpoint; all that can be wrong with its tensors is raised here.
+    """Plans the files of a checkpoint, and raises all that can be wrong with its tensors.
 
     Raises:
-      SaveError: a name or a dtype that safetensors has not, metadata that is not text, a size that
-        is none. All problems are collected.
+      SaveError: a name or a dtype is one that safetensors lacks, metadata is not text, or
+        ``max_shard_size`` is not a size. Problems of names, dtypes and metadata are collected.
     """
     limit = bytes_of(max_shard_size, "max_shard_size", errors.SaveError)
     wrong = list(problems(tensors))
@@ -62,15 +62,15 @@ def write_folder(
     """Writes planned files into a folder, in place of the checkpoint that is there.
 
     Args:
-      folder: is made if it is not there.
-      plans: from ``planned``.
+      folder: the folder, which is made if it is not there.
+      plans: what ``planned`` returned.
       read: yields the values of a source, in order.
       beside: files that come along.
 
     Raises:
-      WriteError: they cannot be written; the checkpoint that was there still is.
-      CheckpointError: a file that a tensor lies in is gone or has changed, or one that comes along
-        is gone.
+      WriteError: the files cannot be written; the checkpoint that was there is still there.
+      CheckpointError: a file that a tensor lies in is gone or has changed, or a file that comes
+        along is gone.
     """
     for plan in plans:
         for _, source in plan.tensors:
@@ -103,7 +103,7 @@ def write_single(path: Path, plan: FilePlan, read: Read = pieces) -> None:
     """Writes one planned file, in place of the one that is there.
 
     Raises:
-      WriteError: it cannot be written; the file that was there still is.
+      WriteError: the file cannot be written; the one that was there is still there.
       CheckpointError: a file that a tensor lies in is gone or has changed.
     """
     for _, source in plan.tensors:
@@ -118,4 +118,4 @@ def write_file(stream: BinaryIO, plan: FilePlan, read: Read = pieces) -> None:
     for _, source in plan.tensors:
         for piece in read(source):
             stream.write(as_bytes(piece))
-            del piece  # It may be a view of an array that is made on demand: let go of that.
+            del piece  # Frees the array that it may be a view of, if that was made on demand.

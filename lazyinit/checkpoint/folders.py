@@ -1,4 +1,4 @@
-"""Which files of a folder are its checkpoint, where no index and none of the usual names say so."""
+"""Finds the checkpoint in a folder that has no index and no file of a usual name."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -32,10 +32,10 @@ _STEP = re.compile(r"checkpoint_(\d+(?:\.\d+)?)")
 
 
 def find_variant(folder: Path, names: Sequence[str]) -> Path | None:
-    """Returns the file of the one variant (``fp16``) that a folder holds, or ``None``.
+    """Returns the file of the only variant (such as ``fp16``) in a folder; ``None`` without one.
 
     Raises:
-      CheckpointError: it holds several.
+      CheckpointError: the folder holds several variants.
     """
     found: dict[str, list[str]] = {}
     for name in names:
@@ -65,7 +65,7 @@ def find_newest(folder: Path, names: Sequence[str]) -> Path | None:
 def open_shards(
     folder: Path, names: Sequence[str], open_file: Callable[[Path], Checkpoint]
 ) -> Checkpoint | None:
-    """Opens the shards of a folder without an index as one; ``None`` if there are none.
+    """Opens the shards of a folder without an index as one checkpoint; ``None`` without shards.
 
     Raises:
       CheckpointError: a shard is missing, there are shards of several checkpoints, or two shards

@@ -31,13 +31,13 @@ def open_checkpoint(
         flat with names joined by ``/`` or ``.``.
       like: for a file of Equinox, which holds no names: the tree that was saved, or one of thunks
         or shapes, which says what its arrays are called.
-      names: ``"file"`` for those that the file has; ``"transformers"`` for a GGUF file of Llama,
-        Qwen 2, Qwen 3 or Qwen 3 MoE with the names and layouts that ``transformers`` would give
-        its tensors, which the rules of ``lazyinit.maps`` know.
-      dequantize: of a Hugging Face folder on this machine whose ``config.json`` has a
-        ``quantization_config``, give weights as the numbers that they stand for, under the names
-        that they have where nothing is quantized. ``from_pretrained`` without rules does so by
-        itself.
+      names: ``"file"`` for the names that the file has; ``"transformers"``, for a GGUF file of
+        Llama, Qwen 2, Qwen 3 or Qwen 3 MoE, for the names and layouts that ``transformers`` would
+        give its tensors, which the rules of ``lazyinit.maps`` know.
+      dequantize: whether to give quantized weights as the numbers that they stand for, under the
+        names that they have if nothing is quantized. The checkpoint must be a Hugging Face folder
+        on this machine whose ``config.json`` has a ``quantization_config``. ``from_pretrained``
+        without rules does this by itself.
 
     Returns:
       The tensors by name, to be read later, in part.
@@ -83,10 +83,10 @@ def open_checkpoint(
 
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Says of what the system refuses which checkpoint it was."""
+    """Turns an error of the operating system into one that names the checkpoint."""
     try:
         yield
-    # ValueError: what the system says of a path with a null byte in it.
+    # Python raises ValueError for a path with a null byte in it.
     except (OSError, ValueError) as error:
         if isinstance(error, errors.CheckpointError):
             raise
@@ -194,7 +194,7 @@ def _open_file(path: Path) -> Checkpoint:
     return safetensors.open_file(path)
 
 
-_HEAD = 512  # Bytes of a file that are looked at.
+_HEAD = 512  # The first bytes of a file, which tell its format.
 
 
 def _head(path: Path) -> bytes:

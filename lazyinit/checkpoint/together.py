@@ -1,4 +1,4 @@
-"""Writing by one process what several hold: all read the same tensors in the same order."""
+"""Lets one process write what several hold; all read the same tensors in the same order."""
 
 from collections.abc import Callable, Iterable, Sequence, Set
 
@@ -17,22 +17,24 @@ def write_together(
     """Lets the first process write, while the others read with it what no process holds alone.
 
     Args:
-      sources: what is written, in the order in which it is; the same in every process.
-      spread: the names of those that every process must read.
-      write: writes; takes how to read a source. Called in the first process.
+      sources: the sources to write, in order; the same in every process.
+      spread: the names of those sources that all processes must read together.
+      write: writes the sources, given a function that reads one; called in the first process only.
 
     Raises:
-      WriteError: the first process could not write. There it is its own error.
+      WriteError: in the other processes, if the first could not write. That one raises its own
+        error.
     """
-    # While all of them are here: CPU devices wait for 30 seconds for one that is late to their
-    # first collective, and as long as it takes in later ones.
+    # The first collective runs now, while all processes are here: in their first one, CPU devices
+    # wait only 30 seconds for a late one, but in later ones as long as it takes.
     added_up(np.zeros(1, np.uint8))
     is_first = jax.process_index() == 0
     streams = {id(source): iter(pieces(source)) for source in sources}
     problems: list[Exception] = []
     if is_first:
         _collect(problems, lambda: write(lambda source: streams[id(source)]))
-    # What is left of them: nothing in the first process, unless it failed. The others would wait.
+    # The first process has read all of them, unless it failed. It reads on then, as the others
+    # would wait for it.
     for source in sources:
         if not spread.isdisjoint(source.names):
             _collect(problems, lambda source=source: _exhaust(streams[id(source)]))

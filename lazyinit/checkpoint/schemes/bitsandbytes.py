@@ -1,10 +1,10 @@
 """Weights of four and of eight bits as bitsandbytes has them.
 
 Source: https://github.com/bitsandbytes-foundation/bitsandbytes, 0.50: ``functional.py``
-(``QuantState``) and ``backends/default/ops.py``. Four bits are codes of a table, the first of a
-byte in its high half, in blocks of the flat weight that share a scale; scales may be quantized in
-the same way, by eight bits. Eight bits are rows of integers, each row with the largest value that
-it stands for.
+(``QuantState``) and ``backends/default/ops.py``. A weight of four bits consists of codes of a
+table, two to a byte, the first in its high half. Blocks of the flat weight share a scale; these
+scales may be quantized in the same way, with eight bits. A weight of eight bits consists of rows of
+integers, each row with the largest value that it stands for.
 """
 
 import json
@@ -58,7 +58,7 @@ def _rows(weight: Weight) -> Source:
     block = (1, max(columns, 1))
     scales = in_shape(weight.check("SCB", (rows,), "float32"), (rows, 1))
     product = Scaled(values, scales, block, _FLOAT32)
-    # Two products, as there: their order decides how the last bit is rounded.
+    # Two products, as in bitsandbytes: their order decides how the last bit is rounded.
     part = Filled(np.array(7.874015718698502e-3, _FLOAT32), (1, 1))
     return Scaled(product, part, (max(rows, 1), block[1]), _FLOAT32)
 
@@ -70,7 +70,7 @@ def _codes(weight: Weight) -> Source:
     packed = weight.values
     if packed.dtype != np.dtype("uint8") or math.prod(packed.shape) != -(-count // 2):
         raise weight.wrong("", f"{-(-count // 2)} bytes for values {list(shape)}")
-    # By rows, where blocks end with them, so that a part of them is a part of the bytes.
+    # In rows, if blocks end where rows do, so that some rows lie in a part of the bytes.
     rows = count // shape[-1] if shape and shape[-1] and not shape[-1] % size else 1
     width = count // rows
     codes = Fields(in_shape(packed, (rows, -(-width // 2))), 4, 1, width, UNSIGNED[4], order=(1, 0))
@@ -98,7 +98,7 @@ def _table(weight: Weight, part: str, size: int) -> tuple[float, ...]:
 
 
 def _state(weight: Weight) -> dict[str, Any]:
-    """Returns what the weight's state says, checked; its dtype as NumPy's."""
+    """Returns the weight's state, parsed from JSON and checked, with its dtype as NumPy's."""
     part = next((_STATE + kind for kind in _KINDS if _STATE + kind in weight.parts), _STATE + "nf4")
     held = weight.read(part, "uint8").tobytes()
     try:

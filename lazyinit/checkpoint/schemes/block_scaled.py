@@ -1,8 +1,8 @@
 """Weights of float8 as DeepSeek has them, and of MXFP4 as GPT-OSS has them.
 
 Source: ``transformers`` 5.24, ``integrations/finegrained_fp8.py`` (the weight times the scale of
-its block, computed in float32) and ``integrations/mxfp4.py`` (32 values in 16 bytes and an
-exponent for each; what is made has its last two axes exchanged).
+its block, computed in float32) and ``integrations/mxfp4.py`` (32 values in 16 bytes with one
+exponent; the result has its last two axes exchanged).
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ from lazyinit.tensors.packed import nibbles
 from lazyinit.tensors.quantized import Scaled
 from lazyinit.tensors.views import transposed
 
-_MX = 32  # Values that share an exponent.
+_MX = 32  # How many values share an exponent.
 _BLOCK = [128, 128]  # What transformers takes where the configuration does not say.
 
 

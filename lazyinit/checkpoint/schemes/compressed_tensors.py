@@ -113,7 +113,7 @@ def _integers(weight: Weight, args: Mapping[str, Any]) -> Source:
     words = (*shape[:-1], -(-shape[-1] * bits // 32))
     if min(shape) < 0 or words != packed.shape:
         raise weight.wrong("weight_shape", f"the shape of values in {list(packed.shape)}", shape)
-    # Half of the range is added to what is stored.
+    # Values are stored with half of their range added.
     values = Fields(packed, bits, len(shape) - 1, shape[-1], SIGNED[bits], flip=1 << (bits - 1))
     block = _block(weight, shape, args)
     scales = weight.scales("weight_scale", shape, block)
@@ -121,7 +121,7 @@ def _integers(weight: Weight, args: Mapping[str, Any]) -> Source:
     if "weight_g_idx" in weight.parts:
         order = weight.read("weight_g_idx", *PLACES)
         size = block[-1]
-        # -1 says that there is none.
+        # A -1 says that there is no order.
         if -1 not in order and not np.array_equal(order, np.arange(shape[-1]) // size):
             last = len(shape) - 1
             taken = weight.in_order("weight_g_idx", (scales, *zeros), last, shape[-1])
@@ -188,7 +188,7 @@ def _wanted(
     kind: str,
     strategies: Mapping[str, int] | None = None,
 ) -> None:
-    """Raises a ``CheckpointError`` unless a configuration says what the tensors are."""
+    """Raises a ``CheckpointError`` unless the configuration agrees with the tensors."""
     got = {key: args.get(key) for key in ("num_bits", "type", "strategy", "group_size")}
     said = (got["num_bits"], got["type"] or "int")
     if said != (bits, kind) or (
@@ -205,7 +205,7 @@ def _unclear(weight: Weight, wanted: str, got: object) -> errors.CheckpointError
 
 
 def _args(weight: Weight, said: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Returns the format of a weight and how it is quantized: what the groups say of its module."""
+    """Returns a weight's format and quantization arguments, from the group of its module."""
     tiers: dict[int, list[tuple[str, Mapping[str, Any]]]] = {}
     for group in _groups(said):
         args, form = group["weights"], group.get("format") or said.get("format")
@@ -223,7 +223,7 @@ def _args(weight: Weight, said: Mapping[str, Any]) -> tuple[str, Mapping[str, An
 
 
 def _tier(weight: Weight, target: str) -> int:
-    """Says how well a target fits a module: 1 by name, 2 by a pattern, 3 by a class, else 0."""
+    """Returns how a target fits a module: 1 by name, 2 by a pattern, 3 by a class, 0 not at all."""
     if target == weight.module:
         return 1
     text = target.removeprefix("re:")

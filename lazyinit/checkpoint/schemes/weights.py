@@ -1,4 +1,4 @@
-"""The tensors of one quantized weight, and what a scheme is: which they are, and what they mean."""
+"""The tensors of a quantized weight, and schemes, which find them and say what they mean."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +17,9 @@ from lazyinit.tensors.quantized import blocks_of
 from lazyinit.tensors.scales import Taken
 from lazyinit.tensors.views import reshaped
 
-_READ_LIMIT = 1 << 24  # Bytes of a tensor that is read when a checkpoint is opened: shapes, orders.
+_READ_LIMIT = 1 << 24  # The most bytes of a tensor (a shape, an order) that is read at opening.
 _ADVICE = "The tensors and config.json do not go together: fetch the folder again."
-PLACES = ("int32", "int64")  # Dtypes of what says places of groups, or a shape.
+PLACES = ("int32", "int64")  # Dtypes of tensors that hold an order of groups, or a shape.
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,11 @@ class Weight:
     """The tensors of one quantized weight.
 
     Attributes:
-      checkpoint: that they are in.
-      name: what the weight is called once it is a tensor of numbers.
+      checkpoint: the checkpoint that they are in.
+      name: the name of the weight once it is a tensor of numbers.
       main: the name of the tensor that holds its values.
-      parts: the names of the others, by what each is: ``"weight_scale"``; those that are there.
+      parts: the names of its other tensors, by what each is, such as ``"weight_scale"``; only of
+        those that the checkpoint has.
     """
 
     checkpoint: Checkpoint
@@ -40,7 +41,7 @@ class Weight:
 
     @property
     def module(self) -> str:
-        """The name without its last key."""
+        """The name of the weight's module: its own name, without the last key."""
         return self.name.rpartition(".")[0]
 
     @property
@@ -52,7 +53,7 @@ class Weight:
         """Returns another tensor of the weight.
 
         Raises:
-          CheckpointError: there is none.
+          CheckpointError: the checkpoint lacks it.
         """
         if part not in self.parts:
             raise errors.CheckpointError(
@@ -63,7 +64,7 @@ class Weight:
         return self.checkpoint[self.parts[part]]
 
     def wrong(self, part: str, wanted: str, got: object = None) -> errors.CheckpointError:
-        """Returns the error for a part that is not as it should be; ``""`` for the values."""
+        """Returns the error for a part that is wrong; the part ``""`` is the values."""
         name = self.parts[part] if part else self.main
         source = self.checkpoint[name]
         shown = describe(source.shape, source.dtype) if got is None else f"{got!r:.80}"
@@ -72,10 +73,10 @@ class Weight:
         )
 
     def check(self, part: str, shape: Shape, *dtypes: str) -> Source:
-        """Returns a part that has this shape and one of these dtypes; ``""`` for the values.
+        """Returns a part after checking its shape and dtype; the part ``""`` is the values.
 
         Raises:
-          CheckpointError: it is missing, or another.
+          CheckpointError: it is missing, or has another shape or dtype.
         """
         source = self.part(part) if part else self.values
         if source.shape != shape or source.dtype.name not in dtypes:
@@ -83,7 +84,7 @@ class Weight:
         return source
 
     def read(self, part: str, *dtypes: str) -> np.ndarray:
-        """Returns the values of a small part, which say how the others are to be read.
+        """Reads a small part, whose values say how the other parts are to be read.
 
         Raises:
           CheckpointError: it is missing, of another dtype, or not small.
@@ -96,18 +97,18 @@ class Weight:
         return np.array(source.read((slice(None),) * len(source.shape)))
 
     def scales(self, part: str, shape: Shape, block: Shape, *, exponents: bool = False) -> Source:
-        """Returns scales, one for each block of values of this shape, checked.
+        """Returns the scales, one for each block of values, after checking them.
 
-        Axes at the end along which there is one scale for all may be left out.
+        In the file, scales may lack their last axes, if there is one scale for all along those.
 
         Args:
-          part: which.
-          shape: of the values.
+          part: the part that holds the scales.
+          shape: the shape of the values.
           block: how many values along each axis share a scale.
-          exponents: whether scales may be ``uint8``, powers of two.
+          exponents: whether scales may be ``uint8``, as powers of two.
 
         Raises:
-          CheckpointError: they are missing, of another shape, or no floats.
+          CheckpointError: the scales are missing, of another shape, or not floats.
         """
         source = self.part(part)
         counts = blocks_of(shape, block)
@@ -124,16 +125,16 @@ class Weight:
         return in_shape(source, counts)
 
     def in_order(self, part: str, sources: tuple[Source, ...], axis: int, size: int) -> Any:
-        """Returns the scales and zero points of groups in an order that a tensor says.
+        """Returns scales and zero points with one for each value along an axis, not for each group.
 
         Args:
-          part: which for each place along the axis says the number of its group.
-          sources: with a place for each group along the axis.
-          axis: along which groups lie.
-          size: places along the axis of the values.
+          part: the part that says, for each value along the axis, the number of its group.
+          sources: scales and zero points, with one for each group along the axis.
+          axis: the axis that is cut into groups.
+          size: how many values there are along the axis.
 
         Raises:
-          CheckpointError: it is of another shape, or names a group that there is not.
+          CheckpointError: the part has another shape, or the number of a group that is not there.
         """
         self.check(part, (size,), *PLACES)
         held = self.read(part, *PLACES)
@@ -150,10 +151,10 @@ class Scheme:
     """How weights of one method lie in a checkpoint.
 
     Attributes:
-      weights: finds them.
-      source: makes the numbers of one, or raises ``CheckpointError``.
-      refused: says why a configuration is none that is dequantized, or ``""``.
-      is_plain: tells whether a configuration quantizes no weight: activations or a cache alone.
+      weights: finds the weights of a checkpoint.
+      source: returns the source of a weight's numbers, or raises ``CheckpointError``.
+      refused: returns why weights of a configuration cannot be dequantized; ``""`` if they can.
+      is_plain: tells whether a configuration quantizes no weight, but activations or a cache alone.
     """
 
     weights: Callable[[Checkpoint], Iterator[Weight]]
@@ -165,12 +166,12 @@ class Scheme:
 def by_end(
     checkpoint: Checkpoint, main: str, weight: str, parts: Mapping[str, str]
 ) -> Iterator[Weight]:
-    """Yields the weights whose values are in tensors with such an end of their name.
+    """Yields the weights whose values are in tensors with names that end in ``main``.
 
     Args:
-      checkpoint: whose names are looked through.
-      main: the end of that name: ``".qweight"``.
-      weight: the end that the weight's own name has in its place: ``".weight"``.
+      checkpoint: the checkpoint to search.
+      main: the end of the names of tensors that hold values, such as ``".qweight"``.
+      weight: the end that the weight's own name has in its place, such as ``".weight"``.
       parts: the ends of the names of the other tensors, by what each is.
     """
     for name in checkpoint:
@@ -181,19 +182,19 @@ def by_end(
 
 
 def in_shape(source: Source, shape: Shape) -> Source:
-    """Returns a source under another shape; one that lies in a file plainly lies there so, too."""
+    """Returns a source under another shape; a mapped tensor in C order stays a mapped tensor."""
     if isinstance(source, MappedTensor) and not source.steps:
-        return replace(source, shape=shape)  # No block of it is read by runs of elements.
+        return replace(source, shape=shape)  # A reshape would read blocks in several runs.
     return reshaped(source, shape)
 
 
 def dtype_by(scales: Source) -> np.dtype:
-    """Returns the dtype of products: that of the scales, if it has sixteen bits or more."""
+    """Returns the dtype of products: bfloat16 if scales have eight bits, else that of scales."""
     if scales.dtype.itemsize > 1:
         return scales.dtype
     return np.dtype(jnp.bfloat16)
 
 
 def is_count(value: object) -> bool:
-    """Tells whether a value of JSON is a whole number above zero."""
+    """Tells whether a value of JSON is an integer from 1 to 2**31 - 1."""
     return type(value) is int and 0 < value < 1 << 31
