@@ -1,4 +1,4 @@
-"""Finds the checkpoint in a folder that has no index and no file of a usual name."""
+"""Finds the checkpoint of a folder that has none of the usual files and indices."""
 
 import re
 from collections.abc import Callable, Sequence

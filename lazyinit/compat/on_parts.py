@@ -162,7 +162,7 @@ def _by_element(
 
 
 def _check_divisor(divisor: HeldPart, shape: Sequence[int], local: Sequence[int]) -> None:
-    """Raises ``WholeError`` if XLA would broadcast the divisor on the whole or the part alone.
+    """Raises ``WholeError`` if XLA would broadcast the divisor on one of whole and part alone.
 
     Where XLA broadcasts the divisor itself, it multiplies by the reciprocal, which rounds twice. It
     divides by a divisor that comes in as a full array, or where there is one element.

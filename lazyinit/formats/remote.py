@@ -202,7 +202,7 @@ class RemoteTensor(Tensor):
         return (Extent(self.file.path, self.offset, self.offset + nbytes),)
 
     def read(self, index: Index) -> np.ndarray:
-        """Fetches the values at ``index``, with gaps of up to ``GAP`` bytes between them.
+        """Returns the values at ``index``; fetches gaps of up to ``GAP`` bytes between them, too.
 
         Raises:
           CheckpointError: the file has changed, or the server does not give what was asked for.

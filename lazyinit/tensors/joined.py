@@ -54,7 +54,7 @@ class Joined(Derived):
         return any(may_overflow(part.dtype, self.dtype) for part in self.parts)
 
     def read(self, index: Index) -> np.ndarray:
-        """Returns the values at ``index``; as one part returns them if no other is needed."""
+        """Returns the values at ``index``; copies none if one part, of this dtype, has them all."""
         ends = bounds(index, self.shape)
         blocks = list(self._blocks(*ends[self.axis]))
         if len(blocks) == 1:

@@ -16,7 +16,7 @@ def is_torch_tensor(value: object) -> bool:
 
 
 def as_array(origin: str, name: str, tensor: Any) -> np.ndarray:  # Any: torch.Tensor.
-    """Returns an array with the bits of a tensor; it shares host memory that lies in C order.
+    """Returns an array of the same bits; of the same memory if that is on the host, in C order.
 
     Raises:
       CheckpointError: the tensor is not dense, has no values, or has a dtype that JAX lacks.
