@@ -23,6 +23,7 @@ from lazyinit.cost.training import Dtype, Trained
 from lazyinit.derived import DerivedParam, origins
 from lazyinit.make import limits
 from lazyinit.make.derive import Derivation
+from lazyinit.make.in_flight import made_alone
 from lazyinit.make.proofs import TRUSTED, Proofs
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.spread import spread_of
@@ -183,14 +184,14 @@ def _beside(job: Job, shard: int) -> Beside:
     if isinstance(leaf, LazyParam) and not isinstance(leaf.init_fn, Slice):
         # A user's own function is not run for a plan: at worst it is replayed, and cut.
         return Beside(first=(limits.TEMPORARIES + 1) * leaf.nbytes)
-    match way_of([job], _proofs):
+    match way := way_of([job], _proofs):
         case Drawn():
             return Beside(shared={"sheets": threads * limits.SHEET_BYTES})
         case Compiled():
             return Beside(each=limits.TEMPORARIES * shard)
         case Replayed():
             is_cut = shard < leaf.nbytes
-            return Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes)
+            return Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes, alone=made_alone(way))
         case Read():
             return Beside(shared={"pieces": threads * limits.READ_BYTES})
         case _:  # Transferred, which takes memory of the host alone.

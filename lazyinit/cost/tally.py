@@ -3,7 +3,7 @@
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -23,11 +23,42 @@ class Beside:
       shared: buffers that all leaves of a sort use in turn, by what they are for.
       each: bytes on each device that gets a shard.
       first: further bytes on one device, where the whole leaf is made before it is cut.
+      alone: a name for leaves that are made together and beside no others; ``None`` for the rest.
     """
 
     shared: Mapping[str, int] = field(default_factory=dict)
     each: int = 0
     first: int = 0
+    alone: Hashable | None = None
+
+
+@dataclass(slots=True)
+class _Needs:
+    """Bytes that leaves need on a device while they are made.
+
+    Attributes:
+      beside_others: of each leaf that is made beside others.
+      alone: of leaves that are made beside no others, by what they are called together.
+    """
+
+    beside_others: list[int] = field(default_factory=list)
+    alone: Counter[Hashable] = field(default_factory=Counter)
+
+    def add(self, nbytes: int, alone: Hashable | None) -> None:
+        if alone is None:
+            self.beside_others.append(nbytes)
+        else:
+            self.alone[alone] += nbytes
+
+    def largest(self, in_flight: int) -> "_Needs":
+        """Returns those that may be the most that are needed at a time, in any company."""
+        alone = Counter(dict(self.alone.most_common(1)))
+        return _Needs(heapq.nlargest(in_flight, self.beside_others), alone)
+
+    def most(self, in_flight: int, at_most: int) -> int:
+        """Returns the most that is needed at a time."""
+        sizes = heapq.nlargest(in_flight, self.beside_others)
+        return max(min(sum(sizes), at_most), *sizes, *self.alone.values(), 0)
 
 
 @dataclass(slots=True)
@@ -37,15 +68,15 @@ class _Group:
     Attributes:
       devices: in their order; the first is the one on which whole leaves are made.
       arriving: bytes that each of them gets, and keeps.
-      each: for each leaf, what it needs on every device while it is made.
-      on_first: for each leaf, what it needs on the first device then.
+      each: what leaves need on every device while they are made.
+      on_first: what they need on the first device then.
       shared: the buffers that all leaves of a sort use in turn.
     """
 
     devices: Sequence[Device]
     arriving: int = 0
-    each: list[int] = field(default_factory=list)
-    on_first: list[int] = field(default_factory=list)
+    each: _Needs = field(default_factory=_Needs)
+    on_first: _Needs = field(default_factory=_Needs)
     shared: dict[str, int] = field(default_factory=dict)
 
 
@@ -76,8 +107,8 @@ class Tally:
         group = self._group(placement)
         group.arriving += nbytes
         if beside is not None:
-            group.each.append(beside.each)
-            group.on_first.append(beside.each + beside.first)
+            group.each.add(beside.each, beside.alone)
+            group.on_first.add(beside.each + beside.first, beside.alone)
             group.shared.update(beside.shared)
 
     def steady(self) -> dict[Device, int]:
@@ -96,19 +127,18 @@ class Tally:
           at_most: bytes that they need together, beside the shared buffers; a leaf that needs more
             is made alone.
         """
-        needs: dict[Device, tuple[dict[str, int], list[int]]] = {}
+        needs: dict[Device, tuple[dict[str, int], _Needs]] = {}
         for group in self._groups.values():
-            largest, on_first = (
-                heapq.nlargest(in_flight, sizes) for sizes in (group.each, group.on_first)
-            )
+            each, on_first = (kind.largest(in_flight) for kind in (group.each, group.on_first))
             for n, device in enumerate(group.devices):
-                shared, sizes = needs.setdefault(device, ({}, []))
+                shared, together = needs.setdefault(device, ({}, _Needs()))
                 shared.update(group.shared)
-                sizes.extend(largest if n else on_first)
+                found = each if n else on_first
+                together.beside_others += found.beside_others
+                together.alone |= found.alone
         peaks = self.steady()
-        for device, (shared, sizes) in needs.items():
-            together = min(sum(heapq.nlargest(in_flight, sizes)), at_most)
-            peaks[device] += sum(shared.values()) + max(together, *sizes, 0)
+        for device, (shared, together) in needs.items():
+            peaks[device] += sum(shared.values()) + together.most(in_flight, at_most)
         return peaks
 
     def _group(self, placement: Sharding | None) -> _Group:

@@ -5,8 +5,7 @@ program begins to be compiled), *started* and *finished*. Leaves are started in 
 the same on every host.
 
 Drawn and read leaves are filled by threads, in bounded memory, so all of them are started first
-and waited for last. Other leaves need temporaries beside them, so that only a few of them are in
-flight at a time (``limits.IN_FLIGHT``), and large ones one by one (``BYTES_IN_FLIGHT``).
+and waited for last. Of the others, ``in_flight`` says which may be made at a time.
 """
 
 import collections
@@ -24,7 +23,7 @@ from lazyinit import compat, errors, meshes
 from lazyinit.derived import DerivedParam
 from lazyinit.make.derive import Derivation, derivations_of
 from lazyinit.make.draw import Drawer
-from lazyinit.make.limits import BYTES_IN_FLIGHT, IN_FLIGHT
+from lazyinit.make.in_flight import may_start
 from lazyinit.make.makers import Finish, Makers, Start
 from lazyinit.make.overlay import overlay
 from lazyinit.make.replay import count_unequal, inline, prepare_replay
@@ -254,16 +253,10 @@ def _run(
         tell(_action(jobs[0]), jobs[0].path, sum(job.leaf.nbytes for job in jobs))
         return zip(jobs, made, strict=True)
 
-    was_alone = False
     for way, start in others:
-        # LAPACK takes all cores for one leaf: several at a time take half as long again.
-        is_alone = isinstance(way, Replayed) and way.decomposes
-        while in_flight and (
-            is_alone or was_alone or not _may_start(way, [other for other, _ in in_flight])
-        ):
+        while not may_start(way, [other for other, _ in in_flight]):
             yield from finished(*in_flight.popleft())
         in_flight.append((way, start()))
-        was_alone = is_alone
     for way, finish in in_flight:
         yield from finished(way, finish)
     for some in _batches(filled):
@@ -276,17 +269,6 @@ def _run(
     # Not before all is there: beside other threads, each would wait for Python's lock.
     made = arrays_of([shards for _, shards in filled])
     yield from zip([job for job, _ in filled], made, strict=True)
-
-
-def _may_start(way: Way, in_flight: Sequence[Way]) -> bool:
-    """Tells whether leaves may be made beside those that are in flight."""
-    nbytes = sum(_temporary(each.jobs) for each in (way, *in_flight))
-    return len(in_flight) < IN_FLIGHT and nbytes <= BYTES_IN_FLIGHT
-
-
-def _temporary(jobs: Sequence[Job]) -> int:
-    """Returns the bytes of leaves that need temporaries beside them: not of what is read."""
-    return sum(job.leaf.nbytes for job in jobs if not isinstance(job.leaf, StoredParam))
 
 
 _BATCH = 64  # Tasks that are waited for at a time,

@@ -146,11 +146,6 @@ class Compiled(Computed):
 class Replayed(Computed):
     """Equation by equation, as eager ``init`` does it, on one device; then cut into shards."""
 
-    @property
-    def decomposes(self) -> bool:
-        """Whether it decomposes a matrix, which takes all cores of a CPU."""
-        return any(map(compat.decomposes, self.work.origins))
-
 
 @dataclass(frozen=True, slots=True)
 class Inlined(Computed):
