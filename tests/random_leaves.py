@@ -189,7 +189,8 @@ DRAWN = ["normal", "uniform", "truncated normal", "moved", "range", "constant", 
 
 def random_move(rng, shape):
     """Returns what moves the elements of an array of this shape, and what people call it."""
-    kind = str(rng.choice(["transpose", "swapaxes", "split", "merge", "slice", "T"]))
+    kinds = ["transpose", "swapaxes", "split", "merge", "slice", "T", "flip", "step"]
+    kind = str(rng.choice(kinds))
     axis = int(rng.integers(len(shape)))
     match kind:
         case "transpose":
@@ -209,6 +210,12 @@ def random_move(rng, shape):
             stop = int(rng.integers(start, shape[axis])) + 1
             index = (*[slice(None)] * axis, slice(start, stop))
             return lambda x: x[index], f"[{start}:{stop}] along {axis}"
+        case "flip":
+            return lambda x: jnp.flip(x, axis), f"flip {axis}"
+        case "step":
+            start, step = int(rng.integers(min(shape[axis], 3))), int(rng.choice([2, 3, -1, -2]))
+            index = (*[slice(None)] * axis, slice(start if step > 0 else None, None, step))
+            return lambda x: x[index], f"[{start}::{step}] along {axis}"
     return lambda x: x.T, "T"
 
 

@@ -65,6 +65,7 @@ from lazyinit.compat.primitives import scan_of as scan_of
 from lazyinit.compat.primitives import title as title
 from lazyinit.compat.primitives import transparent_body as transparent_body
 from lazyinit.compat.rearranged import Box as Box
+from lazyinit.compat.rearranged import Flipped as Flipped
 from lazyinit.compat.rearranged import InLine as InLine
 from lazyinit.compat.rearranged import Permuted as Permuted
 from lazyinit.compat.rearranged import Recast as Recast

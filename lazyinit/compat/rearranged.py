@@ -30,10 +30,23 @@ class Shaped:
 
 
 @dataclass(frozen=True, slots=True)
+class Flipped:
+    """The first input with the elements along some axes in reverse order."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Box:
-    """A box of the first input: for each axis, the first index and the one after the last."""
+    """A box of the first input, of which every so many elements along each axis are taken.
+
+    Attributes:
+      box: for each axis, the first index and the one after the last.
+      steps: for each axis, the step from one index that is taken to the next.
+    """
 
     box: tuple[tuple[int, int], ...]
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +62,7 @@ class Recast:
     """The first input in the dtype of the result."""
 
 
-Layout: TypeAlias = Same | Permuted | Shaped | Box | InLine | Recast
+Layout: TypeAlias = Same | Permuted | Shaped | Flipped | Box | InLine | Recast
 
 
 def layout_of(equation: jex.JaxprEqn) -> Layout | None:
@@ -69,11 +82,11 @@ def layout_of(equation: jex.JaxprEqn) -> Layout | None:
             result: Any = equation.outvars[0].aval
             # Its dimensions come in ascending order: JAX checks that.
             return Shaped() if source.size == result.size else None
+        case "rev":
+            return Flipped(tuple(params["dimensions"]))
         case "slice":
-            strides = params["strides"]
-            if strides is None or set(strides) <= {1}:
-                bounds = zip(params["start_indices"], params["limit_indices"], strict=True)
-                return Box(tuple(bounds))
+            bounds = tuple(zip(params["start_indices"], params["limit_indices"], strict=True))
+            return Box(bounds, tuple(params["strides"] or [1] * len(bounds)))
         case "concatenate":
             return InLine(params["dimension"])
         case "stack":  # A primitive since jax 0.11.

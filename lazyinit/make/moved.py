@@ -1,4 +1,4 @@
-"""Elements that are drawn and then only moved: transposed, reshaped, cut.
+"""Elements that are drawn and then only moved: transposed, reshaped, flipped, cut.
 
 Eager JAX compiles each equation alone, so an equation that only moves elements changes no bit of
 them. What counts is the shape in which they are computed. So the moves at the end of a work are
@@ -7,6 +7,7 @@ taken off, and say where each element of the leaf is among those that are drawn.
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +31,7 @@ class Order:
 
     Attributes:
       shape: of the leaf.
-      strides: how many places apart neighbors along each axis are.
+      strides: how many places apart neighbors along each axis are; less than 0 along a flipped one.
       start: the place of the first element.
       size: how many elements could be drawn.
     """
@@ -49,14 +50,23 @@ class Order:
         """Tells whether each axis is along rows or within them, if so many rows are drawn."""
         row = self.size // rows
         axes = [(n, s) for n, s in zip(self.shape, self.strides, strict=True) if n > 1]
-        within = sum((n - 1) * s for n, s in axes if s < row)
-        return self.start % row + within < row and all(s % row == 0 for _, s in axes if s >= row)
+        first = self.start + sum((n - 1) * s for n, s in axes if s < 0)
+        within = sum((n - 1) * abs(s) for n, s in axes if abs(s) < row)
+        return first % row + within < row and all(s % row == 0 for _, s in axes if abs(s) >= row)
 
     def of_shard(self, at: Bounds, buffer: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], int]:
-        """Returns a shard with its axes as they are drawn, the strides of these, and its start."""
-        axes = sorted(range(len(at)), key=lambda axis: -self.strides[axis])
-        first = sum(begin * s for (begin, _), s in zip(at, self.strides, strict=True))
-        return buffer.transpose(axes), tuple(self.strides[a] for a in axes), self.start + first
+        """Returns a shard with its axes as they are drawn, the strides of these, and its start.
+
+        As they are drawn is with the places counting up along each axis, the longest strides first.
+        """
+        # Along a flipped axis, the last element is the first that is drawn.
+        ends = [
+            begin if s >= 0 else end - 1 for (begin, end), s in zip(at, self.strides, strict=True)
+        ]
+        first = self.start + sum(map(operator.mul, ends, self.strides))
+        flipped = buffer[tuple(slice(None, None, -1 if s < 0 else 1) for s in self.strides)]
+        axes = sorted(range(len(at)), key=lambda axis: -abs(self.strides[axis]))
+        return flipped.transpose(axes), tuple(abs(self.strides[a]) for a in axes), first
 
 
 class Indices:
@@ -159,12 +169,14 @@ def _taken_off(work: Work) -> tuple[Work, Order] | None:
     return replace(work, equations=tuple(equations), outputs=(value,)), order
 
 
+_MOVES = compat.Same | compat.Permuted | compat.Shaped | compat.Flipped | compat.Box
+
+
 def _moves(equation: jex.JaxprEqn) -> Sequence[jex.JaxprEqn] | None:
     """Returns the equations that an equation stands for, if each moves the result of the last."""
     body = compat.jit_body(equation)
     if body is None:
-        kinds = compat.Same | compat.Permuted | compat.Shaped | compat.Box
-        return [equation] if isinstance(compat.layout_of(equation), kinds) else None
+        return [equation] if isinstance(compat.layout_of(equation), _MOVES) else None
     jaxpr, moves, value = body[0], [], body[0].invars[0]
     for inner in jaxpr.eqns:
         found = _moves(inner)
@@ -181,9 +193,15 @@ def _moved(equation: jex.JaxprEqn, order: Order) -> Order | None:
         case compat.Permuted(axes):
             strides = tuple(order.strides[axis] for axis in axes)
             return replace(order, shape=result.shape, strides=strides)
-        case compat.Box(box):
+        case compat.Flipped(axes):
+            flips = [-1 if axis in axes else 1 for axis in range(len(order.shape))]
+            first = sum((order.shape[axis] - 1) * order.strides[axis] for axis in axes)
+            strides = tuple(map(operator.mul, order.strides, flips))
+            return replace(order, strides=strides, start=order.start + first)
+        case compat.Box(box, steps):
             first = sum(begin * s for (begin, _), s in zip(box, order.strides, strict=True))
-            return replace(order, shape=result.shape, start=order.start + first)
+            strides = tuple(map(operator.mul, order.strides, steps))
+            return Order(result.shape, strides, order.start + first, order.size)
         case compat.Shaped():
             strides = _reshaped(order, result.shape)
             if strides is None:

@@ -71,7 +71,7 @@ def _moved(equation: jex.JaxprEqn, sources: Sequence[Source]) -> Sequence[Source
             return [transposed(first, axes)]
         case compat.Shaped():
             return [reshaped(first, shape)]
-        case compat.Box(box):
+        case compat.Box(box, steps) if set(steps) <= {1}:
             return [cut(first, dict(enumerate(box)))]
         case compat.InLine(axis, is_stacked):
             alike = all(source.dtype == first.dtype for source in sources)

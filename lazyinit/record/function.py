@@ -10,8 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lazyinit import errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from lazyinit import compat, errors, paths
+from lazyinit.keys import Key
+from lazyinit.program.equations import is_key
 from lazyinit.record.thunks import Inputs, Note, record
+from lazyinit.sharding import resolve
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -47,8 +55,38 @@ class LazyFunction:
 
         Raises:
           RecordError: the function's Python code depends on a value that is not known.
+          ShardingError: under the mesh that is set, a leaf does not fit what its initializer or its
+            metadata says of where it goes.
         """
-        name = getattr(self.function, "__name__", type(self.function).__name__)
+        try:
+            graphdef, made, counts = self._record(args, kwargs)
+        except ValueError as error:
+            mesh = compat.mesh_around()
+            # JAX has one type for all that it refuses, and no path.
+            is_refused = type(error) is ValueError and "sharding" in str(error).lower()
+            if mesh is None or not is_refused or compat.is_in_trace():
+                raise
+            self._check_places(args, kwargs, mesh, error)
+            raise errors.ShardingError(
+                f"{self._name}: wanted shardings that fit, got one that JAX refuses: {error} "
+                "Change what an initializer or its metadata says."
+            ) from error
+        except _mutable_variable_errors() as error:
+            raise errors.RecordError(
+                f"{self._name}: wanted variables that hold arrays, got ones that hold mutable "
+                "arrays, which cannot be recorded. Record the model with "
+                "nnx.var_defaults(hijax=False)."
+            ) from error
+        if modules := nnx_modules():
+            modules.count_on(args, kwargs, counts)
+        return made if graphdef is None else (graphdef, made)
+
+    @property
+    def _name(self) -> str:
+        return f"lazy({getattr(self.function, '__name__', type(self.function).__name__)})"
+
+    def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Returns the graph definition, if there is one, the tree, and the counts of ``Rngs``."""
         inputs = Inputs.of(args, kwargs, raw_keys=True)
         graphdef: nnx.GraphDef[Any] | None = None
 
@@ -66,17 +104,41 @@ class LazyFunction:
             graphdef, made = modules.split(made)
             return (made, modules.counts_of(args, kwargs)), []
 
+        made, counts = record(init, {}, inputs, self._name, own_keys=1)
+        return graphdef, made, counts
+
+    def _check_places(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mesh: Mesh, refused: ValueError
+    ) -> None:
+        """Raises the error that has the paths, if there are leaves that a mesh does not divide.
+
+        Nobody knows the path of a leaf before all is recorded. That works on a mesh of the same
+        axes with one device, which divides all. Then each leaf says where it was to go.
+        """
+        one = np.full((1,) * mesh.devices.ndim, mesh.devices.flat[0])
+        with jax.set_mesh(Mesh(one, mesh.axis_names, axis_types=mesh.axis_types)):
+            try:
+                args, kwargs = jax.tree.map(_made_anew, (args, kwargs))
+                _, tree, _ = self._record(args, kwargs)
+            except Exception:  # It is something else that does not fit.
+                return
+        leaves = paths.leaves_with_paths(tree)
+
+        def place(_: str, leaf: Any) -> Any:
+            there = getattr(leaf, "sharding", None)
+            return NamedSharding(mesh, there.spec) if isinstance(there, NamedSharding) else there
+
         try:
-            made, counts = record(init, {}, inputs, f"lazy({name})", own_keys=1)
-        except _mutable_variable_errors() as error:
-            raise errors.RecordError(
-                f"lazy({name}): wanted variables that hold arrays, got ones that hold mutable "
-                "arrays, which cannot be recorded. Record the model with "
-                "nnx.var_defaults(hijax=False)."
-            ) from error
-        if modules := nnx_modules():
-            modules.count_on(args, kwargs, counts)
-        return made if graphdef is None else (graphdef, made)
+            resolve(place, tree, leaves, [True] * len(leaves))
+        except errors.ShardingError as error:
+            raise error from refused
+
+
+def _made_anew(x: Any) -> Any:
+    """Returns an array, if it is one, on the mesh that is set."""
+    if not isinstance(x, jax.Array) or compat.is_tracer(x):
+        return x
+    return Key.of(x).array() if is_key(x) else jnp.asarray(np.asarray(x))
 
 
 def nnx_modules() -> Any | None:

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import random_leaves
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.nn import initializers
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from oracles import assert_same
 
 import lazyinit as li
+from lazyinit.make.moved import Indices, form_of
 from lazyinit.make.proofs import TRUSTED
 from lazyinit.make.ways import Drawn, Job, way_of
+from lazyinit.program.slices import gather
 
 KEY = jax.random.key(0)
 normal = initializers.normal(0.02)
@@ -44,11 +48,20 @@ DRAWN = {
     "cut": lambda key: normal(key, (20, 64))[3:11],
     "one of some": lambda key: normal(key, (3, 8, 64))[1],
     "cut, and transposed": lambda key: normal(key, (20, 80))[2:10, 5:69].T,
+    "flipped": lambda key: normal(key, (16, 64))[::-1],
+    "flipped along all axes": lambda key: jnp.flip(normal(key, (4, 8, 65))),
+    "flipped, and merged": lambda key: jnp.flip(normal(key, (4, 8, 64))).reshape(32, 64),
+    "turned by a quarter": lambda key: jnp.rot90(normal(key, (16, 64))),
+    "every other": lambda key: normal(key, (16, 64))[::2, 1::3],
+    "every third from the last": lambda key: normal(key, (26, 128))[2:-1:3, ::-2],
     "by a jit": lambda key: jax.jit(lambda x: x.reshape(8, 4, 16).T)(normal(key, (8, 64))),
     "rows along another axis": lambda key: rows(key, 1),
     "rows transposed": lambda key: rows(key).T,
+    "rows flipped": lambda key: jnp.flip(rows(key), (0, 2)),
+    "every third row": lambda key: rows(key)[1::3, ::-1],
     "rows split and cut": lambda key: rows(key).reshape(8, 6, 4, 16)[2:].transpose(2, 0, 3, 1),
     "scanned rows along another axis": lambda key: scanned(key).transpose(1, 2, 0),
+    "scanned rows flipped": lambda key: scanned(key)[::-1, :, ::-2],
     "scanned from the last row": lambda key: scanned(key, reverse=True),
     "placed between": lambda key: jax.device_put(normal(key, (16, 64)), jax.devices()[0]).T,
 }
@@ -87,7 +100,7 @@ REPLAYED = {
     ),
     "merged across": lambda key: normal(key, (4, 6, 64)).transpose(1, 0, 2).reshape(24, 64),
     "rows merged with what is in them": lambda key: rows(key).reshape(-1),
-    "every other": lambda key: normal(key, (16, 64))[::2],
+    "rows flipped with what is in them": lambda key: rows(key).reshape(-1)[::-1],
 }
 
 
@@ -119,3 +132,38 @@ def test_random_moves_have_the_bits_of_eager_jax(first):
 def test_many_random_moves_have_the_bits_of_eager_jax():
     for seed in range(1000, 1040):
         random_leaves.check_moved(seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_an_order_says_where_the_elements_of_any_part_are_drawn(seed):
+    rng = np.random.default_rng(seed)
+    drawn = np.arange(480).reshape(rng.permutation([4, 10, 12])).astype(np.float32)
+    moves, left = [], jax.ShapeDtypeStruct(drawn.shape, drawn.dtype)
+    for _ in range(int(rng.integers(1, 4))):
+        move, _ = random_leaves.random_move(rng, left.shape)
+        left = jax.eval_shape(move, left)
+        moves.append(move)
+
+    def init(key):
+        x = jax.random.normal(key, drawn.shape)
+        for move in moves:
+            x = move(x)
+        return x
+
+    found = form_of(gather([li.lazy(init)(KEY).init_fn], drawn=True))
+    if found is None:
+        return  # A reshape left neighbors unevenly apart.
+    wanted = drawn
+    for move in moves:
+        wanted = np.asarray(move(wanted))
+    begins = [int(rng.integers(n)) for n in wanted.shape]
+    ends = [int(rng.integers(b, n)) + 1 for b, n in zip(begins, wanted.shape, strict=True)]
+    part = wanted[tuple(map(slice, begins, ends))]
+    made = np.zeros_like(part)
+    view, strides, start = found[1].of_shard(tuple(zip(begins, ends, strict=True)), made)
+    indices = Indices(view.shape, strides, start, drawn.size)
+    bases, offsets = indices.of_rows(0, indices.rows)
+    offsets = np.arange(indices.width) if offsets is None else offsets[:, : indices.width]
+    view[...] = (bases[:, 1:] + offsets).reshape(-1)[: view.size].reshape(view.shape)
+    np.testing.assert_array_equal(made, part)

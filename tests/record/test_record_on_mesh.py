@@ -410,6 +410,49 @@ def test_a_spec_that_does_not_fit_is_refused_while_it_is_recorded_with_the_path(
         assert isinstance(caught.value.__cause__, ValueError | AssertionError)
 
 
+class Constrained(nnx.Module):
+    """Its initializers say where each leaf goes, in the way that the type of the mesh has for it."""
+
+    def __init__(self, rngs, spec=("x",)):
+        types = jax.sharding.get_abstract_mesh().axis_types
+        place = jax.lax.with_sharding_constraint
+        if AxisType.Explicit in types:
+            place = jax.sharding.reshard
+
+        def init(*args):
+            return place(initializers.normal()(*args), P(*spec))
+
+        self.layers = nnx.List([nnx.Linear(n, 16, kernel_init=init, rngs=rngs) for n in (8, 6, 5)])
+
+
+@pytest.mark.parametrize("axis_type", TYPES)
+def test_a_constraint_in_an_nnx_initializer_that_does_not_fit_is_refused_with_the_path(axis_type):
+    with jax.set_mesh(mesh_of(axis_type)):
+        rngs = nnx.Rngs(0)
+        with pytest.raises(
+            errors.ShardingError,
+            match=r"^layers/1/kernel: dimension 0 of shape \(6, 16\) is 6, which mesh axis 'x' of "
+            r"size 4 does not divide\.(.|\n)*layers/2/kernel: dimension 0",
+        ) as caught:
+            li.materialize(li.lazy(Constrained)(rngs)[1])  # With Auto axes, JAX refuses it here.
+        if axis_type is AxisType.Explicit:
+            assert type(caught.value.__cause__) is ValueError
+            assert int(rngs.default.count[...]) == 0
+    with jax.set_mesh(mesh_of(axis_type, (1, 8))):
+        li.materialize(li.lazy(Constrained)(nnx.Rngs(0))[1])
+
+
+def test_a_constraint_in_an_nnx_initializer_that_fits_no_mesh_is_refused_with_the_function():
+    # It cannot be recorded on another mesh, to find its path.
+    message = r"^lazy\(Constrained\): wanted shardings that fit, got one"
+    with (
+        jax.set_mesh(mesh_of(AxisType.Auto)),
+        pytest.raises(errors.ShardingError, match=message) as caught,
+    ):
+        li.lazy(Constrained)(nnx.Rngs(0), tuple(LONG))
+    assert type(caught.value.__cause__) is ValueError
+
+
 def test_other_errors_of_an_initializer_under_a_mesh_stay_as_they_are():
     def refuses(*_):
         raise ValueError("no such fan")
