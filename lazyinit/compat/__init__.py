@@ -54,6 +54,7 @@ from lazyinit.compat.primitives import Scan as Scan
 from lazyinit.compat.primitives import bit_width as bit_width
 from lazyinit.compat.primitives import bodies as bodies
 from lazyinit.compat.primitives import decomposes as decomposes
+from lazyinit.compat.primitives import differs_where_cut as differs_where_cut
 from lazyinit.compat.primitives import facts as facts
 from lazyinit.compat.primitives import index_taken as index_taken
 from lazyinit.compat.primitives import is_fold as is_fold

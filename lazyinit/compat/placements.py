@@ -29,6 +29,9 @@ _MOVES = frozenset(
     ["device_put", "layout_constraint", "mesh_cast", "reshard", "sharding_constraint"]
 )
 
+# Primitives that leave results where their input is, beside those that work element by element.
+_IN_PLACE = frozenset(["cummax", "cummin", "rev", "scatter", "sort"])
+
 
 def moves(equation: jex.JaxprEqn) -> bool:
     """Tells whether an equation returns its inputs unchanged, at another place."""
@@ -47,8 +50,9 @@ class Placements:
         """Returns where the results of an equation go.
 
         If nothing says where, the results of an element-by-element equation go where the first
-        input of the same shape is, as XLA passes a placement on. Those of any other equation go
-        to the default device (``None``), as in eager JAX.
+        input of the same shape is, as XLA passes a placement on. So do those of an equation that
+        reorders elements along an axis, and a transpose permutes the placement. Those of any other
+        equation go to the default device (``None``), although XLA passes on some more.
 
         Args:
           equation: as it was traced.
@@ -79,7 +83,9 @@ class Placements:
             return given
         if all(place is None for place in given):
             return [None] * len(equation.outvars)
-        if Fact.BY_ELEMENT not in primitives.facts(equation):
+        if equation.primitive.name == "transpose":
+            return [_permuted(given[0], params["permutation"])]
+        if not _is_in_place(equation):
             return [None] * len(equation.outvars)
         shapes = [getattr(a.aval, "shape", None) for a in equation.invars]
         wanted = [getattr(v.aval, "shape", None) for v in equation.outvars]
@@ -126,6 +132,19 @@ class Placements:
 def _first_like(shape: Any, shapes: Sequence[Any], given: Sequence[Placement]) -> Placement:
     pairs = zip(shapes, given, strict=True)
     return next((place for one, place in pairs if place is not None and one == shape), None)
+
+
+def _is_in_place(equation: jex.JaxprEqn) -> bool:
+    """Tells whether XLA leaves results where an input of their shape is."""
+    return Fact.BY_ELEMENT in primitives.facts(equation) or equation.primitive.name in _IN_PLACE
+
+
+def _permuted(placement: Placement, axes: Sequence[int]) -> Placement:
+    if not isinstance(placement, NamedSharding):
+        return placement
+    spec = [*placement.spec, *[None] * (len(axes) - len(placement.spec))]
+    turned = PartitionSpec(*(spec[axis] for axis in axes))
+    return NamedSharding(placement.mesh, turned, memory_kind=placement.memory_kind)
 
 
 def _stacked(placement: Placement) -> Placement:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 
 class Fact(enum.Flag):
@@ -43,6 +44,8 @@ class Fact(enum.Flag):
     """It draws random bits from a key."""
     ONE_ROUNDING = enum.auto()
     """Each element is exact, or rounded once as IEEE 754 says: its bits depend on nothing else."""
+    PICKS = enum.auto()
+    """It gives elements of its inputs, or where they are, by their values, and computes none."""
     DECOMPOSITION = enum.auto()
     """LAPACK computes it on a CPU, on all cores."""
 
@@ -67,6 +70,7 @@ _TABLE: Sequence[tuple[Fact, str]] = (
         """,
     ),
     (Fact.ORDER_FREE | Fact.RANDOM_BITS, "random_bits"),
+    (Fact.PICKS, "argmax argmin cummax cummin scatter sort top_k"),
     (Fact.DECOMPOSITION, "cholesky eigh geqrf householder_product lu qr svd"),
     (_SHAPE, "reshape squeeze"),
     (_SHAPE | Fact.BROADCAST, "broadcast_in_dim"),
@@ -106,6 +110,24 @@ def is_order_free(equation: jex.JaxprEqn) -> bool:
     return Fact.ORDER_FREE in facts(equation) and all(
         is_order_free(inner) for body in bodies(equation) for inner in body.eqns
     )
+
+
+def differs_where_cut(equation: jex.JaxprEqn) -> bool:
+    """Tells whether eager JAX may give other bits where an input is cut over a mesh.
+
+    What adds up rounds by how it is cut, but for whole numbers. A ``gather`` adds up, too: each
+    device gives zeros for what others have, and so a -0.0 becomes 0.0.
+    """
+    known, inner = facts(equation), [one for body in bodies(equation) for one in body.eqns]
+    is_alike = bool(known & (Fact.ORDER_FREE | Fact.PICKS)) or not (
+        inner or _gives_floats(equation)
+    )
+    return not is_alike or any(map(differs_where_cut, inner))
+
+
+def _gives_floats(equation: jex.JaxprEqn) -> bool:
+    dtypes = [getattr(v.aval, "dtype", None) for v in equation.outvars]
+    return any(dtype is None or jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
 
 
 def decomposes(equation: jex.JaxprEqn) -> bool:

@@ -186,7 +186,7 @@ class _Builder:
                 values = [r.value for r in inputs]
                 if not compat.moves(eqn):
                     values = self._equation(eqn, values)
-                    if any(map(compat.is_cut, places)) and not compat.is_order_free(eqn):
+                    if any(map(compat.is_cut, places)) and compat.differs_where_cut(eqn):
                         self._by_order.update(dict.fromkeys(values, compat.title(eqn)))
                 places = self._placements.of(eqn, places)
                 results = list(map(Result, values, places))
@@ -222,7 +222,7 @@ class _Builder:
     ) -> Program:
         """Returns the program, without the equations that no output needs.
 
-        Warns if the rounding of an output in eager JAX depends on how an array is cut over a mesh.
+        Warns if the bits of an output in eager JAX depend on how an array is cut over a mesh.
         """
         kept: set[Value] = set()
         stack = list(outputs)
@@ -236,9 +236,9 @@ class _Builder:
                 stack += equation.inputs
         if by_order := sorted({self._by_order[v] for v in kept & self._by_order.keys()}):
             errors.warn(
-                f"lazyinit: {', '.join(by_order)} of an array that is cut over a mesh: eager JAX "
-                "rounds there by how it is cut. What is made will have the bits that it has on one "
-                "device, on whatever devices it is made."
+                f"lazyinit: {', '.join(by_order)} of an array that is cut over a mesh: the bits of "
+                "eager JAX depend there on how it is cut. What is made will have those that it has "
+                "on one device, on whatever devices it is made."
             )
         equations = {id(e): self._anywhere(e) for v, e in self.producers.items() if v in kept}
         return Program(

@@ -192,6 +192,7 @@ STEPS = {
     "cast": lambda x: x.astype(jnp.bfloat16),
     "copy": jnp.copy,
     "negate": lambda x: -x,
+    "flip": lambda x: x[::-1],
     "jit": jax.jit(lambda x: x * 2 - 1),
 }
 
@@ -258,6 +259,50 @@ def test_what_xla_makes_whole_of_a_cut_array_is_whole():
         want, made = make(KEY), li.materialize(li.lazy(make)(KEY))
     assert want["taken"].sharding.is_fully_replicated
     assert_as_eager(made, want)
+
+
+@pytest.mark.parametrize("spec", PLACES[1:], ids=str)
+def test_what_xla_leaves_cut_stays_cut_and_warns_of_nothing(spec):
+    mesh = mesh_of(AxisType.Auto)
+
+    def make(key):
+        x = constrained(jax.random.normal(key, (16, 64)), spec, mesh, AxisType.Auto)
+        made = {"turned": x.T, "sorted": jnp.sort(x, 0), "flipped": x[:, ::-1]}
+        return {**made, "places": jnp.argsort(x, 1), "turned back": x.T.T * 2}
+
+    with jax.set_mesh(mesh):
+        want, made = make(KEY), li.materialize(li.lazy(make)(KEY))
+    assert_same(made, want)
+    for name, array in want.items():
+        assert made[name].sharding.is_equivalent_to(array.sharding, 2), name
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_computes_no_float_of_a_cut_array_warns_of_nothing():
+    def make(key):
+        x = jax.lax.with_sharding_constraint(jax.random.normal(key, (8, 72)), P("x"))
+        best, places = jax.lax.top_k(x.T, 3)
+        return best, places, jnp.argmax(x, 0), (x > 0).sum(0), x.at[3].set(0)
+
+    with jax.set_mesh(mesh_of(AxisType.Auto)):
+        made, want = li.materialize(li.lazy(make)(KEY)), make(KEY)
+    assert_same(made, want)
+
+
+def test_a_gather_of_a_cut_array_warns_since_eager_jax_drops_signs_of_zeros():
+    def make(key, place=lambda x: x):
+        x = place(jnp.where(jax.random.normal(key, (8, 72)) > 0, 1, jnp.float32(-0.0)))
+        return x[jnp.arange(8)[::-1]]
+
+    with jax.set_mesh(mesh_of(AxisType.Auto)):
+        cut = functools.partial(make, place=lambda x: jax.lax.with_sharding_constraint(x, P("x")))
+        assert np.signbit(make(KEY)).any()
+        assert not np.signbit(cut(KEY)).any()
+        with pytest.warns(
+            errors.LazyinitWarning, match="gather of an array that is cut over a mesh"
+        ):
+            tree = li.lazy(cut)(KEY)
+        assert_same(li.materialize(tree), make(KEY))
 
 
 @settings(max_examples=12)
