@@ -104,7 +104,7 @@ def _prepare(measured: Measured, folder: Path) -> None:
 CASES = (
     Case(
         name="complete",
-        title="{bytes} onto 8 devices; a file lacks the head and the last quarter of the layers",
+        title="{bytes} onto {devices}; a file lacks the head and the last quarter of the layers",
         module="complete",
         contenders={
             "lazyinit": "lazyinit",

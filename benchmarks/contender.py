@@ -1,9 +1,9 @@
 """Runs one contender in this process, and prints what was measured as JSON.
 
 ``python benchmarks/contender.py MODULE FUNCTION SIZE FOLDER [--evict]`` is what ``harness.py``
-starts; with ``--evict`` to count what is read, not to time. The function prepares its inputs, does
-its work inside ``with measured``, and returns the result. Process start, imports, the start of
-JAX's backend and the making of inputs are not timed.
+starts; with ``--evict`` the file that is read is out of the page cache. The function prepares its
+inputs, does its work inside ``with measured``, and returns the result. Process start, imports, the
+start of JAX's backend and the making of inputs are not timed.
 """
 
 import importlib

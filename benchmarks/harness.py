@@ -32,7 +32,8 @@ class Case:
     Attributes:
       name: what to call it on the command line.
       title: what to call it in the table; ``{bytes}`` stands for the size of the result,
-        ``{layers}`` for the number of layers.
+        ``{layers}`` for the number of layers, ``{devices}`` for that of devices, ``{cache}`` for
+        the state of the page cache.
       module: where the contenders are.
       contenders: by name of their function, what to call them in the table; lazyinit first.
       reference: a contender, or another function of the module, which is run once, first. All
@@ -92,7 +93,8 @@ class Score:
       peaks: that over lazyinit's.
       kept_bytes: what it is larger by with the result alone.
       parts: seconds of parts of the timed part, by name.
-      read_bytes: what came from the disk with no file in the page cache; ``None`` if not counted.
+      read_bytes: what came from the disk with no file in the page cache, at least; ``None`` if not
+        counted.
       same_bits: whether the result had the bits of the reference; ``None`` if it has no bits.
       peak_was_reset: whether ``peak_bytes`` misses nothing (see ``measure``).
     """
@@ -118,32 +120,46 @@ class Outcome:
     scores: Sequence[Score]
 
 
-def run_case(case: Case, *, quick: bool, repeats: int, say: Callable[[str], None]) -> Outcome:
+def run_case(
+    case: Case,
+    *,
+    quick: bool,
+    repeats: int,
+    say: Callable[[str], None],
+    devices: int = 0,
+    cold: bool = False,
+) -> Outcome:
     """Runs the contenders of a case in turn, and checks their results.
 
     Args:
       case: what to run.
       quick: whether to take the quick size.
       repeats: how often each contender runs.
+      devices: how many there are; 0 for as many as the case has.
+      cold: whether the file that is read is out of the page cache, and what is read is counted.
       say: takes a line about each process that ended.
 
     Raises:
       ContenderError: a process failed, or a result differs from the reference.
     """
     size = case.quick if quick and case.quick else case.size
+    size = dataclasses.replace(size, devices=devices or size.devices)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in case.contenders}
     with tempfile.TemporaryDirectory(prefix="lazyinit-benchmark-") as folder:
         if case.reference not in case.contenders:
             wanted = run_once(case, case.reference, size, folder)["facts"]
             say(f"{case.name}: {case.reference} (reference)")
+        flags = ("--evict",) if cold else ()
         for repeat in range(repeats):
             for name in case.contenders:
-                runs[name].append(run := run_once(case, name, size, folder))
+                runs[name].append(run := run_once(case, name, size, folder, *flags))
                 say(f"{case.name}: {name} {repeat + 1}/{repeats}: {run['seconds']:.3f} s")
         read: dict[str, int] = {}
-        for name in case.contenders if case.reads else ():
+        for name in case.contenders if case.reads and not cold else ():
             read[name] = run_once(case, name, size, folder, "--evict")["read_bytes"]
             say(f"{case.name}: {name} read {_binary(read[name])}")
+    if cold:
+        read = {name: min(run["read_bytes"] for run in runs[name]) for name in runs}
     if case.reference in case.contenders:
         wanted = runs[case.reference][0]["facts"]
     for name in case.contenders:
@@ -153,7 +169,12 @@ def run_case(case: Case, *, quick: bool, repeats: int, say: Callable[[str], None
     scores = [
         _score(case.contenders[name], runs[name], lazyinit, wanted, read.get(name)) for name in runs
     ]
-    title = case.title.format(bytes=_binary(wanted.get("bytes", 0)), layers=size.layers)
+    title = case.title.format(
+        bytes=_binary(wanted.get("bytes", 0)),
+        layers=size.layers,
+        devices=f"{size.devices} device{'s' * (size.devices > 1)}",
+        cache=f"page cache {'cold' if cold else 'warm'}",
+    )
     return Outcome(title, scores)
 
 

@@ -216,7 +216,7 @@ CASES = (
     ),
     Case(
         name="sharded-init",
-        title="cold full init, sharded over 8 devices",
+        title="cold full init, sharded over {devices}",
         module="initialize",
         contenders={
             "lazyinit_sharded": "lazyinit",

@@ -143,7 +143,7 @@ _ORBAX = "Orbax v1's safetensors layout, with target shardings"
 CASES = (
     Case(
         name="load",
-        title="loading {bytes} float32 of safetensors onto 8 devices, page cache warm",
+        title="loading {bytes} float32 of safetensors onto {devices}, {cache}",
         module="load",
         contenders={
             "lazyinit": "lazyinit",

@@ -11,8 +11,8 @@ Kept memory is what the resident set is larger by when the timed part has ended,
 collected and the allocator has given back what it can, with the result still there.
 
 What is read is counted by the kernel (``read_bytes`` of ``/proc/self/io``: what came from the
-disk), in a run of its own that is not timed, with the files out of the page cache. So bytes of a
-mapped file count when they are touched, with what the kernel reads ahead.
+disk), with the files out of the page cache. So bytes of a mapped file count when they are touched,
+with what the kernel reads ahead.
 
 Where the peak cannot be reset (no Linux, or no right to), growth is counted from the peak before
 the start instead, which can hide some of it; ``peak_was_reset`` tells.
@@ -58,7 +58,7 @@ class Measured:
         self._resident = 0
 
     def ready(self, file: Path) -> None:
-        """Puts a file into the page cache, or out of it where what is read is counted."""
+        """Puts a file into the page cache, or out of it, so that all comes from the disk."""
         if self._evicts:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())  # What is not on the disk yet stays.

@@ -115,7 +115,7 @@ def eager(measured: Measured, size: Size, _: Path) -> Any:
 CASES = (
     Case(
         name="nnx-on-mesh",
-        title="NNX decoder with metadata, {layers} layers, {bytes}, 8 devices",
+        title="NNX decoder with metadata, {layers} layers, {bytes}, {devices}",
         module="on_mesh",
         contenders={
             "lazyinit_outside": "lazyinit, recorded under no mesh, `li.shard_by_metadata(mesh)`",

@@ -1,7 +1,7 @@
 """Measures lazyinit against what its users would write otherwise, and prints tables.
 
     python benchmarks/run.py [--quick] [--only NAME ...] [--repeats N]
-                             [--markdown FILE] [--plots FOLDER]
+                             [--devices N ...] [--cold] [--markdown FILE] [--plots FOLDER]
 
 Every number is measured in this one run. Each contender has a fresh process of its own, and
 contenders take turns. Not timed: process start, imports, the start of JAX's backend, the making
@@ -11,6 +11,7 @@ ratios are taken, in ``harness.py``; what each contender does, in its case's mod
 
 import argparse
 import fnmatch
+import itertools
 import os
 import platform
 import shlex
@@ -65,12 +66,13 @@ def main(arguments: Sequence[str]) -> int:
             folder.mkdir(parents=True, exist_ok=True)
     repeats = options.repeats or (1 if options.quick else 5)
     outcomes, failed, lines = [], False, _header(arguments)
-    for case in chosen:
+    for case, devices in itertools.product(chosen, options.devices):
         if missing := case.missing():
             lines.append(f"Left out: {case.title}: {', '.join(missing)} is not installed.")
             continue
         try:
-            outcomes.append(run_case(case, quick=options.quick, repeats=repeats, say=_say))
+            of = {"quick": options.quick, "devices": devices, "cold": options.cold}
+            outcomes.append(run_case(case, repeats=repeats, say=_say, **of))
         except ContenderError as error:
             lines.append(f"Failed: {error}")
             failed = True
@@ -96,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a case, or a glob over cases; or several ({', '.join(c.name for c in CASES)})",
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="5, with --quick 1")
+    parser.add_argument(
+        "--devices", type=int, nargs="+", default=[0], metavar="N", help="each case on each count"
+    )
+    parser.add_argument(
+        "--cold", action="store_true", help="read files that are not in the page cache"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="run scaling too, plots there")
     return parser

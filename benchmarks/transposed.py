@@ -1,21 +1,14 @@
 """Cases that load a decoder as people load it: torch's layout, bfloat16, an NNX model, 8 devices.
 
-The file has the names and the layout of a Llama of Hugging Face: kernels are ``[out, in]``, and
-heads are no axis of their own. The model has the tree and the shardings of google-tunix's Llama 3:
-kernels are ``[in, out]``, and heads are an axis. So all but the embedding and the norms change the
-order of their axes on the way. All devices are on the mesh's axis ``fsdp``.
-
-What is measured is said in ``load.py``. Of lazyinit and of tunix recording the model is timed too;
-the others get shapes and shardings for nothing.
+The file and the model are those of ``llama.py``. What is measured is said in ``load.py``. Of
+lazyinit and of tunix recording the model is timed too; the others get shapes and shardings for
+nothing.
 """
 
 import functools
 import importlib.util
-import math
 import sys
 import types
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,174 +20,24 @@ import safetensors.numpy
 from decoder import Size
 from flax import nnx
 from harness import Case
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from llama import HEAD, KINDS, RULES, SHARED, Decoder, Target, mesh_of, state_of, targets
 from load import file_in, flat
 from measure import Measured, touch
 
 import lazyinit as li
 
-_HEAD = 64  # Elements of a head.
-_SHARED = 4  # Query heads for each key head.
 _DRAWN = 2**22  # Elements that are drawn, and repeated in each tensor: to draw all takes minutes.
 
 
-class Weight(nnx.Module):
-    """One parameter, under any name."""
-
-    def __init__(self, name: str, *shape: int) -> None:
-        setattr(self, name, nnx.Param(jnp.zeros(shape, jnp.bfloat16)))
-
-
-class Attention(nnx.Module):
-    """The kernels of attention."""
-
-    def __init__(self, width: int) -> None:
-        heads = width // _HEAD
-        self.q_proj = Weight("w", width, heads, _HEAD)
-        self.k_proj = Weight("w", width, heads // _SHARED, _HEAD)
-        self.v_proj = Weight("w", width, heads // _SHARED, _HEAD)
-        self.o_proj = Weight("w", heads, _HEAD, width)
-
-
-class Mlp(nnx.Module):
-    """The kernels of a gated feed-forward layer."""
-
-    def __init__(self, width: int) -> None:
-        self.gate_proj = Weight("kernel", width, 4 * width)
-        self.up_proj = Weight("kernel", width, 4 * width)
-        self.down_proj = Weight("kernel", 4 * width, width)
-
-
-class Layer(nnx.Module):
-    """One decoder layer."""
-
-    def __init__(self, width: int) -> None:
-        self.input_layernorm = Weight("w", width)
-        self.attn = Attention(width)
-        self.post_attention_layernorm = Weight("w", width)
-        self.mlp = Mlp(width)
-
-
-class Decoder(nnx.Module):
-    """The parameters of a Llama 3 whose head is its embedding."""
-
-    def __init__(self, size: Size) -> None:
-        self.embedder = Weight("input_embedding", size.vocab, size.width)
-        self.layers = nnx.List([Layer(size.width) for _ in range(size.layers)])
-        self.final_norm = Weight("w", size.width)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Leaves of one kind.
-
-    Attributes:
-      leaf: what their paths look like.
-      tensor: what their tensors are called.
-      spec: how they are sharded.
-      axes: for each axis of the tensor, which axes of the leaf it is, in one.
-      change: what lazyinit is told.
-    """
-
-    leaf: str
-    tensor: str
-    spec: P
-    axes: Sequence[Sequence[int]]
-    change: Any = ()  # A change of layout, or none.
-
-
-_FIRST, _LAST = P("fsdp", "tp"), P("tp", "fsdp")
-
-
-def _kinds() -> Iterator[Kind]:
-    yield Kind("embedder/input_embedding", "model.embed_tokens.weight", _LAST, ((0,), (1,)))
-    yield Kind("final_norm/w", "model.norm.weight", P("tp"), ((0,),))
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        tensor = f"model.layers.{{n}}.{name}.weight"
-        yield Kind(f"layers/{{n}}/{name}/w", tensor, P("tp"), ((0,),))
-    into = li.Rearrange("(h k) i -> i h k", k=_HEAD)
-    out = li.Rearrange("o (h k) -> h k o", k=_HEAD)
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        leaf, tensor = f"layers/{{n}}/attn/{name}/w", f"model.layers.{{n}}.self_attn.{name}.weight"
-        if name == "o_proj":
-            yield Kind(leaf, tensor, P("tp", None, "fsdp"), ((2,), (0, 1)), out)
-        else:
-            yield Kind(leaf, tensor, P("fsdp", "tp", None), ((1, 2), (0,)), into)
-    for name, spec in (("gate_proj", _FIRST), ("up_proj", _FIRST), ("down_proj", _LAST)):
-        leaf, tensor = f"layers/{{n}}/mlp/{name}/kernel", f"model.layers.{{n}}.mlp.{name}.weight"
-        yield Kind(leaf, tensor, spec, ((1,), (0,)), li.Transpose("o i -> i o"))
-
-
-KINDS = tuple(_kinds())
-RULES = [li.Rule(kind.leaf, kind.tensor, kind.change) for kind in KINDS]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A leaf, and its tensor.
-
-    Attributes:
-      tensor: its name.
-      kind: what both are.
-      shape: of the leaf.
-      sharding: of the leaf.
-    """
-
-    tensor: str
-    kind: Kind
-    shape: Sequence[int]
-    sharding: NamedSharding
-
-    @property
-    def stored(self) -> tuple[int, ...]:
-        """The shape of the tensor."""
-        return tuple(math.prod(self.shape[axis] for axis in group) for group in self.kind.axes)
-
-    @property
-    def stored_sharding(self) -> NamedSharding:
-        """The sharding of the tensor that gives each device what it needs of it."""
-        spec = (self.kind.spec[first] for first, *_ in self.kind.axes)
-        return NamedSharding(self.sharding.mesh, P(*spec))
-
-    def place(self, index: Sequence[slice]) -> tuple[slice, ...]:
-        """Returns where in the tensor a shard of the leaf is. Each head is whole."""
-        found = []
-        for first, *rest in self.kind.axes:
-            start, stop, _ = index[first].indices(self.shape[first])
-            inner = math.prod(self.shape[axis] for axis in rest)
-            found.append(slice(start * inner, stop * inner))
-        return tuple(found)
-
-    def made_of(self, tensor: Any, shape: Sequence[int]) -> Any:
-        """Returns the leaf, or a shard of it, of the tensor's values."""
-        return tensor.T.reshape(shape) if self.kind.change else tensor
-
-
-def mesh_of(size: Size) -> Mesh:
-    return jax.make_mesh((size.devices, 1), ("fsdp", "tp"))
-
-
-def targets(size: Size) -> dict[str, Target]:
-    """Returns the target of each leaf, by path."""
-    mesh, kinds, found = mesh_of(size), {kind.leaf: kind for kind in KINDS}, {}
-    for path, leaf in flat(nnx.eval_shape(lambda: _state(Decoder(size)))).items():
-        number = next((key for key in path.split(".") if key.isdigit()), "")
-        kind = kinds[
-            path.replace(".", "/").replace(number, "{n}") if number else path.replace(".", "/")
-        ]
-        tensor = kind.tensor.replace("{n}", number)
-        found[path] = Target(tensor, kind, leaf.shape, NamedSharding(mesh, kind.spec))
-    return found
-
-
-def _state(model: nnx.Module) -> Any:
-    return nnx.to_pure_dict(nnx.state(model))
-
-
-def write(_: Measured, size: Size, folder: Path, dtype: Any = jnp.bfloat16) -> Any:
+def write(
+    _: Measured,
+    size: Size,
+    folder: Path,
+    dtype: Any = jnp.bfloat16,
+    stored: Any = jnp.bfloat16,
+) -> Any:
     """Writes the file, and returns what all contenders must have, by NumPy's own transposes."""
-    drawn = np.random.default_rng(0).standard_normal(_DRAWN, np.float32).astype(jnp.bfloat16)
+    drawn = np.random.default_rng(0).standard_normal(_DRAWN, np.float32).astype(stored)
     wanted = targets(size)
     tensors = {
         target.tensor: np.resize(drawn[n:], target.stored)
@@ -218,7 +61,7 @@ def lazyinit(measured: Measured, size: Size, folder: Path, dtype: Any = jnp.bflo
             state, report = li.fill(state, file_in(folder), RULES)
         with measured.part("materialize"):
             model = nnx.merge(graph, li.materialize(state, sharding=shard, dtype=dtype))
-            made = jax.block_until_ready(flat(_state(model)))
+            made = jax.block_until_ready(flat(state_of(model)))
     assert len(report.loaded) == len(made), report
     return made
 
@@ -230,9 +73,9 @@ def tunix(measured: Measured, size: Size, folder: Path, dtype: Any = None) -> An
         vocab_size=size.vocab,
         embed_dim=size.width,
         hidden_dim=4 * size.width,
-        num_heads=size.width // _HEAD,
-        head_dim=_HEAD,
-        num_kv_heads=size.width // _HEAD // _SHARED,
+        num_heads=size.width // HEAD,
+        head_dim=HEAD,
+        num_kv_heads=size.width // HEAD // SHARED,
         rope_theta=500_000,
         norm_eps=1e-5,
         weight_tying=True,
@@ -242,7 +85,7 @@ def tunix(measured: Measured, size: Size, folder: Path, dtype: Any = None) -> An
     with measured:
         load = params.create_model_from_safe_tensors
         model = load(str(file_in(folder).parent), config, mesh, dtype=dtype)
-        return jax.block_until_ready(flat(_state(model)))
+        return jax.block_until_ready(flat(state_of(model)))
 
 
 def slices(measured: Measured, size: Size, folder: Path, dtype: Any = None) -> Any:
@@ -313,19 +156,23 @@ def _prepare(measured: Measured, folder: Path) -> None:
     touch(2 * file_in(folder).stat().st_size)
 
 
-write_cast, lazyinit_cast, tunix_cast, slices_cast = (
+write_wide, lazyinit_wide, tunix_wide, slices_wide = (
     functools.partial(contend, dtype=jnp.float32) for contend in (write, lazyinit, tunix, slices)
+)
+write_narrow = functools.partial(write, stored=jnp.float32)
+lazyinit_narrow, tunix_narrow, slices_narrow = (
+    functools.partial(contend, dtype=jnp.bfloat16) for contend in (lazyinit, tunix, slices)
 )
 
 _SIZE = Size(layers=16, width=2048, vocab=128256, devices=8)  # As Llama-3.2-1B.
-_QUICK = Size(layers=4, width=2048, vocab=32768, devices=8)
+_QUICK = Size(layers=2, width=2048, vocab=16384, devices=8)
 _TUNIX = "google-tunix's `create_model_from_safe_tensors`"
 _SLICES = "`safe_open`, a slice for each shard, transposed by NumPy"
 
 CASES = (
     Case(
         name="load-transposed",
-        title="loading {bytes} bfloat16, a Llama of Hugging Face, into an NNX model, 8 devices",
+        title="{bytes} bfloat16, a Llama of Hugging Face, into an NNX model, {devices}, {cache}",
         module="transposed",
         contenders={
             "lazyinit": "lazyinit",
@@ -339,15 +186,25 @@ CASES = (
         size=_SIZE,
         quick=_QUICK,
     ),
-    Case(
-        name="load-transposed-cast",
-        title="the same file into float32, {bytes}, 8 devices",
-        module="transposed",
-        contenders={"lazyinit_cast": "lazyinit", "tunix_cast": _TUNIX, "slices_cast": _SLICES},
-        reference="write_cast",
-        exact=("lazyinit_cast", "tunix_cast", "slices_cast"),
-        needs=("tunix",),
-        size=_SIZE,
-        quick=_QUICK,
+    *(
+        Case(
+            name=f"load-transposed-{end}",
+            title=title,
+            module="transposed",
+            contenders={
+                f"lazyinit_{end}": "lazyinit",
+                f"tunix_{end}": _TUNIX,
+                f"slices_{end}": _SLICES,
+            },
+            reference=f"write_{end}",
+            exact=(f"lazyinit_{end}", f"tunix_{end}", f"slices_{end}"),
+            needs=("tunix",),
+            size=_SIZE,
+            quick=_QUICK,
+        )
+        for end, title in (
+            ("wide", "the same file cast to float32, {bytes}, {devices}, {cache}"),
+            ("narrow", "a float32 file cast to bfloat16, {bytes}, {devices}, {cache}"),
+        )
     ),
 )

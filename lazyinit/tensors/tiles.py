@@ -16,13 +16,13 @@ import numpy as np
 from lazyinit.sources import Index, Shape
 from lazyinit.tensors.casting import cast_into, is_by_table, may_overflow
 
-# Measured on elements of 2 and of 4 bytes; half or twice as much is slower.
-TILE = 2**18  # Bytes.
-_READ = 2**9  # Bytes in a run of the source.
+# Measured on elements of 2 and of 4 bytes, and on casts between them.
+TILE = 2**17  # Elements.
+_READ = 2**9  # Elements in a run of the source: shorter ones end before the memory has caught up.
 _WRITTEN = 2**9  # Elements in a run of the destination.
 _SHORT = 2**7  # Bytes: shorter runs of the source are not copied first.
 _SMALL = 2**15  # Bytes: an array that is smaller is in the cache as it is.
-_SKEW = 2**6  # Bytes added between rows a multiple of _READ apart, which share one cache set.
+_SKEW = 2**6  # Bytes of a cache line: added between rows that would share a few cache sets.
 
 
 def copy(to: np.ndarray, values: np.ndarray, *, overflow: bool = False) -> None:
@@ -51,9 +51,7 @@ def copy(to: np.ndarray, values: np.ndarray, *, overflow: bool = False) -> None:
     if not is_moved and not in_tiles:
         cast_into(to, values, overflow=overflow)
         return
-    # The check looks at results, which are half as large as what was read: a tile may be larger.
-    room = 2 * TILE if not is_moved and is_checked else TILE
-    tile = _tile(to.shape, order, size, room)
+    tile = _tile(to.shape, order)
     if not is_moved or _run(values, order, tile) < _SHORT:
         for index in _indices(to.shape, tile):
             cast_into(to[index], values[index], overflow=overflow)
@@ -99,25 +97,23 @@ def _nearest_first(values: np.ndarray) -> list[int]:
     return sorted(range(values.ndim), key=lambda a: (not steps[a], steps[a], -a))
 
 
-def _tile(shape: Shape, order: Sequence[int], size: int, room: int) -> Shape:
-    """Returns how many elements a tile has along each axis; ``room`` bytes in all, at most.
+def _tile(shape: Shape, order: Sequence[int]) -> Shape:
+    """Returns how many elements a tile has along each axis; ``TILE`` in all, at most.
 
-    It first becomes long enough for a run of ``_READ`` bytes of the source, then for one of
-    ``_WRITTEN`` elements of the destination, then as large as it may be.
+    It first becomes long enough for a run of ``_READ`` elements of the source, then for one of
+    ``_WRITTEN`` of the destination, then as large as it may be.
 
     Args:
       shape: the shape of both arrays; runs in the destination lie along the last axis.
       order: the axes; runs in the source lie along the first of them.
-      size: the bytes of an element.
-      room: the most bytes of a tile.
     """
     tile, last = [1] * len(shape), len(shape) - 1
 
     def grow(axis: int, count: int) -> None:
         others = math.prod(tile) // tile[axis]
-        tile[axis] = max(tile[axis], min(shape[axis], count, room // size // others))
+        tile[axis] = max(tile[axis], min(shape[axis], count, TILE // others))
 
-    run = size
+    run = 1
     for axis in order:
         if axis == last or run >= _READ:
             break
@@ -145,7 +141,7 @@ def _steps(tile: Shape, order: Sequence[int], size: int) -> tuple[tuple[int, ...
     """Returns the strides of a tile's copy, with axes in the source's order, and its bytes."""
     steps, step = [0] * len(tile), size
     for axis in order:
-        if axis == len(tile) - 1 and step % _READ == 0:
+        if axis == len(tile) - 1 and step % (2 * _SKEW) == 0:
             step += _SKEW
         steps[axis] = step
         step *= tile[axis]
