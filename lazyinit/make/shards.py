@@ -28,6 +28,7 @@ Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a part: start and stop in 
 ALIGNMENT = 64  # Bytes, as XLA wants it.
 _LARGE_PAGE = 2**21  # Bytes, on x86-64 and on most of ARM64.
 BLOCK = 2**24  # Bytes; what one small array that outlives its neighbors can keep at most.
+_OPEN = 4  # Blocks that have room for more. Layers of a decoder need three.
 
 
 class Shards:
@@ -150,7 +151,7 @@ class Blocks:
     def __init__(self) -> None:
         """Starts with no block."""
         self._lock = threading.Lock()
-        self._rest = np.empty(0, np.uint8)
+        self._rests: list[np.ndarray] = []  # Of the last few blocks, the smallest first.
 
     def empty(self, shape: Shape, dtype: Any) -> np.ndarray:
         """Returns an array whose values are not set."""
@@ -159,9 +160,13 @@ class Blocks:
         if taken > BLOCK // 2:
             return aligned(size).view(dtype).reshape(shape)
         with self._lock:
-            if taken > self._rest.size:
-                self._rest = aligned(BLOCK)
-            space, self._rest = self._rest[:taken], self._rest[taken:]
+            # Where it fits most closely: a rest whose first large page is written to in part, and
+            # which nothing else goes to, takes all of that page.
+            fits = (n for n, rest in enumerate(self._rests) if taken <= rest.size)
+            chosen = next(fits, None)
+            rest = aligned(BLOCK) if chosen is None else self._rests.pop(chosen)
+            space = rest[:taken]
+            self._rests = sorted([*self._rests, rest[taken:]], key=len)[-_OPEN:]
         return space[:size].view(dtype).reshape(shape)
 
     def zeros(self, shape: Shape, dtype: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Shards in buffers of our own."""
 
+import math
 import warnings
 
 import jax
@@ -87,6 +88,13 @@ def test_small_arrays_share_a_block():
     blocks = Blocks()
     first, second = (blocks.empty((100,), "uint8") for _ in range(2))
     assert second.ctypes.data - first.ctypes.data == 128
+
+
+def test_a_tiny_array_between_others_leaves_no_block_half_used():
+    blocks, layer = Blocks(), [BLOCK // 4] * 8 + [BLOCK // 16] * 8 + [64]
+    made = [blocks.empty((n,), "uint8") for n in layer * 10]
+    used = {id(array.base) for array in made}
+    assert len(used) == math.ceil(sum(layer) * 10 / BLOCK)
 
 
 @pytest.mark.parametrize("make", [np.empty, np.zeros])
