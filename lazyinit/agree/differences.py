@@ -1,18 +1,21 @@
 """What the processes of a group said -> nothing, or the one error that all of them raise.
 
 Digests of all that is to be done are exchanged first. Where they differ, two more exchanges find
-the first leaf that differs, and what of it: 24 bytes for each leaf, then that leaf in words.
+the first leaf that differs, and what of it: 24 bytes for each leaf, then that leaf in words, with
+its steps.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lazyinit import errors
 from lazyinit.agree.calls import WAY_OUT, Group, differing, exchange
-from lazyinit.agree.entries import Entry, aspects, digest_of
+from lazyinit.agree.entries import Entry, aspects, digest_of, steps
 
 _ABSENT = {"leaf": "no such leaf"}
 
@@ -63,17 +66,44 @@ def _compare_leaves(call: str, entries: Sequence[Entry], group: Group) -> None:
         return  # The same is about to be done, recorded in another order.
     first = differ[0]
     place = next((n for n, entry in enumerate(entries) if _short(entry.path) == first), None)
-    mine = ["", _ABSENT] if place is None else [entries[place].path, told[place]]
+    mine: Any = ["", _ABSENT, {}]
+    if place is not None:
+        mine = [entries[place].path, told[place], steps(entries[place])]
     said = exchange(group, json.dumps(mine).encode(), f"{call}, a leaf that differs")
     found = {process: json.loads(text) for process, text in said.items()}
-    path = next(path for path, about in found.values() if about != _ABSENT)
+    path = next(path for path, about, _ in found.values() if about != _ABSENT)
     where = f"{path}: {call}" if path else call  # A tree may be one leaf.
     more = f" {len(differ) - 1} more leaves differ." if len(differ) > 1 else ""
-    about = {process: about for process, (_, about) in found.items()}
+    about = {process: about for process, (_, about, _) in found.items()}
     if _ABSENT in about.values():  # Then nothing else matters.
         there = {"leaf": "one that is there"}
         about = {p: {"leaf": (there | said)["leaf"]} for p, said in about.items()}
+    else:
+        about = _by_steps(about, {process: computed for process, (*_, computed) in found.items()})
     raise errors.HostsError(f"{where}: {differing(about)}.{more} {WAY_OUT}")
+
+
+def _by_steps(
+    about: Mapping[int, Mapping[str, str]], computed: Mapping[int, Mapping[str, Any]]
+) -> dict[int, dict[str, str]]:
+    """Returns the same of each process, with the first step that differs for a digest of all."""
+    found = {process: dict(said) for process, said in about.items()}
+    for what in dict.fromkeys(what for told in computed.values() for what in told):
+        told = {process: of.get(what, ("none", [])) for process, of in computed.items()}
+        if len({said.get(what) for said in about.values()}) == 1:
+            continue
+        words = {process: name for process, (name, _) in told.items()}
+        if len(set(words.values())) == 1:
+            rows = itertools.zip_longest(
+                *(lines for _, lines in told.values()), fillvalue="no further step"
+            )
+            first = next((row for row in rows if len(set(row)) > 1), None)
+            if first is None:  # Beyond what was told of it.
+                continue
+            words = {p: f"{words[p]} with {step}" for p, step in zip(told, first, strict=True)}
+        for process, text in words.items():
+            found[process][what] = text
+    return found
 
 
 def _facts(said: Mapping[str, str]) -> int:

@@ -45,6 +45,8 @@ class Entry(NamedTuple):
     dtype: Any
 
 
+_LINES = 256  # Of the steps of a leaf that are told to other processes,
+_LONGEST = 160  # and characters of each.
 _NONE: Any = object()  # Is no leaf's dtype, sharding, program or key.
 
 
@@ -191,6 +193,31 @@ def aspects(entry: Entry, *, as_own: bool = False) -> dict[str, str]:
         "place in the file": [str([(e.start, e.stop) for e in t.extents]) for t in tensors],
     }
     return found | {about: ", ".join(texts) for about, texts in several.items() if texts}
+
+
+def steps(entry: Entry) -> dict[str, tuple[str, list[str]]]:
+    """Returns how a leaf is computed, for the aspects that tell it by a digest alone.
+
+    Returns:
+      By aspect, what the computation is called, and its steps: a bounded number of lines, each of
+      bounded length.
+    """
+    leaf = entry.leaf
+    if not entry.is_selected or not hasattr(leaf, "shape"):
+        return {}
+    parts = parts_of(leaf) if isinstance(leaf, DerivedParam) else ()
+    computed = [part for part in parts if isinstance(part, DerivedParam)]
+    made = origins(leaf)[1]
+    several = {
+        "computation": [(part.made_by, part.init_fn) for part in computed],
+        "initializer": [(label(lazy.init_fn), lazy.init_fn) for lazy in made],
+    }
+    found = {}
+    for about, pairs in several.items():
+        lines = [x for _, init in pairs if isinstance(init, Slice) for x in stable.lines_of(init)]
+        short = [line[:_LONGEST] for line in lines[:_LINES]]
+        found[about] = (", ".join(name for name, _ in pairs), short)
+    return found
 
 
 def _tensors(source: Any) -> list[Source]:

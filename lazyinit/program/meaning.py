@@ -70,4 +70,5 @@ def _of_given(program: Program, value: Value, key: Value) -> Any:
         return "traced", id(constant)
     with jax.ensure_compile_time_eval():
         array = np.asarray(jax.random.key_data(constant) if is_key(aval) else constant)
-    return str(aval), str(array.dtype), hashlib.sha256(array.tobytes()).digest()
+    shown = "" if array.ndim else str(array)  # For people.
+    return str(aval), str(array.dtype), hashlib.sha256(array.tobytes()).digest(), shown

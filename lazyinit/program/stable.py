@@ -21,6 +21,8 @@ from lazyinit.program.equations import Program, is_key
 from lazyinit.program.meaning import meaning
 from lazyinit.program.slices import Slice
 
+_NEXT = "; "  # Between the steps of a body.
+
 
 def digest(program: Program) -> bytes:
     """Returns 16 bytes that are equal for programs with equal equations in the same order."""
@@ -34,6 +36,40 @@ def steps_of(made: Slice) -> str:
     program = made.program
     steps = meaning(program, made.output, made.key, made.given, told=lambda eqn: _text(eqn.params))
     return hashlib.blake2b(repr(steps).encode(), digest_size=8).hexdigest()
+
+
+def lines_of(made: Slice) -> list[str]:
+    """Returns the steps that make one leaf for people, line by line.
+
+    ``#2`` is what the third step made; within a body, values are numbered anew.
+    """
+    of = made.program, made.output, made.key, made.given
+    _, given, steps, _ = meaning(*of, told=_body)
+    values = [_shown(value) for value in given]
+    lines = []
+    for _, (name, body), taken in steps:
+        known = (values[n] if n < len(values) else f"#{n - len(values)}" for n in taken)
+        lines += [f"{name}({', '.join(known)})", *body]
+    return lines
+
+
+def _body(equation: jex.JaxprEqn) -> tuple[str, list[str]]:
+    """Returns what people call an equation, and what it does, line by line."""
+    body = compat.jit_body(equation)
+    text = _of_jaxpr(body[0]) if body else _text(equation.params)
+    return compat.title(equation), text.split(_NEXT)
+
+
+def _shown(given: Any) -> str:
+    """Returns a value that steps start from, as ``meaning`` tells it, for people."""
+    match given:
+        case (aval, _, bytes() as digest, shown):
+            return f"{aval} {shown or digest.hex()[:8]}"
+        case str():
+            return given
+        case kind, which:
+            return f"{kind} {which}"
+    raise AssertionError(f"nothing that steps start from: {given}")
 
 
 def _digest(program: Program) -> bytes:
@@ -122,7 +158,8 @@ def _of_jaxpr(jaxpr: jex.Jaxpr) -> str:
 
     def atom(a: Any) -> str:
         if isinstance(a, jex.Literal):
-            return f"{a.aval.str_short()} {_of_array(a.val, a.aval).hex()}"
+            shown = f"{a.val} " if np.ndim(a.val) == 0 and not is_key(a.aval) else ""
+            return f"{a.aval.str_short()} {shown}({_of_array(a.val, a.aval).hex()})"
         return str(number[a])
 
     steps = [" ".join(v.aval.str_short() for v in number)]
@@ -132,4 +169,4 @@ def _of_jaxpr(jaxpr: jex.Jaxpr) -> str:
             number[v] = len(number)
         given = " ".join(v.aval.str_short() for v in eqn.outvars)
         steps.append(f"{given} = {eqn.primitive.name}({taken}) {_text(eqn.params)}")
-    return "; ".join((*steps, ", ".join(map(atom, jaxpr.outvars))))
+    return _NEXT.join((*steps, ", ".join(map(atom, jaxpr.outvars))))

@@ -29,10 +29,14 @@ DISAGREE = {
     "another dtype": ["the same dtype in", "float32 in process{ 0}, bfloat16 in process 1"],
     "another sharding": ["w: materialize: ", "the same sharding", "'y'", "'x'"],
     "another selection": ["the same selected in", "yes in process{ 0}, no in process 1"],
-    "another initializer": ["params/w: ", "the same initializer in every process, got _shifted ("],
+    "another initializer": [
+        "params/w: materialize: wanted the same initializer in every process, got "
+        "_shifted with add(#0, int32[] 1) in process{ 0}, "
+        "_shifted with add(#0, int32[] 2) in process 1. "
+    ],
     "another computation of a leaf": [
         "w: ",
-        "the same computation in every process, got multiply of params/w (",
+        "the same computation in every process, got multiply of params/w with multiply(input 0, ",
     ],
     "another key of one of two leaves that another is computed of": ["the same key in every proce"],
     "a missing layer": ["the same source in", "checkpoint in process{ 0}, key in process 1"],

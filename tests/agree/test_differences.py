@@ -1,8 +1,10 @@
 """What is said of processes that differ, and what is no difference, without processes."""
 
 import json
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import Decoder
@@ -10,7 +12,7 @@ from models import Decoder
 import lazyinit as li
 from lazyinit.agree import calls
 from lazyinit.agree import differences as module
-from lazyinit.agree.entries import Entry, aspects, digest_of
+from lazyinit.agree.entries import Entry, aspects, digest_of, steps
 from lazyinit.errors import HostsError
 
 IDS = jax.ShapeDtypeStruct((1, 4), "int32")
@@ -97,6 +99,58 @@ def test_two_leaves_at_one_path_are_both_compared(monkeypatch):
     assert run(monkeypatch, both(2), both(2)) == [None, None]
     (text,) = set(run(monkeypatch, both(2), both(3)))
     assert text.startswith("a/b: materialize: ")
+
+
+def made_by(*inits):
+    """Returns, for each function of a key, the entries of a leaf that it makes."""
+    return [entries_of(li.lazy(init)(jax.random.key(0))) for init in inits]
+
+
+def normal(key):
+    return jax.random.normal(key, (4,))
+
+
+def jitted(by):
+    return lambda key: jax.jit(lambda key: normal(key) * by)(key)
+
+
+def long(by):
+    def init(key):
+        x = normal(key)
+        for n in range(200):
+            x = jnp.sin(x + n)
+        return x * by
+
+    return init
+
+
+@pytest.mark.parametrize(
+    ("inits", "said"),
+    [
+        ((normal, jax.random.uniform), r"leaf in every process, got float32\[4\] in process 0"),
+        (
+            (normal, lambda k: jax.random.uniform(k, (4,))),
+            r"got normal in process 0, uniform in process 1\. ",
+        ),
+        ((lambda k: normal(k) + 1, lambda k: normal(k) + 2), r"\] 1\) in process 0, .*\] 2\) in p"),
+        ((normal, lambda k: normal(k) + 2), r"no further step in process 0, .* with add\(#0, "),
+        ((jitted(2), jitted(3)), r"= mul\(.* 2.0 .* in process 0, .* 3.0 .* in process 1\. "),
+        ((lambda k: normal(k) * np.ones(4), lambda k: normal(k) * np.arange(4)), r"multiply\(#0, "),
+    ],
+)
+def test_of_what_is_computed_the_first_step_that_differs_is_said(monkeypatch, inits, said):
+    errors = set(run(monkeypatch, *made_by(*inits)))
+    (text,) = errors
+    assert re.search(said, text), text
+
+
+def test_what_differs_after_many_steps_is_told_by_a_digest(monkeypatch):
+    (text,) = set(run(monkeypatch, *made_by(long(2), long(3))))
+    assert re.search(r"got \S+ \([0-9a-f]{16}\) in process 0, \S+ \([0-9a-f]{16}\) in pro", text)
+    for (entry,) in made_by(long(2), lambda key: jax.lax.concatenate([normal(key)] * 500, 0)):
+        ((_, lines),) = [told for told in steps(entry).values() if told[1]]
+        assert 0 < len(lines) <= 256
+        assert max(map(len, lines)) <= 160
 
 
 def test_other_settings_are_said_after_the_leaves(monkeypatch):
