@@ -8,7 +8,7 @@ from tunix_trees import D, E, F, H, V, X
 
 LAYERS, DENSE = 5, 2
 Q, C, N, R, VALUE = 20, 10, 16, 8, 12  # Ranks of queries and of keys; sizes without and with turns.
-FAMILIES = ("deepseek_v2", "deepseek_v3")
+FAMILIES = ("deepseek_v2", "deepseek_v3", "kimi_k2")
 PAIRS = {"wi_0": "gate_proj", "wi_1": "up_proj", "wo": "down_proj"}
 
 
@@ -44,7 +44,7 @@ def _layer(family, has_experts):
         shapes |= _mlp(f"mlp.experts.{e}", X)
     shapes |= _mlp("mlp.shared_experts", 2 * X) | {"mlp.gate.weight": (E, D)}
     bias = {"mlp.gate.e_score_correction_bias": (E,)}
-    return shapes | (bias if family == "deepseek_v3" else {})
+    return shapes | (bias if family != "deepseek_v2" else {})
 
 
 def tensors_of(family, layers=LAYERS, dense=DENSE):

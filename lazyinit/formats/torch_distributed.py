@@ -3,7 +3,7 @@
 ``.metadata`` is a pickle that says of each tensor its sizes, its pieces, and where each piece
 lies: at an offset of a ``.distcp`` file, as a whole archive of ``torch.save``. Both are read as
 ``pytorch`` reads them: nothing runs, and PyTorch is not needed. The pieces have to lie as a grid,
-which those of FSDP, DTensor and tensor parallelism do.
+which those of FSDP, DTensor and tensor parallelism do, and to hold every element that they promise.
 
 Format: ``torch/distributed/checkpoint/metadata.py`` and ``filesystem.py``.
 """
@@ -18,7 +18,7 @@ from lazyinit import errors
 from lazyinit.formats import pytorch
 from lazyinit.formats.pickled import Foreign, Name
 from lazyinit.formats.zipped import read_directory
-from lazyinit.sources import Shape, Source
+from lazyinit.sources import Shape, Source, describe
 from lazyinit.tensors.base import Checkpoint
 from lazyinit.tensors.headers import (
     DTYPES,
@@ -31,6 +31,7 @@ from lazyinit.tensors.headers import (
 from lazyinit.tensors.joined import Joined
 from lazyinit.tensors.mapped import File, MappedTensor
 from lazyinit.tensors.memory import HeldTensor
+from lazyinit.tensors.pieces import nbytes
 from lazyinit.tensors.refused import RefusedTensor
 
 METADATA = ".metadata"
@@ -119,8 +120,15 @@ class _Piece:
             raise damaged(file.path, name, "a piece that torch.save wrote", list(members))
         opened = pytorch.open_archive(path, members, may_be_empty=True)
         held = opened.get("")  # A value that is all of an archive has no name.
-        is_read = isinstance(held, MappedTensor | HeldTensor)
-        return replace(held, name=name) if is_read else None
+        if not isinstance(held, MappedTensor | HeldTensor):
+            return None
+        # torch.save keeps the strides of an expanded tensor; this format writes every element, so
+        # that no small file may ask for more memory than there is.
+        room = end - self.where.offset
+        if nbytes(held) > room:
+            wanted = f"a piece of at most the {room} bytes that are stored"
+            raise damaged(file.path, name, wanted, describe(held.shape, held.dtype))
+        return replace(held, name=name)
 
 
 def _read(

@@ -1,7 +1,7 @@
 """``maxtext(config)`` makes the rules from a Hugging Face checkpoint to a decoder of MaxText.
 
-It knows checkpoints of Llama, Mistral, Mixtral, Qwen 2 and 3 with MoE, Gemma 1 to 3, and DeepSeek
-2 and 3. Its rules fit MaxText's decoders, unscanned::
+It knows checkpoints of Llama, Mistral, Mixtral, Qwen 2 and 3 with MoE, Gemma 1 to 3, DeepSeek 2
+and 3, and Kimi K2, which is a DeepSeek 3. Its rules fit MaxText's decoders, unscanned::
 
     token_embedder/embedding   decoder/decoder_norm/scale   decoder/logits_dense/kernel
     decoder/layers_0/{pre,post}_self_attention_layer_norm/scale
@@ -232,7 +232,7 @@ def maxtext(
             model = "model" if family == "gemma3_text" else "language_model.model"
             rules = _gemma3(sizes, model, is_scanned=scanned_layers)
             embedding, by_layer = (Scale(axis=-1, dtype="bfloat16"),), False
-        case "deepseek_v2" | "deepseek_v3":
+        case "deepseek_v2" | "deepseek_v3" | "kimi_k2":
             rules, by_layer = _deepseek(sizes, is_scanned=scanned_layers), False
         case _:
             raise errors.FillError(
@@ -254,7 +254,7 @@ def maxtext(
 
 FAMILIES = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"),
-    *("gemma", "gemma2", "gemma3_text", "gemma3", "deepseek_v2", "deepseek_v3"),
+    *("gemma", "gemma2", "gemma3_text", "gemma3", "deepseek_v2", "deepseek_v3", "kimi_k2"),
 )
 
 

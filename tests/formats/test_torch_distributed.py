@@ -30,7 +30,7 @@ def described(tensor, chunks):
     return metadata.TensorStorageMetadata(properties, tensor.size(), parts)
 
 
-def write(folder, chunks, change=lambda said: said, tensor=WHOLE):
+def write(folder, chunks, change=lambda said: said, tensor=WHOLE, keep=torch.clone):
     """Writes one tensor in pieces, as several ranks do, into two files."""
     folder.mkdir(exist_ok=True)
     files, storage = {}, {}
@@ -40,7 +40,7 @@ def write(folder, chunks, change=lambda said: said, tensor=WHOLE):
         start = file.tell()
         part = tensor[tuple(slice(o, o + s) for o, s in zip(offset, sizes, strict=True))]
         held = io.BytesIO()
-        torch.save(part.clone(), held)
+        torch.save(keep(part), held)
         file.write(held.getvalue())
         index = metadata.MetadataIndex("model.w", torch.Size(offset), n)
         storage[index] = filesystem._StorageInfo(name, start, file.tell() - start)
@@ -200,6 +200,29 @@ def test_metadata_that_runs_code_is_refused_and_does_not_run(tmp_path):
     message = "got a pickle that asks for code: exec. Nothing was run"
     refused(tmp_path, message, first=tmp_path / ".metadata")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("strides", [(0, 0), (1, 1), (0, 1), (16, 0)])
+def test_a_piece_that_promises_more_than_is_stored_is_refused(tmp_path, strides, pieces):
+    rows, columns = 2**20, 2**22
+    whole = torch.zeros(1).expand(pieces * rows, columns)
+    chunks = [((n * rows, 0), (rows, columns)) for n in range(pieces)]
+
+    def repeated(part):
+        size = 1 + sum((n - 1) * step for n, step in zip(part.shape, strides, strict=True))
+        return torch.zeros(size, dtype=torch.float32).as_strided(part.shape, strides)
+
+    folder = write(tmp_path / "hostile", chunks, tensor=whole, keep=repeated)
+    message = rf"bytes that are stored, got .*float32\[{rows},{columns}\]"
+    refused(folder, message, first=folder / "__0_0.distcp")
+
+
+def test_a_tensor_that_is_expanded_is_written_in_full_and_read(tmp_path):
+    with quiet():
+        dcp.save({"w": torch.arange(3.0)[:, None].expand(3, 5)}, checkpoint_id=tmp_path)
+    wanted = np.repeat(np.arange(3, dtype="float32")[:, None], 5, axis=1)
+    np.testing.assert_array_equal(everything(open_checkpoint(tmp_path)["w"]), wanted)
 
 
 def test_metadata_beyond_the_limit_is_refused(tmp_path, monkeypatch):
