@@ -167,7 +167,7 @@ def _prove() -> None:
     """Sees to it that no contender pays for the self-check: its outcome is kept on disk."""
     from lazyinit.make.selfcheck import proofs_on
 
-    proofs_on(jax.default_backend())
+    proofs_on(jax.default_backend(), "from keys")
 
 
 _JIT = "`jax.jit(model.init, out_shardings=...)`"
@@ -210,14 +210,10 @@ def look(limit: int | None) -> dict[str, Any]:
     sys.path.insert(0, str(_TESTS))
     import cases_table  # Makes eight devices of a CPU.
 
-    from lazyinit.make import selfcheck
-
     here = jax.default_backend()
     device = jax.local_devices()[0]
-    start = time.perf_counter()
-    proofs = selfcheck.run(here)
-    seconds = time.perf_counter() - start
-    _say(f"self-check: {seconds:.1f} s")
+    proofs = li.check(here)
+    _say(f"self-check: {proofs.seconds:.1f} s")
     if limit is None and here == "cpu":
         limit = _CASES_ON_CPU
     mesh = _mesh()
@@ -234,7 +230,7 @@ def look(limit: int | None) -> dict[str, Any]:
         "mesh": list(mesh.devices.shape),
         "passed": len(proofs.passed),
         "failed": dict(proofs.failed),
-        "seconds": seconds,
+        "seconds": proofs.seconds,
         "cases": found,
     }
 

@@ -4,12 +4,13 @@ A platform comes in; a ``Check`` goes out, which prints as a table.
 """
 
 import time
+import typing
 from dataclasses import dataclass
 
 import jax
 
 from lazyinit.make import selfcheck
-from lazyinit.make.proofs import Proofs
+from lazyinit.make.proofs import Sort
 from lazyinit.view.shown import Shown
 from lazyinit.view.table import Table
 
@@ -51,14 +52,16 @@ class Check(Shown):
             if self.is_tested
             else "What is not proven is made equation by equation: the same bits, more slowly."
         )
-        return Table(title, ("way", "step", "dtypes", "found"), cells, notes=(end,))
+        once = "This is all; materialize checks the steps of `part` by themselves, if it needs any."
+        return Table(title, ("way", "step", "dtypes", "found"), cells, notes=(once, end))
 
 
 def check(platform: str | None = None) -> Check:
     """Runs the self-check: makes a set of canaries in the fast ways, and as eager JAX does.
 
     ``materialize`` runs it by itself where it is needed, and remembers what it found in
-    ``$LAZYINIT_CACHE``, by default ``~/.cache/lazyinit``.
+    ``$LAZYINIT_CACHE``, by default ``~/.cache/lazyinit``. What derived leaves need that are
+    computed by parts, it checks once it has such leaves; ``check`` checks all.
 
     Args:
       platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; ``None`` for JAX's default.
@@ -68,7 +71,9 @@ def check(platform: str | None = None) -> Check:
     """
     platform = platform or jax.default_backend()
     start = time.perf_counter()
-    found: Proofs = selfcheck.run(platform)
-    is_tested = selfcheck.environment(platform).is_tested
+    found = [selfcheck.run(platform, sort) for sort in typing.get_args(Sort)]
+    here = selfcheck.environment(platform)
+    passed = sorted(kind for proofs in found for kind in proofs.passed)
+    failed = {kind: canary for proofs in found for kind, canary in proofs.failed.items()}
     seconds = time.perf_counter() - start
-    return Check(found.where, is_tested, tuple(sorted(found.passed)), dict(found.failed), seconds)
+    return Check(str(here), here.is_tested, tuple(passed), failed, seconds)

@@ -16,5 +16,5 @@ Each way has a file of its own: ``draw``, ``executable`` (compiled), ``replay``,
 ``transfer``; ``derive`` makes what is computed from other leaves, and ``overlay`` writes a stored
 corner over what is made. What is drawn takes a form first (``steps``, ``elementwise``,
 ``stacked``), and its bits from ``threefry``. ``shards`` has the memory. Last comes ``selfcheck``,
-which makes the ``canaries`` in two ways.
+which makes the ``canaries`` in two ways where ``environment`` says that the suite was not run.
 """

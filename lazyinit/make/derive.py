@@ -50,7 +50,7 @@ class Derivation:
         """
         made = cls._of(jobs, ByParts.of)
         platform = shardings.platform_of(jobs[0].sharding)
-        if made.parted is None or proofs(platform).allow(made.parted.kinds):
+        if made.parted is None or proofs(platform, "by parts").allow(made.parted.kinds):
             return made
         return made.whole()
 

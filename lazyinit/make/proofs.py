@@ -6,6 +6,7 @@ set of kinds. It is made in a fast way only if each of them is proven to give th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import jax.extend.core as jex
 
@@ -15,10 +16,14 @@ from lazyinit.make.stacked import Stacked
 from lazyinit.make.steps import Step
 from lazyinit.program.slices import Work
 
+Sort: TypeAlias = Literal["from keys", "by parts"]
+"""Which leaves rely on a kind: those that are made from keys in a fast way (``kinds_of``), or those
+that each device computes its own part of (``kinds_by_parts``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """What is proven on one kind of device.
+    """What is proven on one kind of device for one sort of leaves.
 
     Attributes:
       where: the versions and the device, as people read it.
@@ -47,9 +52,10 @@ class Proofs:
         return False
 
     def _warn_once(self, unproven: Sequence[str]) -> None:
-        if self.where in _warned:
+        way = unproven[0].split()[0]  # What is computed by parts has a check of its own.
+        if (self.where, way) in _warned:
             return
-        _warned.add(self.where)
+        _warned.add((self.where, way))
         wrong = [f"{kind} (shown by {canary!r})" for kind, canary in sorted(self.failed.items())]
         if wrong:
             why = f"the self-check found other bits than those of eager JAX in {', '.join(wrong)}"
@@ -62,7 +68,7 @@ class Proofs:
         )
 
 
-_warned: set[str] = set()  # Each ``where`` that this process has warned about.
+_warned: set[tuple[str, str]] = set()  # Where, and for which way, this process has warned.
 
 TRUSTED = Proofs("everywhere", is_tested=True)  # For the self-check, which tries what it proves.
 

@@ -21,7 +21,7 @@ from lazyinit import sharding as shardings
 from lazyinit.keys import Key, RngPath, TracedKey
 from lazyinit.make.elementwise import Elementwise
 from lazyinit.make.moved import Order, form_of
-from lazyinit.make.proofs import Proofs, kinds_of
+from lazyinit.make.proofs import Proofs, Sort, kinds_of
 from lazyinit.make.stacked import Stacked
 from lazyinit.params import LazyParam, OverlapParam, StoredParam, label
 from lazyinit.program.equations import Value, is_key
@@ -154,8 +154,8 @@ class Inlined(Computed):
 
 Way: TypeAlias = Drawn | Compiled | Replayed | Inlined | Read | Transferred | Moved
 
-AskProofs: TypeAlias = Callable[[str], Proofs]
-"""Returns what is proven on a platform (``"cpu"``)."""
+AskProofs: TypeAlias = Callable[[str, Sort], Proofs]
+"""Returns what is proven on a platform (``"cpu"``) for a sort of leaves."""
 
 
 def way_of(jobs: Sequence[Job], proofs: AskProofs) -> Way:
@@ -185,7 +185,7 @@ def _drawn(jobs: Sequence[Job], proofs: AskProofs) -> Drawn | None:
     if found is None:  # It may have one if the keys of its rows, made of its own, are handed in.
         work = gather([job.leaf.init_fn], drawn=True, keys_apart=True)
         found = form_of(work)
-    if found is None or not proofs(platform).allow(lambda: kinds_of(work, found[0])):
+    if found is None or not proofs(platform, "from keys").allow(lambda: kinds_of(work, found[0])):
         return None
     return Drawn(jobs, work, *found)
 
@@ -195,7 +195,7 @@ def _as_a_whole(jobs: Sequence[Job], proofs: AskProofs) -> Compiled | Replayed:
     work = gather([job.leaf.init_fn for job in jobs])
     # A rounding that depends on order must not depend on shards, and no result may be dropped.
     is_plain = platform != "cpu" and is_order_free(work) and work.keeps_all()
-    is_proven = is_plain and proofs(platform).allow(lambda: kinds_of(work, None))
+    is_proven = is_plain and proofs(platform, "from keys").allow(lambda: kinds_of(work, None))
     return Compiled(jobs, work) if is_proven else Replayed(jobs, work)
 
 

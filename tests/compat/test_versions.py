@@ -12,7 +12,7 @@ import pytest
 
 import lazyinit as li
 from lazyinit.compat import versions
-from lazyinit.make.selfcheck import TESTED_JAX
+from lazyinit.make.environment import TESTED_JAX
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -133,7 +133,7 @@ def test_what_is_computed_by_parts(name):
     leaves = jax.tree.leaves(li.lazy(program([name]))(tree))
     sharding = NamedSharding(mesh_of(8, "auto"), P("a", "b"))
     jobs = [Job("", x, sharding, x.dtype) for x in leaves if isinstance(x, li.DerivedParam)]
-    by_parts = all(group.parted is not None for group in derivations_of(jobs, lambda _: TRUSTED))
+    by_parts = all(group.parted is not None for group in derivations_of(jobs, lambda *_: TRUSTED))
     is_whole = name in (
         "sum", "exp", "jit of two", "jit of a narrow product", "lanes"
     )  # fmt: skip
@@ -162,7 +162,7 @@ def test_values_that_a_comparison_is_not_sure_of_are_computed_whole():
     tree = stored("zeros", np.dtype("f"))
     largest = li.lazy(lambda tree: {"m": tree["w"].max(0, keepdims=True) + tree["w"] * 0})(tree)
     sharding = NamedSharding(mesh_of(8, "auto"), P(None, "b"))
-    (group,) = derivations_of([Job("m", largest["m"], sharding, np.dtype("f"))], lambda _: TRUSTED)
+    (group,) = derivations_of([Job("m", largest["m"], sharding, np.dtype("f"))], lambda *_: TRUSTED)
     assert group.parted is not None
     want = {"m": li.materialize(tree)["w"].max(0, keepdims=True) + li.materialize(tree)["w"] * 0}
     assert_same(li.materialize(largest, sharding=sharding), want)

@@ -87,7 +87,7 @@ def test_one_value_throughout_compiles_nothing(compiled):
 def on_accelerators(monkeypatch):
     """Lets CPU devices pass for ones of a kind on which each signature is compiled."""
     monkeypatch.setattr(shardings, "platform_of", lambda _: "gpu")
-    monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda _: TRUSTED)
+    monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda *_: TRUSTED)
 
 
 def test_another_dtype_or_sharding_compiles_another_program(compiled, on_accelerators):

@@ -24,7 +24,7 @@ normal = initializers.normal(0.02)
 
 
 def is_drawn(leaf):
-    return isinstance(way_of([Job("", leaf, None, leaf.dtype)], lambda _: TRUSTED), Drawn)
+    return isinstance(way_of([Job("", leaf, None, leaf.dtype)], lambda *_: TRUSTED), Drawn)
 
 
 def rows(key, axis=0):

@@ -3,9 +3,7 @@
 import json
 import sys
 import warnings
-from collections import OrderedDict
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,33 +17,11 @@ from oracles import assert_same
 
 import lazyinit as li
 from lazyinit import sharding as shardings
-from lazyinit.compat import on_parts
-from lazyinit.make import by_parts, elementwise, executable, proofs, selfcheck
+from lazyinit.make import elementwise, environment, executable, proofs, selfcheck
 from lazyinit.make.executable import Compiler
 from lazyinit.make.proofs import Proofs
-from lazyinit.program import partwise
 
 KEY = models.KEY
-
-
-@pytest.fixture
-def elsewhere(monkeypatch, tmp_path):
-    """A machine on which nobody ran the suite, with a cache folder of its own."""
-    real = selfcheck.environment
-    monkeypatch.setattr(selfcheck, "environment", lambda p: replace(real(p), options="--another"))
-    monkeypatch.setattr(selfcheck, "_known", {})
-    monkeypatch.setattr(proofs, "_warned", set())
-    monkeypatch.setenv("LAZYINIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(executable, "compiler", Compiler())
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def few_canaries(monkeypatch):
-    """Canaries of one dtype alone, for tests that are not about them."""
-    few = [(name, init, dtypes[:1]) for name, init, dtypes in selfcheck.CANARIES[:4]]
-    monkeypatch.setattr(selfcheck, "CANARIES", few)
-    monkeypatch.setattr(selfcheck, "CANARIES_BY_PARTS", ())
 
 
 def plant(monkeypatch, wrong):
@@ -72,17 +48,6 @@ def body(self, x):
     self.param("uniform", initializers.uniform(0.1), (16, 128))
 
 
-@pytest.mark.slow
-def test_every_kind_passes_where_the_suite_runs():
-    found = selfcheck.run("cpu")
-    assert not found.failed
-    assert {"draw erf_inv float32", "draw mul bfloat16", "draw fence"} <= found.passed
-    assert {"draw rows_of_scan", "draw rows_of_vmap"} <= found.passed
-    assert {"part div float32", "part reduce_max bfloat16"} <= found.passed
-    # A way, a step and at most one dtype: `li.check` has a column for each.
-    assert all(len(kind.split()) in (2, 3) for kind in found.passed)
-
-
 @pytest.mark.filterwarnings("ignore::lazyinit.errors.LazyinitWarning")
 def test_a_planted_wrong_step_is_caught_and_nothing_is_made_by_it(
     monkeypatch, elsewhere, few_canaries
@@ -90,7 +55,7 @@ def test_a_planted_wrong_step_is_caught_and_nothing_is_made_by_it(
     plant(monkeypatch, one_more_ulp("erf_inv"))
     module = models.Wrap(body)
     assert_same(li.materialize(li.lazy(module).init(KEY, 0)), module.init(KEY, 0))
-    found = selfcheck.proofs_on("cpu")
+    found = selfcheck.proofs_on("cpu", "from keys")
     assert set(found.failed) == {"draw erf_inv float32", *found.failed}
     assert "draw erf_inv float32" not in found.passed
     assert "draw random_bits uint32" in found.passed  # Shown by simpler canaries.
@@ -99,9 +64,9 @@ def test_a_planted_wrong_step_is_caught_and_nothing_is_made_by_it(
 @pytest.mark.parametrize("spec", [None, P("a")])
 def test_a_planted_lost_barrier_is_caught(monkeypatch, elsewhere, spec):
     """As if XLA had dropped what keeps it from fusing: a product and a sum are rounded once."""
-    few = [c for c in selfcheck.CANARIES if c[0] in ("uniform", "normal", "scaled and moved")]
-    monkeypatch.setattr(selfcheck, "CANARIES", [(n, f, ("float32",)) for n, f, _ in few])
-    monkeypatch.setattr(selfcheck, "CANARIES_BY_PARTS", ())
+    names = ("uniform", "normal", "scaled and moved")
+    few = [c for c in selfcheck.CANARIES if c.name in names and "float32" in c.dtypes]
+    monkeypatch.setattr(selfcheck, "CANARIES", [replace(c, dtypes=("float32",)) for c in few])
     monkeypatch.setattr(jax.lax, "optimization_barrier", lambda x: x)
     monkeypatch.setattr(elementwise, "_fenced", lambda x, zero: x)
 
@@ -143,7 +108,7 @@ def test_what_is_found_is_remembered(monkeypatch, elsewhere, few_canaries):
     li.materialize(tree)
     (file,) = elsewhere.iterdir()
     monkeypatch.setattr(selfcheck, "_known", {})  # As in another process.
-    monkeypatch.setattr(selfcheck, "run", lambda _: pytest.fail("checked again"))
+    monkeypatch.setattr(selfcheck, "run", lambda *_: pytest.fail("checked again"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         li.materialize(tree)
@@ -151,30 +116,32 @@ def test_what_is_found_is_remembered(monkeypatch, elsewhere, few_canaries):
 
 
 def test_rubbish_in_the_cache_is_checked_anew(monkeypatch, elsewhere, few_canaries):
-    found = selfcheck.proofs_on("cpu")
+    found = selfcheck.proofs_on("cpu", "from keys")
     (file,) = elsewhere.iterdir()
     for rubbish in ("", "{}", '{"passed": 3}', "[1]", "\x00", '{"passed": [], '):
         file.write_text(rubbish)
         monkeypatch.setattr(selfcheck, "_known", {})
-        assert selfcheck.proofs_on("cpu") == found
+        assert selfcheck.proofs_on("cpu", "from keys") == found
         assert json.loads(file.read_text())["passed"] == sorted(found.passed)
 
 
 def test_a_folder_that_cannot_be_written_is_checked_each_time(monkeypatch, elsewhere, few_canaries):
     elsewhere.write_text("a file, where a folder should be")
-    assert selfcheck.proofs_on("cpu").passed
+    assert selfcheck.proofs_on("cpu", "from keys").passed
     monkeypatch.setattr(selfcheck, "_known", {})
-    assert selfcheck.proofs_on("cpu").passed
+    assert selfcheck.proofs_on("cpu", "from keys").passed
 
 
 def test_no_check_runs_where_the_suite_was_run(monkeypatch):
     monkeypatch.setattr(selfcheck, "_known", {})
-    monkeypatch.setattr(selfcheck, "run", lambda _: pytest.fail("checked"))
+    monkeypatch.setattr(selfcheck, "run", lambda *_: pytest.fail("checked"))
     here = selfcheck.environment("cpu")
-    monkeypatch.setattr(selfcheck, "TESTED_UNITS", frozenset([here.device]))
-    monkeypatch.setattr(selfcheck, "TESTED_JAX", (here.jax,))
-    monkeypatch.setattr(selfcheck, "_options", lambda: iter(()))
-    assert selfcheck.proofs_on("cpu") == Proofs(str(selfcheck.environment("cpu")), is_tested=True)
+    monkeypatch.setattr(environment, "TESTED_UNITS", frozenset([here.device]))
+    monkeypatch.setattr(environment, "TESTED_JAX", (here.jax,))
+    monkeypatch.setattr(environment, "_options", lambda: iter(()))
+    assert selfcheck.proofs_on("cpu", "from keys") == Proofs(
+        str(selfcheck.environment("cpu")), is_tested=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,10 +168,10 @@ def test_a_setting_that_replaces_our_compiler_options_makes_another_environment(
 
 
 def test_the_check_is_not_disturbed_by_the_settings_of_the_caller(elsewhere, few_canaries):
-    wanted = selfcheck.run("cpu")
+    wanted = selfcheck.run("cpu", "from keys")
     mesh = jax.make_mesh((8,), ("a",))
     with jax.set_mesh(mesh), jax.enable_x64(True), jax.default_matmul_precision("bfloat16"):
-        assert selfcheck.run("cpu") == wanted
+        assert selfcheck.run("cpu", "from keys") == wanted
 
 
 def test_check_prints_a_table(monkeypatch, few_canaries):
@@ -224,91 +191,13 @@ def test_check_true_compares_every_leaf_with_replay(monkeypatch):
         assert_same(np.asarray(kernel), np.asarray(module.init(KEY, 0)["params"]["kernel"]))
     monkeypatch.setattr(executable, "compiler", Compiler())
     plant(monkeypatch, one_more_ulp("erf_inv"))
-    monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda _: proofs.TRUSTED)
+    monkeypatch.setattr(
+        sys.modules["lazyinit._materialize"], "proofs_on", lambda *_: proofs.TRUSTED
+    )
     with pytest.raises(
         li.errors.BitsError, match=r"^params/kernel: wanted the bits of its replay, got \d+ of 2048"
     ):
         li.materialize(tree, check=True)
-
-
-@pytest.fixture
-def root():
-    """A leaf that is the root of another, a sharding by rows, and what its values have to be."""
-    values = np.random.default_rng(0).random((8, 128), "float32")
-    tree, _ = li.fill({"w": jax.ShapeDtypeStruct(values.shape, values.dtype)}, {"w": values})
-    lazy = li.lazy(lambda tree: {"root": jnp.sqrt(tree["w"])})(tree)
-    return lazy, NamedSharding(jax.make_mesh((8,), ("a",)), P("a")), {"root": np.sqrt(values)}
-
-
-@pytest.fixture
-def wrong_on_parts(monkeypatch):
-    """Makes a root one unit in the last place larger where it is computed by parts."""
-    real = on_parts._by_element
-
-    def run(equation, *rest):
-        wrong = one_more_ulp("sqrt")
-        step = SimpleNamespace(equation=equation)
-        return [replace(x, array=wrong(step, x.array)) for x in real(equation, *rest)]
-
-    monkeypatch.setattr(on_parts, "_by_element", run)
-    monkeypatch.setattr(partwise, "_known", OrderedDict())
-
-
-@pytest.fixture
-def only_roots(monkeypatch):
-    monkeypatch.setattr(selfcheck, "CANARIES", ())
-    monkeypatch.setattr(
-        selfcheck, "CANARIES_BY_PARTS", [("a root", lambda x: jnp.sqrt(jnp.abs(x)), ("float32",))]
-    )
-
-
-def computed_by_parts(monkeypatch):
-    done = []
-    real = by_parts.ByParts.compute
-    monkeypatch.setattr(
-        by_parts.ByParts, "compute", lambda *args: done.append(real(*args)) or done[-1]
-    )
-    return done
-
-
-def test_leaves_are_computed_by_parts_where_the_check_has_proven_it(
-    monkeypatch, elsewhere, only_roots, root
-):
-    lazy, sharding, want = root
-    done = computed_by_parts(monkeypatch)
-    assert_same(jax.tree.map(np.asarray, li.materialize(lazy, sharding=sharding)), want)
-    assert done
-    assert selfcheck.proofs_on("cpu").passed == {"part sqrt float32", "part abs float32"}
-
-
-def test_a_planted_wrong_part_is_caught_and_the_leaf_is_computed_whole(
-    monkeypatch, elsewhere, only_roots, root, wrong_on_parts
-):
-    lazy, sharding, want = root
-    done = computed_by_parts(monkeypatch)
-    with pytest.warns(li.LazyinitWarning, match=r"part sqrt float32 \(shown by 'a root float32'\)"):
-        made = li.materialize(lazy, sharding=sharding)
-    assert_same(jax.tree.map(np.asarray, made), want)
-    assert not done
-
-
-def test_parts_that_no_canary_covers_are_computed_whole(monkeypatch, elsewhere, few_canaries, root):
-    lazy, sharding, want = root
-    done = computed_by_parts(monkeypatch)
-    with pytest.warns(li.LazyinitWarning, match="does not cover part sqrt float32"):
-        made = li.materialize(lazy, sharding=sharding)
-    assert_same(jax.tree.map(np.asarray, made), want)
-    assert not done
-
-
-def test_check_true_compares_what_is_computed_by_parts(monkeypatch, root, wrong_on_parts):
-    lazy, sharding, want = root
-    monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda _: proofs.TRUSTED)
-    with pytest.raises(li.errors.BitsError, match=r"^root: wanted the bits of its replay, got \d+"):
-        li.materialize(lazy, sharding=sharding, check=True)
-    monkeypatch.undo()
-    made = li.materialize(lazy, sharding=sharding, check=True)
-    assert_same(jax.tree.map(np.asarray, made), want)
 
 
 def test_check_true_of_a_leaf_without_a_value_is_the_usual_error():
@@ -328,14 +217,13 @@ def test_on_other_devices_programs_of_their_own_are_checked(monkeypatch):
     real = jax.local_devices
     monkeypatch.setattr(jax, "local_devices", lambda *a, **k: real())
     monkeypatch.setattr(shardings, "platform_of", lambda _: "gpu")
-    few = [(name, init, ("float32",)) for name, init, _ in selfcheck.CANARIES[1:6]]
-    monkeypatch.setattr(selfcheck, "CANARIES", few)
-    monkeypatch.setattr(selfcheck, "CANARIES_BY_PARTS", ())
-    found = selfcheck.run("gpu")
+    few = [c for c in selfcheck.CANARIES[1:8] if "float32" in c.dtypes]
+    monkeypatch.setattr(selfcheck, "CANARIES", [replace(c, dtypes=("float32",)) for c in few])
+    found = selfcheck.run("gpu", "from keys")
     kinds = {*found.passed, *found.failed}
     assert {"compile erf_inv float32", "compile random_bits uint32"} <= kinds
     assert all(kind.startswith("compile") for kind in kinds)
-    monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda _: found)
+    monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda *_: found)
 
     def init(key):
         return jax.random.normal(key, (64, 128)) * 0.3 + 0.7

@@ -126,7 +126,7 @@ def test_a_device_draws_no_more_rows_than_it_holds(monkeypatch):
     real_draw = draw._draw_sheet
     monkeypatch.setattr(draw, "_draw_sheet", lambda *a: sheets.append(a[1]) or real_draw(*a))
     job = Job("w", leaf, NamedSharding(MESH, P(("a", "b"))), leaf.dtype)
-    way = way_of([job], lambda _: TRUSTED)
+    way = way_of([job], lambda *_: TRUSTED)
     roots = {stream: key.array() for stream, key in way.roots.items()}
     with ThreadPoolExecutor(2) as pool:
         drawer = Drawer(pool, pool, Blocks())
@@ -232,7 +232,7 @@ def test_layers_of_nnx_scan_are_drawn_whatever_their_rngs_count(name):
     make = COUNTED[name]
     _, tree = li.lazy(make)(nnx.Rngs(0))
     jobs = [Job("", leaf, None, leaf.dtype) for leaf in jax.tree.leaves(tree)]
-    assert all(isinstance(way_of([job], lambda _: TRUSTED), Drawn) for job in jobs)
+    assert all(isinstance(way_of([job], lambda *_: TRUSTED), Drawn) for job in jobs)
     eager = nnx.state(make(nnx.Rngs(0)))
     assert_same(li.materialize(tree), eager)
     mesh = jax.make_mesh((2, 4), ("a", "b"))
@@ -251,7 +251,7 @@ def test_a_key_that_follows_from_elements_is_made_step_by_step():
         return jax.lax.scan(step, 0, jax.random.split(key, 3))[1]
 
     leaf = li.lazy(make)(KEY)
-    assert isinstance(way_of([Job("", leaf, None, leaf.dtype)], lambda _: TRUSTED), Replayed)
+    assert isinstance(way_of([Job("", leaf, None, leaf.dtype)], lambda *_: TRUSTED), Replayed)
     assert_same(li.materialize(leaf), make(KEY))
 
 
@@ -295,7 +295,7 @@ def test_rows_of_rows_are_drawn_along_any_axis_on_any_mesh(name, axis):
     module = NESTED[name](axis)
     tree, wanted = li.lazy(module).init(KEY, X), module.init(KEY, X)
     (leaf,) = jax.tree.leaves(tree)
-    way = way_of([Job("", leaf, None, leaf.dtype)], lambda _: TRUSTED)
+    way = way_of([Job("", leaf, None, leaf.dtype)], lambda *_: TRUSTED)
     assert isinstance(way, Drawn)
     assert_same(li.materialize(tree), wanted)
     for cut in (4, 64):  # Along the layers, and along a dimension of each.
@@ -319,7 +319,7 @@ def test_experts_in_scanned_layers_of_nnx_have_the_bits_of_eager_jax(size):
 
     _, tree = li.lazy(layers)(nnx.Rngs(0))
     jobs = [Job("", leaf, None, leaf.dtype) for leaf in jax.tree.leaves(tree) if leaf.ndim == 4]
-    assert isinstance(way_of(jobs, lambda _: TRUSTED), Drawn) is (size == 64)
+    assert isinstance(way_of(jobs, lambda *_: TRUSTED), Drawn) is (size == 64)
     assert_same(li.materialize(tree), nnx.state(layers(nnx.Rngs(0))))
 
 
