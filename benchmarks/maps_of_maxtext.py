@@ -178,6 +178,13 @@ _KIMI = _DEEPSEEK_3 | {
     "max_position_embeddings": 131072,
     "rope_scaling": _DEEPSEEK_3["rope_scaling"] | {"factor": 32.0, "beta_fast": 1.0},
 }
+_GPT_OSS = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "rope_scaling": _YARN | {"factor": 32.0, "beta_fast": 32.0, "truncate": False},
+}
 _THEIR_DEEPSEEK = (
     _DENSE
     | _LATENT
@@ -214,6 +221,12 @@ FAMILIES = {
     ),
     "DeepSeek 3": Family(
         "DeepseekV3", "deepseek3-671b", _DEEPSEEK_3, _THEIR_DEEPSEEK | {"q_lora_rank": 16}, 3
+    ),
+    "GPT-OSS": Family(
+        "GptOss",
+        "gpt-oss-20b",
+        _GPT_OSS | _UNTIED,
+        _DENSE | {"num_experts": 4, "num_experts_per_tok": 2, "base_moe_mlp_dim": 48},
     ),
     "Kimi K2": Family(
         "DeepseekV3",

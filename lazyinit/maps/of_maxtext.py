@@ -1,7 +1,7 @@
 """``maxtext(config)`` makes the rules from a Hugging Face checkpoint to a decoder of MaxText.
 
 It knows checkpoints of Llama, Mistral, Mixtral, Qwen 2 and 3 with MoE, Gemma 1 to 3, DeepSeek 2
-and 3, and Kimi K2, which is a DeepSeek 3. Its rules fit MaxText's decoders, unscanned::
+and 3, Kimi K2, which is a DeepSeek 3, and GPT-OSS. Its rules fit MaxText's decoders, unscanned::
 
     token_embedder/embedding   decoder/decoder_norm/scale   decoder/logits_dense/kernel
     decoder/layers_0/{pre,post}_self_attention_layer_norm/scale
@@ -10,11 +10,12 @@ and 3, and Kimi K2, which is a DeepSeek 3. Its rules fit MaxText's decoders, uns
     decoder/layers_0/MoeBlock_0/gate/kernel, decoder/layers_0/MoeBlock_0/{wi_0,wi_1,wo} [e, in, out]
     decoder/layers_0/{pre,post}_{self_attention,ffw}_norm/scale in Gemma
     decoder/layers_0/{self_attention,mlp,...}_{local,global} for two layers of Gemma 2
-    decoder/dense_layers_0, decoder/moe_layers_0 in DeepSeek (``deepseek``)
+    decoder/dense_layers_0, decoder/moe_layers_0 in DeepSeek (``maxtext_deepseek.py``)
+    decoder/layers_0/GptOssAttention, decoder/layers_0/GptOssMlp (``maxtext_gpt_oss.py``)
 
 and scanned: ``decoder/layers`` with the layers along axis 1. For Gemma 3, each step of the scan has
 six layers, ``decoder/layers/layers_0`` to ``layers_5``; the layers that are left over stand in
-``decoder/layers_remainder``.
+``decoder/layers_remainder``. For GPT-OSS each step has two.
 
 Some of MaxText's values are not those of the checkpoint. It divides queries by the root of their
 size where the model itself does not (Llama, Mistral, Mixtral, Gemma 1 and 2), adds 1 to Gemma's
@@ -31,16 +32,17 @@ from typing import Any
 
 from lazyinit import errors
 from lazyinit.maps.maxtext_deepseek import MLP, deepseek_layer
+from lazyinit.maps.maxtext_gpt_oss import gpt_oss_layer
 from lazyinit.maps.parts import AXES, HEADS_IN, HEADS_OUT, linear, norm, rule
 from lazyinit.maps.qwen import QWEN_MAXTEXT
 from lazyinit.maps.scanned import counted, scanned
 from lazyinit.maps.tunix import GROUPS_OUT, TENSORS
 from lazyinit.rules.change import Change
-from lazyinit.rules.joins import Stack
+from lazyinit.rules.joins import Split, Stack
 from lazyinit.rules.lengths import Pad
 from lazyinit.rules.renames import Ignore
 from lazyinit.rules.reshape import Rearrange
-from lazyinit.rules.rule import AnyRule, Rule
+from lazyinit.rules.rule import AnyRule, Patterns, Rule
 from lazyinit.rules.values import Scale
 
 _LAYER = "decoder/layers_{n}"
@@ -141,6 +143,17 @@ def _gemma3(config: Mapping[str, Any], model: str, *, is_scanned: bool) -> tuple
     return _stacked(made, 6, full) + tuple(r for layer in made[full:] for r in layer)
 
 
+def _gpt_oss(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, ...]:
+    if not is_scanned:
+        return gpt_oss_layer(_LAYER, TENSORS)
+    layers = _count(config, "num_hidden_layers", 1000)  # A local and a global one in each step.
+    made = [
+        gpt_oss_layer(f"decoder/layers_0/layers_{n % 2}", f"model.layers.{n}")
+        for n in range(layers)
+    ]
+    return _stacked(made, 2, layers)
+
+
 def _deepseek(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, ...]:
     layers = _count(config, "num_hidden_layers", 1000)
     dense = _count(config, "first_k_dense_replace", layers, least=0)
@@ -170,16 +183,21 @@ def _stacked(
     made = []
     for place in range(min(period, count)):
         for each, *more in zip(*layers[place:count:period], strict=True):
-            leaf = str(each.leaf).replace(f"decoder/{head}_0", f"decoder/{head}", 1)
+            leaf, *others = (
+                text.replace(f"decoder/{head}_0", f"decoder/{head}", 1) for text in each.leaves
+            )
+            leaves: Patterns = (leaf, *others) if others else leaf
             tensors = tuple(str(r.tensor) for r in (each, *more))
             # MaxText stacks variables that it does not train, which are no nnx.Param, along axis 0.
-            axis = 0 if leaf.endswith("gate/bias") else 1
+            axis = 0 if leaf.endswith("MoeBlock_0/gate/bias") else 1
             # A scan of a single step has an axis of size 1.
             one = Rearrange("d ... -> d 1 ..." if axis else "... -> 1 ...")
             last: Change = Stack(axis) if more else one
             tensor = tensors if more else tensors[0]
-            layout = (*each.changes().changes, last)
-            made.append(replace(each, leaf=leaf, tensor=tensor, layout=layout))
+            changes = each.changes().changes
+            ends = changes[-1:] if changes and isinstance(changes[-1], Split) else ()
+            layout = (*changes[: len(changes) - len(ends)], last, *ends)
+            made.append(replace(each, leaf=leaves, tensor=tensor, layout=layout))
     return tuple(made)
 
 
@@ -234,6 +252,8 @@ def maxtext(
             embedding, by_layer = (Scale(axis=-1, dtype="bfloat16"),), False
         case "deepseek_v2" | "deepseek_v3" | "kimi_k2":
             rules, by_layer = _deepseek(sizes, is_scanned=scanned_layers), False
+        case "gpt_oss":
+            rules, by_layer = _gpt_oss(sizes, is_scanned=scanned_layers), False
         case _:
             raise errors.FillError(
                 f"maxtext: wanted a model_type among {', '.join(FAMILIES)} in the configuration, "
@@ -255,6 +275,7 @@ def maxtext(
 FAMILIES = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"),
     *("gemma", "gemma2", "gemma3_text", "gemma3", "deepseek_v2", "deepseek_v3", "kimi_k2"),
+    "gpt_oss",
 )
 
 

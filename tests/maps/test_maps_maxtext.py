@@ -1,6 +1,7 @@
 """Maps for MaxText's decoders, scanned and not: numpy says what becomes of the tensors."""
 
 import deepseek_trees as deepseek
+import gpt_oss_trees as gpt_oss
 import numpy as np
 import pytest
 from maxtext_trees import CASES, config_of, leaves_of
@@ -73,6 +74,21 @@ def test_the_map_for_deepseek_is_found_and_agrees_with_numpy_both_ways(
     found = find_map(wanted, open_tree(tensors | further), config)
     assert found.name == f"maxtext(config{'' if scanned else ', scanned_layers=False'})"
     leaves, report = filled(flat, tensors | further, found.rules)
+    assert_equal(dict(sorted(leaves.items())), flat)
+    assert report.unexpected == report.missing == ()
+    back = values(written(flat, found.rules))
+    assert_equal(dict(sorted(back.items())), dict(sorted(tensors.items())))
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("layers", [2, 4])
+def test_the_map_for_gpt_oss_is_found_and_agrees_with_numpy_both_ways(layers, scanned):
+    tensors = gpt_oss.tensors_of(layers)
+    flat = gpt_oss.leaves_of(tensors, layers, scanned=scanned)
+    wanted = [place for place, _ in places(nested(flat))]
+    found = find_map(wanted, open_tree(tensors), gpt_oss.config_of(layers))
+    assert found.name == f"maxtext(config{'' if scanned else ', scanned_layers=False'})"
+    leaves, report = filled(flat, tensors, found.rules)
     assert_equal(dict(sorted(leaves.items())), flat)
     assert report.unexpected == report.missing == ()
     back = values(written(flat, found.rules))
