@@ -138,7 +138,7 @@ def test_many_random_moves_have_the_bits_of_eager_jax():
 @given(st.integers(0, 2**32 - 1))
 def test_an_order_says_where_the_elements_of_any_part_are_drawn(seed):
     rng = np.random.default_rng(seed)
-    drawn = np.arange(24 * 66).reshape(*rng.permutation([4, 6]), 66)
+    drawn = np.arange(24 * 66, dtype=np.int32).reshape(*rng.permutation([4, 6]), 66)
     moves, left = [], jax.ShapeDtypeStruct(drawn.shape, drawn.dtype)
     for _ in range(int(rng.integers(1, 4))):
         move, _ = random_leaves.random_move(rng, left.shape)
