@@ -8,7 +8,8 @@ shape. So a canary has no more shapes and dtypes than can tell something. The fa
 program that knows no shape, so a shape matters where it may change the bits of eager JAX: in what
 is compiled as one (the body of a ``jit`` or a ``scan``), and in what has no IEEE rounding
 (``erf_inv``). An equation with one rounding, compiled alone, has the same bits in any shape. Of a
-body, XLA computes 16 bits in float32, and what rounds it back is exact in any shape.
+body, XLA computes 16 bits in float32, and what rounds it back is exact in any shape. On an
+accelerator whole leaves are compiled as one: there each canary has the shapes ``FEW``, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +45,8 @@ class Canary:
 # multiple of a vector; the same with few rows; vectors alone, short last axes, and what is smaller
 # than a vector. (Of these, the last two are drawn nowhere: they are for what is compiled.)
 _ONE = ((400, 513),)
-_FEW = ((3, 67), *_ONE)
-_MANY = (*_FEW, (2, 5, 192), (64, 3), ())
+FEW = ((3, 67), *_ONE)
+_MANY = (*FEW, (2, 5, 192), (64, 3), ())
 
 
 _normal = initializers.normal(0.02)
@@ -122,12 +123,12 @@ CANARIES: Sequence[Canary] = (
     Canary("normal", _normal, ("float32",), _MANY),
     Canary("normal", _normal, (*_HALVES, "float64"), _ONE),
     Canary("powers and roots", _roots, ("float32", *_HALVES), _ONE),
-    Canary("truncated normal", _truncated, ("float32",), _FEW),
+    Canary("truncated normal", _truncated, ("float32",), FEW),
     Canary("truncated normal", _truncated, _HALVES, _ONE),
-    Canary("scaled and moved", _moved, ("float32",), _FEW),
+    Canary("scaled and moved", _moved, ("float32",), FEW),
     Canary("scaled and moved", _moved, _HALVES, _ONE),
     Canary("sum of products", _products, ("float32",), _ONE),
-    Canary("rows of a scan", _rows(_small), ("float32",), _FEW),
+    Canary("rows of a scan", _rows(_small), ("float32",), FEW),
     Canary("rows of a scan", _rows(_truncated), ("bfloat16",), _ONE),  # It has single values, too.
     # The rows of these are those of the one above, or the equations of "scaled and moved".
     Canary("rows of a vmap", _vmapped_rows, ("float32",), _ONE),

@@ -32,7 +32,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding, Singl
 from lazyinit import compat
 from lazyinit.compat import Cut
 from lazyinit.keys import Key, RngPath
-from lazyinit.make.canaries import CANARIES, CANARIES_BY_PARTS, PLACES, Canary
+from lazyinit.make.canaries import CANARIES, CANARIES_BY_PARTS, FEW, PLACES, Canary
 from lazyinit.make.environment import Environment, environment
 from lazyinit.make.proofs import TRUSTED, Proofs, Sort, kinds_by_parts, kinds_of
 from lazyinit.make.run import make
@@ -71,11 +71,14 @@ def run(platform: str, sort: Sort) -> Proofs:
 def _try(canary: Canary, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
     """Returns what making a canary in the fast way relies on, and whether its bits differ."""
     key = Key.of(jax.random.key(7, impl="threefry2x32"))
+    # What is not drawn is compiled as one: then a shape may change the bits of any equation.
+    more = () if platform == "cpu" else FEW
+    shapes = tuple(dict.fromkeys((*canary.shapes, *more)))
 
     def tree(keys: Any, _: Any) -> list[Any]:
         return [
             canary.function(jax.random.fold_in(keys["params"], n), shape, dtype)
-            for n, shape in enumerate(canary.shapes)
+            for n, shape in enumerate(shapes)
         ]
 
     with compat.enable_x64(dtype == "float64"), jax.threefry_partitionable(True):

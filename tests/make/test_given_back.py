@@ -14,7 +14,7 @@ import lazyinit as li
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-def model(key, count=8, side=1024):
+def model(key, count=8, side=2048):
     init = jax.nn.initializers.orthogonal()
     return {f"w{n}": init(jax.random.fold_in(key, n), (side, side)) for n in range(count)}
 
@@ -44,4 +44,5 @@ def test_orthogonal_leaves_take_no_more_than_is_planned():
     peak, planned, was_reset = done.stdout.split()
     if was_reset == "False":
         pytest.skip("the kernel does not reset the peak of a process's memory")
-    assert int(peak) <= 1.1 * int(planned)
+    # What is freed is given back after each 16 MiB of leaves.
+    assert int(peak) <= 1.1 * int(planned) + 2**24
