@@ -25,7 +25,7 @@ def late(verb, *args, **kwargs):
     global turn
     turn += 1
     if rank == turn % jax.process_count():
-        time.sleep(2.1)
+        time.sleep(6.3)
     return verb(*args, **kwargs)
 
 def model(key):
@@ -51,7 +51,7 @@ for name, verb, what in (
     ("materialize", li.materialize, {"tree": lazy, "sharding": shard}),
     ("save", li.save, {"tree": made, "folder": folder}),
 ):
-    turn, os.environ["LAZYINIT_HOSTS"] = 0, "1"
+    turn, os.environ["LAZYINIT_HOSTS"] = 0, "3"
     errors[name] = error_of(late, verb, **what)
     os.environ["LAZYINIT_HOSTS"] = "60"
     disagreements.together(name)
@@ -89,7 +89,7 @@ def test_a_late_process_is_waited_for_and_one_that_is_too_late_is_named(tmp_path
     for report in reports:
         assert report["digests"] == [wanted] * 4
         for verb, text in report["errors"].items():
-            start = f"{verb}: wanted processes 0, 1, 2, 3, got none of 1 in 1 s. "
+            start = f"{verb}: wanted processes 0, 1, 2, 3, got none of 1 in 3 s. "
             assert text.startswith(start), text
 
 
