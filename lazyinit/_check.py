@@ -52,7 +52,7 @@ class Check(Shown):
             if self.is_tested
             else "What is not proven is made equation by equation: the same bits, more slowly."
         )
-        once = "This is all; materialize checks the steps of `part` by themselves, if it needs any."
+        once = "These are all steps. materialize checks those of `part` only once it needs them."
         return Table(title, ("way", "step", "dtypes", "found"), cells, notes=(once, end))
 
 

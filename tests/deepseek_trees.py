@@ -4,6 +4,7 @@
 """
 
 import numpy as np
+from maxtext_trees import ends_of, tensors_of_layer
 from tunix_trees import D, E, F, H, V, X
 
 LAYERS, DENSE = 5, 2
@@ -93,15 +94,10 @@ def _leaves(theirs):
 
 
 def leaves_of(tensors, *, scanned, layers=LAYERS, dense=DENSE):
-    leaves = {
-        "token_embedder/embedding": tensors["model.embed_tokens.weight"],
-        "decoder/decoder_norm/scale": tensors["model.norm.weight"],
-        "decoder/logits_dense/kernel": tensors["lm_head.weight"].T,
-    }
+    leaves = ends_of(tensors)
     together = {}
     for n in range(layers):
-        prefix = f"model.layers.{n}."
-        theirs = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        theirs = tensors_of_layer(tensors, n)
         kind, place = ("dense_layers", n) if n < dense else ("moe_layers", n - dense)
         for path, x, axis in _leaves(theirs):
             if scanned:

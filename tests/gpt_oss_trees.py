@@ -4,6 +4,7 @@
 """
 
 import numpy as np
+from maxtext_trees import ends_of, tensors_of_layer
 from tunix_trees import D, E, G, H, K, V, X
 
 
@@ -50,15 +51,10 @@ def _leaves(theirs):
 
 
 def leaves_of(tensors, layers, *, scanned):
-    leaves = {
-        "token_embedder/embedding": tensors["model.embed_tokens.weight"],
-        "decoder/decoder_norm/scale": tensors["model.norm.weight"],
-        "decoder/logits_dense/kernel": tensors["lm_head.weight"].T,
-    }
+    leaves = ends_of(tensors)
     together = {}
     for n in range(layers):
-        prefix = f"model.layers.{n}."
-        theirs = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        theirs = tensors_of_layer(tensors, n)
         for path, x in _leaves(theirs):
             if scanned:
                 together.setdefault(f"decoder/layers/layers_{n % 2}/{path}", []).append(x)

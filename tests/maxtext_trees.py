@@ -8,6 +8,20 @@ import numpy as np
 from tunix_trees import LAYERS, D, E, H, K, V
 
 
+def ends_of(tensors):
+    """Returns the leaves before and after the layers of an untied model."""
+    return {
+        "token_embedder/embedding": tensors["model.embed_tokens.weight"],
+        "decoder/decoder_norm/scale": tensors["model.norm.weight"],
+        "decoder/logits_dense/kernel": tensors["lm_head.weight"].T,
+    }
+
+
+def tensors_of_layer(tensors, n):
+    prefix = f"model.layers.{n}."
+    return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+
+
 def layer_of(theirs):
     made = {
         "pre_self_attention_layer_norm/scale": theirs["input_layernorm.weight"],
@@ -75,8 +89,7 @@ def interleaved(kernel):
 def layers_of(name, tensors, layers):
     made = []
     for n in range(layers):
-        prefix = f"model.layers.{n}."
-        theirs = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        theirs = tensors_of_layer(tensors, n)
         layer = gemma_layer_of(name, theirs) if "gemma" in name else None
         layer = layer or (mixtral_layer_of if name == "mixtral" else layer_of)(theirs)
         if name not in ("gemma3_text", "qwen2", "qwen3", "qwen3_moe"):

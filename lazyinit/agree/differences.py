@@ -86,7 +86,7 @@ def _compare_leaves(call: str, entries: Sequence[Entry], group: Group) -> None:
 def _by_steps(
     about: Mapping[int, Mapping[str, str]], computed: Mapping[int, Mapping[str, Any]]
 ) -> dict[int, dict[str, str]]:
-    """Returns the same of each process, with the first step that differs for a digest of all."""
+    """Returns what each process said, with the first step that differs in place of a digest."""
     found = {process: dict(said) for process, said in about.items()}
     for what in dict.fromkeys(what for told in computed.values() for what in told):
         told = {process: of.get(what, ("none", [])) for process, of in computed.items()}

@@ -51,7 +51,7 @@ class _Needs:
             self.alone[alone] += nbytes
 
     def largest(self, in_flight: int) -> "_Needs":
-        """Returns those that may be the most that are needed at a time, in any company."""
+        """Returns the needs that can decide a peak, whatever else the device gets."""
         alone = Counter(dict(self.alone.most_common(1)))
         return _Needs(heapq.nlargest(in_flight, self.beside_others), alone)
 

@@ -7,8 +7,8 @@ Nearly all of the time goes to compiling what replay runs: one program for each 
 shape. So a canary has no more shapes and dtypes than can tell something. The fast way draws by a
 program that knows no shape, so a shape matters where it may change the bits of eager JAX: in what
 is compiled as one (the body of a ``jit`` or a ``scan``), and in what has no IEEE rounding
-(``erf_inv``). An equation with one rounding, compiled alone, has the same bits in any shape. Of a
-body, XLA computes 16 bits in float32, and what rounds it back is exact in any shape. On an
+(``erf_inv``). An equation with one rounding, compiled alone, has the same bits in any shape. XLA
+computes the 16-bit operations of a body in float32, whose canaries have all shapes. On an
 accelerator whole leaves are compiled as one: there each canary has the shapes ``FEW``, too.
 """
 

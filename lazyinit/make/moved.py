@@ -57,7 +57,7 @@ class Order:
     def of_shard(self, at: Bounds, buffer: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], int]:
         """Returns a shard with its axes as they are drawn, the strides of these, and its start.
 
-        As they are drawn is with the places counting up along each axis, the longest strides first.
+        In that order, places count up along each axis, and the longest strides come first.
         """
         # Along a flipped axis, the last element is the first that is drawn.
         ends = [

@@ -27,22 +27,22 @@ Names and numbers: ``maxtext/checkpoint_conversion/utils/param_mapping.py`` and
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from lazyinit import errors
 from lazyinit.maps.maxtext_deepseek import MLP, deepseek_layer
 from lazyinit.maps.maxtext_gpt_oss import gpt_oss_layer
+from lazyinit.maps.maxtext_scan import stacked_layers
 from lazyinit.maps.parts import AXES, HEADS_IN, HEADS_OUT, linear, norm, rule
 from lazyinit.maps.qwen import QWEN_MAXTEXT
 from lazyinit.maps.scanned import counted, scanned
 from lazyinit.maps.tunix import GROUPS_OUT, TENSORS
 from lazyinit.rules.change import Change
-from lazyinit.rules.joins import Split, Stack
+from lazyinit.rules.joins import Stack
 from lazyinit.rules.lengths import Pad
 from lazyinit.rules.renames import Ignore
 from lazyinit.rules.reshape import Rearrange
-from lazyinit.rules.rule import AnyRule, Patterns, Rule
+from lazyinit.rules.rule import AnyRule, Rule
 from lazyinit.rules.values import Scale
 
 _LAYER = "decoder/layers_{n}"
@@ -127,7 +127,9 @@ def _gemma2(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, ..
         _gemma_layer(f"decoder/layers_{n // 2}", f"model.layers.{n}", _GEMMA_NORMS, end=ends[n % 2])
         for n in range(layers)
     ]
-    return _stacked(made, 2, layers) if is_scanned else tuple(r for layer in made for r in layer)
+    return (
+        stacked_layers(made, 2, layers) if is_scanned else tuple(r for layer in made for r in layer)
+    )
 
 
 def _gemma3(config: Mapping[str, Any], model: str, *, is_scanned: bool) -> tuple[AnyRule, ...]:
@@ -140,7 +142,7 @@ def _gemma3(config: Mapping[str, Any], model: str, *, is_scanned: bool) -> tuple
         head = "decoder/layers_0" if n < full else "decoder/layers_remainder"
         here = f"{head}/layers_{n % 6}"
         made.append(_gemma_layer(here, f"{model}.layers.{n}", _GEMMA3_NORMS, query))
-    return _stacked(made, 6, full) + tuple(r for layer in made[full:] for r in layer)
+    return stacked_layers(made, 6, full) + tuple(r for layer in made[full:] for r in layer)
 
 
 def _gpt_oss(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, ...]:
@@ -151,7 +153,7 @@ def _gpt_oss(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, .
         gpt_oss_layer(f"decoder/layers_0/layers_{n % 2}", f"model.layers.{n}")
         for n in range(layers)
     ]
-    return _stacked(made, 2, layers)
+    return stacked_layers(made, 2, layers)
 
 
 def _deepseek(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, ...]:
@@ -164,40 +166,13 @@ def _deepseek(config: Mapping[str, Any], *, is_scanned: bool) -> tuple[AnyRule, 
         for n in numbers:
             here = f"decoder/{head}_{0 if is_scanned else n - numbers.start}"
             each.append(deepseek_layer(here, f"model.layers.{n}", has_experts=kind == "moe"))
-        made += _stacked(each, 1, len(each), head) if is_scanned else (r for x in each for r in x)
+        made += (
+            stacked_layers(each, 1, len(each), head) if is_scanned else (r for x in each for r in x)
+        )
     # After these come layers that predict further tokens, which MaxText does not have.
     if "num_nextn_predict_layers" in config:
         more = _count(config, "num_nextn_predict_layers", 1000, least=0)
         made += (Ignore(f"model.layers.{n}.**") for n in range(layers, layers + more))
-    return tuple(made)
-
-
-def _stacked(
-    layers: list[tuple[Rule, ...]], period: int, count: int, head: str = "layers"
-) -> tuple[Rule, ...]:
-    """Returns rules that stack layers along axis 1, for a scan with ``period`` layers in a step.
-
-    ``layers`` are the rules of each layer, ``count`` is how many of them the scan runs, and
-    ``head`` is the name of the scanned module.
-    """
-    made = []
-    for place in range(min(period, count)):
-        for each, *more in zip(*layers[place:count:period], strict=True):
-            leaf, *others = (
-                text.replace(f"decoder/{head}_0", f"decoder/{head}", 1) for text in each.leaves
-            )
-            leaves: Patterns = (leaf, *others) if others else leaf
-            tensors = tuple(str(r.tensor) for r in (each, *more))
-            # MaxText stacks variables that it does not train, which are no nnx.Param, along axis 0.
-            axis = 0 if leaf.endswith("MoeBlock_0/gate/bias") else 1
-            # A scan of a single step has an axis of size 1.
-            one = Rearrange("d ... -> d 1 ..." if axis else "... -> 1 ...")
-            last: Change = Stack(axis) if more else one
-            tensor = tensors if more else tensors[0]
-            changes = each.changes().changes
-            ends = changes[-1:] if changes and isinstance(changes[-1], Split) else ()
-            layout = (*changes[: len(changes) - len(ends)], last, *ends)
-            made.append(replace(each, leaf=leaves, tensor=tensor, layout=layout))
     return tuple(made)
 
 
