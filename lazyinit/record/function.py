@@ -1,7 +1,7 @@
-"""Records any callable: a pure function that returns a pytree, or what makes a Flax NNX module.
+"""Records any callable: a pure function that returns a pytree, or a constructor of an NNX module.
 
-An NNX constructor is such a function, too: it maps the keys inside an ``nnx.Rngs`` to the state
-that ``nnx.split`` takes out of the module. What is Flax's stands in ``nnx_modules``, which is
+Such a constructor is a function, too: it maps the keys inside an ``nnx.Rngs`` to the state that
+``nnx.split`` takes out of the module. The code that needs Flax is in ``nnx_modules``, which is
 imported only where Flax NNX is in use.
 """
 
@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 from lazyinit import compat, errors, paths
 from lazyinit.keys import Key
 from lazyinit.program.equations import is_key
-from lazyinit.record.thunks import Inputs, Note, record
+from lazyinit.record.inputs import Inputs
+from lazyinit.record.thunks import Note, record
 from lazyinit.sharding import resolve
 
 if TYPE_CHECKING:
@@ -39,30 +40,30 @@ class LazyFunction:
         """Records what the function with the same arguments would compute.
 
         Args:
-          *args: as for the function. A key is found by its type, if typed (``jax.random.key``),
-            or by its shape and dtype, if raw. An array may be a thunk, which is made when something
-            that is computed of it is, or a ``jax.ShapeDtypeStruct``, whose values are not known.
-            An ``nnx.Rngs`` counts on as it would have.
+          *args: as for the function. A typed key (``jax.random.key``) is recognized by its type, a
+            raw key by its shape and dtype. An array may be a thunk, which is made when a leaf that
+            is computed from it is made; or a ``jax.ShapeDtypeStruct``, whose values are not known.
+            The counts of an ``nnx.Rngs`` go up as in an eager call.
           **kwargs: as ``args``.
 
         Returns:
-          The pytree that the function would return, in the same containers, each array a
-          ``LazyParam``. A thunk that the function passes on is that thunk; what it computes of
-          thunks is a ``DerivedParam``, or a ``StoredParam`` if it only moves and casts what a
-          checkpoint holds. What is made without tracing (a numpy array, a Python number) is as it
-          is. For an NNX module, its graph
-          definition and its state: ``nnx.merge(graphdef, materialize(state))`` is the module.
+          The pytree that the function would return, in the same containers, with a ``LazyParam``
+          for each array. A thunk that the function passes on stays that thunk. An array that it
+          computes from thunks becomes a ``DerivedParam``, or a ``StoredParam`` if it only moves and
+          casts what a checkpoint holds. A value that is made without tracing (a NumPy array, a
+          Python number) stays as it is. For an NNX module, the graph definition and the state are
+          returned: ``nnx.merge(graphdef, materialize(state))`` is the module.
 
         Raises:
           RecordError: the function's Python code depends on a value that is not known.
-          ShardingError: under the mesh that is set, a leaf does not fit what its initializer or its
-            metadata says of where it goes.
+          ShardingError: under the mesh that is set, the placement that an initializer or its
+            metadata asks for does not fit a leaf.
         """
         try:
             graphdef, made, counts = self._record(args, kwargs)
         except ValueError as error:
             mesh = compat.mesh_around()
-            # JAX has one type for all that it refuses, and no path.
+            # JAX raises a plain ValueError, which has no path.
             is_refused = type(error) is ValueError and "sharding" in str(error).lower()
             if mesh is None or not is_refused or compat.is_in_trace():
                 raise
@@ -99,7 +100,7 @@ class LazyFunction:
                 modules = nnx_modules()
                 if modules is None:
                     return (made, []), []
-            # If the function imported NNX, it has to be traced once more, for it.
+            # The function has imported NNX itself, so it is called once more as one that uses NNX.
             made, (args, kwargs) = modules.call(self.function, lambda: inputs.join(keys, stand_ins))
             graphdef, made = modules.split(made)
             return (made, modules.counts_of(args, kwargs)), []
@@ -110,17 +111,17 @@ class LazyFunction:
     def _check_places(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mesh: Mesh, refused: ValueError
     ) -> None:
-        """Raises the error that has the paths, if there are leaves that a mesh does not divide.
+        """Raises an error that has paths, if there are leaves that the mesh does not divide.
 
-        Nobody knows the path of a leaf before all is recorded. That works on a mesh of the same
-        axes with one device, which divides all. Then each leaf says where it was to go.
+        The path of a leaf is known once all is recorded. So all is recorded on a mesh of one device
+        with the same axes, which divides every leaf. Then each leaf says where it was to go.
         """
         one = np.full((1,) * mesh.devices.ndim, mesh.devices.flat[0])
         with jax.set_mesh(Mesh(one, mesh.axis_names, axis_types=mesh.axis_types)):
             try:
                 args, kwargs = jax.tree.map(_made_anew, (args, kwargs))
                 _, tree, _ = self._record(args, kwargs)
-            except Exception:  # It is something else that does not fit.
+            except Exception:  # Something else is wrong, and JAX's own error says it.
                 return
         leaves = paths.leaves_with_paths(tree)
 
@@ -135,14 +136,14 @@ class LazyFunction:
 
 
 def _made_anew(x: Any) -> Any:
-    """Returns an array, if it is one, on the mesh that is set."""
+    """Returns a copy of an array on the mesh that is set, and anything else as it is."""
     if not isinstance(x, jax.Array) or compat.is_tracer(x):
         return x
     return Key.of(x).array() if is_key(x) else jnp.asarray(np.asarray(x))
 
 
 def nnx_modules() -> Any | None:
-    """Returns our module for NNX, ``None`` if nothing in this process has imported NNX."""
+    """Returns our module for NNX, or ``None`` if nothing in this process has imported NNX."""
     if "flax.nnx" not in sys.modules:
         return None
     from lazyinit.record import nnx_modules

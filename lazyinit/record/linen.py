@@ -1,8 +1,8 @@
 """Records the initialization of a Flax Linen module.
 
 Flax's own ``init`` runs once, under an abstract trace, with a root scope that notes each parameter.
-So what comes out has the structure, the names and the errors of ``init``, whatever the module does.
-Nothing global is patched; the scope belongs to this one call.
+So structure, names and errors are those of ``init``, whatever the module does. Nothing global is
+patched, because the scope belongs to this one call.
 """
 
 import inspect
@@ -19,7 +19,8 @@ from lazyinit import compat, errors
 from lazyinit.keys import AnyKey, Key
 from lazyinit.params import label
 from lazyinit.record import state_dicts as state_dicts
-from lazyinit.record.thunks import Inputs, Note, record
+from lazyinit.record.inputs import Inputs
+from lazyinit.record.thunks import Note, record
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +46,21 @@ class LazyModule:
 
         Args:
           rngs: a key (``jax.random.key(0)``, or raw: uint32[2]), or a dict of keys by stream.
-          *args: as for ``module.init``. An array may be a ``jax.ShapeDtypeStruct``: then its shape
-            is known, its values are not.
+          *args: as for ``module.init``. An array may be a ``jax.ShapeDtypeStruct``, whose shape is
+            known and whose values are not.
           method: as for ``module.init``.
           mutable: as for ``module.init``.
           capture_intermediates: as for ``module.init``.
           **kwargs: as ``args``.
 
         Returns:
-          The variables that ``module.init`` would return, in the same containers, each array a
-          ``LazyParam``. What is made without tracing (a numpy array, a Python number) is as it is.
+          The variables that ``module.init`` would return, in the same containers, with a
+          ``LazyParam`` for each array. A value that is made without tracing (a NumPy array, a
+          Python number) stays as it is.
 
         Raises:
-          RngsError: a key of the wrong kind.
-          RecordError: the module's Python code depends on a value that is not known when tracing.
+          RngsError: a key is of the wrong kind.
+          RecordError: the module's Python code depends on a value that is not known.
         """
         compat.flax_check(self.module)
         streams = _keys(rngs, type(self.module).__name__)
@@ -69,14 +71,14 @@ class LazyModule:
             noting = _NotingModule(self.module, keys, [])
             args, kwargs = inputs.join(keys, stand_ins)
             rngs = {stream: keys[stream] for stream in streams}
-            # Typed as a module, of which nn.init calls nothing but clone.
+            # The type checker sees a module, of which nn.init calls nothing but clone.
             run = nn.init(real, cast(nn.Module, noting), mutable, capture_intermediates)
             return run(rngs, *args, **kwargs), noting.notes
 
         return record(init, streams, inputs, f"lazy({type(self.module).__name__}).init")
 
     def init_with_output(self, *_: Any, **__: Any) -> Any:
-        """Is not offered: an output is a computed array, which recording never makes.
+        """Raises an error, because an output is a computed array, which recording never makes.
 
         Raises:
           RecordError: always.
@@ -89,7 +91,7 @@ class LazyModule:
 
 @dataclass(frozen=True, slots=True)
 class _NotingModule:
-    """Stands in for a module until it is bound, and binds it to a scope that notes."""
+    """Stands in for a module until Flax binds it, and binds it to a scope that notes."""
 
     module: nn.Module
     keys: Mapping[str, Any]
@@ -100,7 +102,7 @@ class _NotingModule:
 
 
 class _NotingScope(Scope):
-    """A scope that notes what ``param`` calls, and whose children do so too."""
+    """A scope that notes the initializers that ``param`` calls, as do its children."""
 
     notes: list[Note]
     keys: Mapping[str, Any]
@@ -131,7 +133,7 @@ class _NotingScope(Scope):
         try:
             return super().param(name, init, *init_args, **kwargs)
         except ValueError as error:
-            # JAX has one type for all that it refuses, and no path.
+            # JAX raises a plain ValueError, which has no path.
             if type(error) is not ValueError or "sharding" not in str(error).lower():
                 raise
             path = "/".join(("params", *self.path, name))
@@ -162,7 +164,7 @@ def _unbound(module: nn.Module, method: Callable[..., Any] | str | None) -> Call
 
 
 class _LinenRngsError(errors.RngsError, InvalidRngError, ValueError):
-    """Is also what Flax raises for one wrong key, and for a wrong dict of them."""
+    """An error that is also what Flax raises, for one wrong key and for a wrong dict of keys."""
 
 
 def _keys(rngs: Any, name: str) -> dict[str, AnyKey]:

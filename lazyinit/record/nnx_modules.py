@@ -1,4 +1,4 @@
-"""What recording does for Flax NNX: a module taken apart, and the counts of its ``nnx.Rngs``.
+"""Takes NNX modules apart for a recording, and keeps the counts of ``nnx.Rngs``.
 
 This file is imported once Flax NNX is in use, so that a plain function needs no Flax.
 """
@@ -18,9 +18,9 @@ from lazyinit.record.opaque import refuse_tracers
 from lazyinit.shard_by import ShardByMetadata
 from lazyinit.sharding import resolve
 
-# In eager mode an attribute of a module that is an array is data. A traced value has to be, too, or
-# the graph definition is another one; Flax asks for the type alone. No value of this type exists
-# outside of a recording.
+# In eager mode, an attribute of a module that is an array is data. A traced value has to be data,
+# too, because the graph definition would differ otherwise. Flax asks for nothing but the type, and
+# no value of this type exists outside of a recording.
 nnx.register_data_type(compat.TracedValue)
 
 
@@ -28,17 +28,17 @@ Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def call(function: Callable[..., Any], arguments: Callable[[], Arguments]) -> tuple[Any, Arguments]:
-    """Returns what a function returns, and what it was called with.
+    """Returns what a function returns, and the arguments that it was called with.
 
-    Eager Flax places each variable with names in its metadata when it is made, and refuses to make
-    one where no mesh is set. A recording places nothing: it is made all the same, and placed later.
+    Eager Flax places a variable whose metadata names mesh axes as soon as it makes it, and refuses
+    to make it if no mesh is set. A recording makes it all the same, because it places nothing yet.
 
     Args:
       function: makes an NNX module, or anything else.
-      arguments: gives new ones at each call: a function changes its ``nnx.Rngs``.
+      arguments: returns new arguments at each call, because a function changes its ``nnx.Rngs``.
 
     Raises:
-      ShardingError: under the mesh that is set, the metadata of a variable does not fit it.
+      ShardingError: the metadata of a variable does not fit it under the mesh that is set.
     """
     args, kwargs = arguments()
     try:
@@ -60,9 +60,9 @@ def call(function: Callable[..., Any], arguments: Callable[[], Arguments]) -> tu
 
 
 def _check_metadata(made: Any, refused: Exception) -> None:
-    """Raises the error that has the path, if it was its metadata for which a variable was refused.
+    """Raises an error that has the path, if the metadata of a variable is why Flax refused it.
 
-    A module knows where its variables are once it is made, so it was made without placing any.
+    The path is known once the module is made, which is why it was made without placing anything.
     """
     tree = split(made)[1]
     leaves = paths.leaves_with_paths(tree)
@@ -75,10 +75,10 @@ def _check_metadata(made: Any, refused: Exception) -> None:
 def split(made: Any) -> tuple[nnx.GraphDef[Any] | None, Any]:
     """Returns the graph definition and the state of a module, or of several in plain containers.
 
-    For anything else, ``None`` and ``made``.
+    For anything else, it returns ``None`` and ``made`` itself.
 
     Raises:
-      RecordError: an attribute that is no data holds a traced value.
+      RecordError: an attribute that is not data holds a traced value.
     """
     if not _is_of_modules(made):
         return None, made
@@ -88,12 +88,12 @@ def split(made: Any) -> tuple[nnx.GraphDef[Any] | None, Any]:
 
 
 def put(made: Any, state: Any) -> None:
-    """Sets the variables of a module, or of several, to those of a state that ``split`` gave."""
+    """Sets the variables of a module, or of several, to those of a state from ``split``."""
     nnx.update(made, state)
 
 
 def _is_of_modules(made: Any) -> bool:
-    """Tells whether something is a module, or plain containers of such and of optimizers alone."""
+    """Tells whether something is a module, or a plain container of only modules and optimizers."""
     if isinstance(made, nnx.Module):
         return True
     inner = made.values() if type(made) is dict else made if type(made) in (tuple, list) else ()
@@ -106,13 +106,13 @@ def counts_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
 
 
 def count_on(args: Sequence[Any], kwargs: Mapping[str, Any], counts: Sequence[Any]) -> None:
-    """Sets each ``nnx.Rngs`` among the arguments to a recorded state, as an eager call does."""
+    """Sets each ``nnx.Rngs`` among the arguments to the state in which an eager call leaves it."""
     for rngs, state in zip(_rngs(args, kwargs), counts, strict=True):
         nnx.update(rngs, jax.tree.map(_made, state))
 
 
 def _path(module: nnx.Module, name: str, attribute: Any) -> str:
-    """Returns where in a module an attribute is that is no data."""
+    """Returns the path of an attribute that is not data, in its module."""
     found = (path for path, x in nnx.iter_graph(module) if x is attribute)
     return "/".join(map(str, next(found, (name,))))
 

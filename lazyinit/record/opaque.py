@@ -1,15 +1,15 @@
 """Refuses objects that JAX cannot look into and that hold a traced value.
 
-A tracer that leaves the recording in such an object fails later, in somebody else's code. JAX
-refuses every object that is no array; here one without a traced value may pass as it is. A traced
-value that depends on no key and no shape is computed, and stands there as it does in eager JAX,
-if it is in something that can be changed: an attribute, a closure, a dict, a list.
+A tracer that leaves the recording in such an object fails later, in the user's code. JAX refuses
+every object that is not an array, but here an object without a traced value passes as it is. A
+traced value that depends on no key and no shape is replaced by its value, as in eager JAX, if it is
+in something that can be changed: an attribute, a closure, a dict, a list.
 
-How far the search goes is a matter of cost: an object of a user may hold a vocabulary, a module of
-Python or a device. Attributes, slots, built-in containers, arrays of objects, and what functions
-close over, have as defaults or are bound to are looked into, four deep, and two more in what a
-pytree holds beside its leaves. Not looked into are classes, modules of Python, weak references,
-iterators and mappings that are computed: to read these is to run code of others.
+The search is limited, because an object of a user may hold a vocabulary, a Python module or a
+device. It goes into attributes, slots, built-in containers, arrays of objects, and the closures,
+defaults and bound objects of functions. It goes four levels deep, and six into what a pytree holds
+beside its leaves. It leaves out classes, Python modules, weak references, iterators and mappings
+that are computed, because reading these runs other people's code.
 """
 
 import collections
@@ -23,12 +23,12 @@ import numpy as np
 
 from lazyinit import compat, errors, paths
 
-_DEPTH = 4  # Objects, containers and functions within each other that are looked into.
-_DEPTH_OF_STATICS = 6  # Two more, as what is no leaf lies in tuples of tuples.
+_DEPTH = 4  # How many objects, containers and functions within each other are searched.
+_DEPTH_OF_STATICS = 6  # Two more levels, because static metadata lies in tuples of tuples.
 _CLOSED = (
     str, bytes, bool, int, float, complex, type(None), type, types.ModuleType, compat.EagerSteps,
 )  # fmt: skip
-_BUILT_IN = (dict, list, tuple, type(None))  # Beside their leaves these pytrees hold keys alone.
+_BUILT_IN = (dict, list, tuple, type(None))  # Pytrees that hold only keys beside their leaves.
 _ROOT = "what is returned"
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _WITHOUT_ATTRIBUTES = frozenset([dict, *_SEQUENCES, types.MappingProxyType, types.MethodType])
@@ -37,17 +37,17 @@ _WITHOUT_ATTRIBUTES = frozenset([dict, *_SEQUENCES, types.MappingProxyType, type
 def refuse_tracers(
     objects: Iterable[tuple[str, Any]], path_of: Callable[[str, Any], str] = lambda name, _: name
 ) -> None:
-    """Raises if an object holds a traced value of the recording that is under way.
+    """Raises an error if an object holds a traced value of the recording that is under way.
 
     Args:
-      objects: what is returned beside arrays, with the path or name of each. Somebody else keeps
+      objects: the results that are not arrays, with the path or name of each. The caller keeps
         them alive.
-      path_of: the path of one of them, by name and object. Asked for that which is refused alone.
+      path_of: maps a name and its object to a path; it is called for a refused object only.
 
     Raises:
       RecordError: an object holds a traced value.
     """
-    clean: set[int] = set()  # Layers share their functions and settings.
+    clean: set[int] = set()  # Layers share functions and settings, which are searched once.
     for name, x in objects:
         if id(x) in clean:
             continue
@@ -63,11 +63,11 @@ def refuse_tracers(
 
 
 def refuse_tracers_in_statics(tree: Any, own_keys: int) -> None:
-    """Raises if a node of a pytree holds a traced value of this recording beside its leaves.
+    """Raises an error if a pytree holds a traced value of this recording beside its leaves.
 
     Args:
       tree: any pytree.
-      own_keys: how many keys at the start of each path are the recorder's, not the model's.
+      own_keys: how many entries at the start of each path are the recorder's, not the model's.
 
     Raises:
       RecordError: static metadata holds a traced value.
@@ -100,12 +100,12 @@ def _path_at(node: Any, indices: Iterable[int], own_keys: int) -> str:
 
 
 def _find(x: Any, depth: int, seen: set[int]) -> str:
-    """Returns where in an object a traced value is, ``""`` if nowhere; constants are computed."""
+    """Returns where an object holds a traced value, or ``""``; replaces constants by values."""
     if depth == 0 or isinstance(x, _CLOSED) or id(x) in seen or isinstance(x, jax.Array):
         return ""
     seen.add(id(x))
     for name, part, put in _parts(x):
-        if type(part) in _CLOSED:  # Most are, and this is soon asked.
+        if type(part) in _CLOSED:  # Most parts are, and this check is fast.
             continue
         if isinstance(part, compat.TracedValue) and part.is_current():
             if put is None or not part.is_constant():
@@ -119,7 +119,7 @@ def _find(x: Any, depth: int, seen: set[int]) -> str:
 
 
 _Part: TypeAlias = tuple[str, Any, Callable[[Any], Any] | None]
-"""The name of a part of an object, the part, and what puts another in its place, if that can be."""
+"""The name of a part of an object, the part, and a function that replaces it, if there is one."""
 
 
 def _parts(x: Any) -> Iterator[_Part]:
@@ -163,7 +163,7 @@ def _parts_of_function(x: types.FunctionType) -> Iterator[_Part]:
 
 
 def _attributes(x: Any) -> Iterator[_Part]:
-    """Yields what an object holds by name, past properties and whatever else is computed."""
+    """Yields the attributes and slots of an object, and runs no property or other code of it."""
     try:
         fields = object.__getattribute__(x, "__dict__")
     except AttributeError:

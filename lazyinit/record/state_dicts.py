@@ -1,7 +1,7 @@
-"""Flax's serializers are told that a thunk is no value yet.
+"""Tells Flax's serializers that a thunk has no value yet.
 
-``flax.serialization.to_bytes`` goes through ``to_state_dict``, which passes on what it does not
-know; msgpack then fails without a path. This file is imported once Flax is in use.
+``flax.serialization.to_bytes`` calls ``to_state_dict``, which passes on objects that it does not
+know, and msgpack would then fail without a path. This file is imported once Flax is in use.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from lazyinit.derived import DerivedParam
 from lazyinit.params import LazyParam, OverlapParam, StoredParam
 
 for kind in (LazyParam, StoredParam, OverlapParam, DerivedParam):
-    # A thunk refuses to be an array, with its path. A state is restored over one as over any leaf.
+    # np.asarray raises an error that has the thunk's path. A state is restored in place of a thunk.
     serialization.register_serialization_state(
         kind, np.asarray, lambda _, state: state, override=True
     )

@@ -1,16 +1,14 @@
-"""What every recorder shares: trace an initialization, and put a thunk where each array was."""
+"""Traces an initialization, and puts a thunk in place of each array, for every recorder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from lazyinit import compat, errors, meshes, paths
-from lazyinit.derived import DerivedParam, struct_of
-from lazyinit.keys import AnyKey, Key, RngPath
+from lazyinit.derived import DerivedParam
+from lazyinit.keys import AnyKey, RngPath
 from lazyinit.params import LazyParam, Thunk
 from lazyinit.program.equations import Program, Value
 from lazyinit.program.slices import Slice
@@ -18,20 +16,21 @@ from lazyinit.program.small_values import SmallValues
 from lazyinit.program.stored import as_stored
 from lazyinit.program.tracing import Result, trace
 from lazyinit.record.garbage import uncollected
+from lazyinit.record.inputs import Inputs
 from lazyinit.record.opaque import refuse_tracers, refuse_tracers_in_statics
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What was seen of one parameter while its initializer ran under the trace.
+    """What a recorder noted of one parameter while its initializer ran under the trace.
 
     Attributes:
-      label: what to call the initializer. Not the initializer itself, which may hold tracers.
+      label: a name for the initializer. (The initializer itself may hold tracers.)
       stream: the root stream of its key.
-      folded: what is folded into that.
+      folded: what is folded into the stream's root key.
       fold: the 32-bit value that stands for ``folded``.
-      key: the key that it was given, traced.
-      value: what it returned (any pytree), traced.
+      key: the traced key that it was given.
+      value: the traced value that it returned (any pytree).
     """
 
     label: str
@@ -40,84 +39,6 @@ class Note:
     fold: int
     key: Any
     value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The arguments of an initialization, parted in keys, mere shapes and values.
-
-    Attributes:
-      leaves: every leaf of ``(args, kwargs)``, in JAX's order.
-      arguments: ``(args, kwargs)``.
-      keys: the PRNG keys among them, by the argument, or by the stream of an ``nnx.Rngs``.
-      key_places: where among the leaves they are.
-      shapes: name and shape of each leaf that has no value.
-      shape_places: where among the leaves these are.
-    """
-
-    leaves: Sequence[Any]
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    keys: Mapping[str, AnyKey]
-    key_places: Sequence[int]
-    shapes: Sequence[tuple[str, jax.ShapeDtypeStruct]]
-    shape_places: Sequence[int]
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], *, raw_keys: bool) -> "Inputs":
-        """Parts arguments, which are any pytrees.
-
-        Args:
-          args: the positional ones.
-          kwargs: those by keyword.
-          raw_keys: whether an array of the shape and dtype of a raw key is one.
-        """
-        flat = jax.tree_util.tree_leaves_with_path((args, kwargs))
-        names = [paths.path_string(p).partition("/")[2] for p, _ in flat]
-        leaves = [x for _, x in flat]
-        keys = [n for n, x in enumerate(leaves) if _is_key(x, raw_keys)]
-        streams = [names[n].removesuffix("/key/value") for n in keys]
-        ends = [name.rpartition("/")[2] for name in streams]
-        if raw_keys and len(set(ends)) == len(ends):  # The streams of an nnx.Rngs, most often.
-            streams = ends
-        shapes = [n for n, x in enumerate(leaves) if isinstance(x, jax.ShapeDtypeStruct | Thunk)]
-        return cls(
-            leaves,
-            (args, kwargs),
-            dict(zip(streams, (Key.of(leaves[n]) for n in keys), strict=True)),
-            keys,
-            [(f"argument {names[n]}", _shape_of(leaves[n])) for n in shapes],
-            shapes,
-        )
-
-    def join(
-        self, keys: Mapping[str, Any], stand_ins: Sequence[Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns ``(args, kwargs)`` with traced keys and stand-ins for the shapes in place.
-
-        Arrays that have values are left as they are, so that Python code may look at them.
-        """
-        if not self.key_places and not self.shape_places:
-            return self.arguments
-        leaves = list(self.leaves)
-        for place, name in zip(self.key_places, self.keys, strict=True):
-            leaves[place] = keys[name]
-        for place, stand_in in zip(self.shape_places, stand_ins, strict=True):
-            leaves[place] = stand_in
-        return paths.replace_leaves(self.arguments, leaves)
-
-    def passed_on(self) -> Sequence[Any]:
-        """Returns for each shape the thunk that it came from, or the shape itself."""
-        return [self.leaves[place] for place in self.shape_places]
-
-
-def _shape_of(x: jax.ShapeDtypeStruct | Thunk) -> jax.ShapeDtypeStruct:
-    return struct_of(x) if isinstance(x, Thunk) else jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def _is_key(x: Any, raw_keys: bool) -> bool:
-    if not isinstance(x, jax.Array | np.ndarray):
-        return False
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (raw_keys and compat.is_one_key(x))
 
 
 @uncollected()
@@ -132,12 +53,12 @@ def record(
     """Traces an initialization and returns its tree with a thunk for each array.
 
     Args:
-      init: takes root keys by stream and stand-ins for what has no value, and returns the tree
-        (any pytree) and what was noted of its parameters.
+      init: takes root keys by stream and stand-ins for inputs without values, and returns the tree
+        (any pytree) and the notes about its parameters.
       keys: the root keys, by stream.
-      inputs: its other arguments; the keys among these are root keys too.
+      inputs: the other arguments; the keys among these are root keys, too.
       where: what is being recorded, for messages.
-      own_keys: how many keys at the start of each path are the recorder's, not the model's.
+      own_keys: how many entries at the start of each path are the recorder's, not the model's.
 
     Raises:
       RecordError: ``init`` needs a value that is not known while tracing.
@@ -148,7 +69,7 @@ def record(
 
     def flat(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> list[Any]:
         nonlocal tree
-        notes.clear()  # This may be the second time.
+        notes.clear()  # The trace may call this a second time.
         made, noted = init(keys, stand_ins)
         named = [(_less(own_keys, path), x) for path, x in paths.leaves_with_paths(made)]
         leaves = [x for _, x in named]
@@ -156,7 +77,7 @@ def record(
         refuse_tracers((path, x) for path, x in named if not compat.is_tracer(x))
         refuse_tracers_in_statics(made, own_keys)
         traced = [x for x in leaves if compat.is_tracer(x)]
-        # No tracer may outlive the trace: its place in what is returned stands for it.
+        # No tracer may outlive the trace, so its position among the results stands for it.
         place = iter(range(len(traced)))
         tree = paths.replace_leaves(
             made, [_Place(next(place)) if compat.is_tracer(x) else x for x in leaves]
@@ -171,7 +92,7 @@ def record(
     recorded, results = trace(flat, keys, inputs.shapes, where=where)
     given = dict(zip(recorded.abstract, inputs.passed_on(), strict=True))
     made = {value: leaf for value, leaf in given.items() if isinstance(leaf, Thunk)}
-    # What is computed here is a handful of counts: under a mesh, each would go to all its devices.
+    # This computes a few counts, which would go to all devices of a mesh that is set.
     return meshes.outside(
         lambda: _with_thunks(tree, recorded, results, notes, keys, made, own_keys)
     )
@@ -222,8 +143,8 @@ def _with_thunks(
         value, where = result.value, _less(own_keys, path)
         if any(recorded.depends(value, reference) for reference in references):
             raise errors.RecordError(
-                f"{where}: wanted a function of arrays, got what is read from a "
-                "mutable array (a jax.Ref), which cannot be recorded. Write to it inside of a "
+                f"{where}: wanted an array that is computed from arrays, got one that is read from "
+                "a mutable array (a jax.Ref), which cannot be recorded. Write to it inside of a "
                 "jax.jit, or use x.at[...].set()."
             )
         if value in made:
@@ -283,9 +204,9 @@ def _thunk(
         note, key = noted
         rng_path = RngPath({note.stream: keys[note.stream]}, note.folded, note.fold)
     elif fold := None if recorded.is_traced else recorded.fold_of(value):
-        root, number, key = fold  # As nnx.Rngs makes keys: of a stream and a count.
+        root, number, key = fold  # nnx.Rngs makes a key by folding a count into a stream's key.
         stream = recorded.streams[root]
-        with jax.ensure_compile_time_eval():  # Somebody may be recording within another trace.
+        with jax.ensure_compile_time_eval():  # The caller may be in another trace.
             count = int(constants[number])
         rng_path = RngPath({stream: keys[stream]}, (count,), count)
     else:
@@ -302,5 +223,5 @@ def _thunk(
 
 
 def _roots_of(recorded: Program, value: Value, keys: Mapping[str, AnyKey]) -> RngPath:
-    """Returns the root keys that a value is made from."""
+    """Returns the root keys that a value depends on, with nothing folded in."""
     return RngPath({stream: keys[stream] for stream in sorted(recorded.streams_of(value))})
