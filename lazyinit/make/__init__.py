@@ -1,6 +1,6 @@
 """Leaves become arrays here: each is replayed, drawn, compiled or read.
 
-Jobs come in, one for each array. Arrays go out, and nowhere else is device memory made. The one
+Jobs come in, one for each array. Arrays go out, and no other room allocates device memory. The one
 idea is that *replay* is right by construction: it runs the equations of a leaf one by one, as eager
 ``init`` does. The faster ways rest on what XLA happens to do. On CPU a leaf is *drawn*, if each of
 its elements follows from a key and an index. On other devices it is *compiled*, if no rounding
@@ -10,11 +10,12 @@ tests or from the self-check. A stored leaf is *read*, in pieces.
 Memory beside the arrays is bounded: a thread that draws holds one sheet, a thread that reads holds
 one piece, and of all other leaves a few are in flight at a time (``limits``).
 
-Read ``ways`` first: it decides how each leaf is made. Then ``run``, which follows the decision: it
-*prepares* each leaf, *starts* it and *finishes* it. ``makers`` has what the ways of one call share.
-Each way has a file of its own: ``draw``, ``executable`` (compiled), ``replay``, ``read`` and
-``transfer``; ``derive`` makes what is computed from other leaves, and ``overlay`` writes a stored
-corner over what is made. What is drawn takes a form first (``steps``, ``elementwise``,
-``stacked``), and its bits from ``threefry``. ``shards`` has the memory. Last comes ``selfcheck``,
-which makes the ``canaries`` in two ways where ``environment`` says that the suite was not run.
+Read ``ways`` first: it decides how each leaf is made. ``run`` and ``side_by_side`` then follow the
+decision: they *prepare* each leaf, *start* it and *finish* it, with what ``makers`` holds for one
+call. Each way has a file of its own: ``draw``, ``executable`` (compiled), ``replay``, ``read`` and
+``transfer``. ``derive`` and ``by_parts`` are about leaves that are computed from other leaves, and
+``overlay`` writes a stored corner over an array. To be drawn, a leaf is brought into a form that
+needs no shape (``steps``, ``elementwise``, ``stacked``, ``moved``); ``threefry`` gives its random
+bits. ``shards`` has the memory. Last comes ``selfcheck``, which makes the ``canaries`` in two ways
+where ``environment`` says that the test suite was not run.
 """

@@ -1,8 +1,8 @@
-"""Derived leaves that each device computes its own part of, from its own parts of the inputs.
+"""Derived leaves of which each device computes its own part, from its own parts of the inputs.
 
-Which dimension of the inputs is cut follows from where the leaves go: the first way to cut them in
-which every equation of the work can be run by parts (``program.partwise``). So no device has more
-than its parts, of the inputs as of the leaves.
+How the leaves are to be cut suggests several ways to cut the inputs. One is taken in which every
+equation of the work can be run by parts (``program.partwise``), and if possible one in which the
+largest leaf comes out where it goes. So no device holds more than its parts of inputs and leaves.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from lazyinit.make.ways import Job, Replayed
 from lazyinit.program.equations import Value, is_key
 from lazyinit.program.partwise import Partwise, spec_of
 
-_TRIED = 64  # Ways to cut the inputs.
+_TRIED = 64  # Ways to cut the inputs, at most.
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class ByParts:
 
     Attributes:
       way: what to compute.
-      work: the same by parts.
-      mesh: over which the inputs are cut; it may have no devices, for a plan.
+      work: the same work, by parts.
+      mesh: the mesh over which the inputs are cut; for a plan, it may have no devices.
       cuts: how each input of the work is cut.
     """
 
@@ -47,14 +47,14 @@ class ByParts:
 
         Args:
           way: what to compute.
-          given: the values of its program that are made or read for it.
+          given: the values of its program that are other leaves, made or read for it.
         """
         jobs, work = way.jobs, way.work
         cut = [job for job in jobs if _is_cut(job)]
         if not cut or compat.is_in_trace() or work.program.is_traced:
             return None
         first = max(cut, key=lambda job: job.leaf.nbytes)
-        mesh = first.sharding.mesh  # pyright: ignore (named: _is_cut)
+        mesh = first.sharding.mesh  # pyright: ignore (NamedSharding: _is_cut)
         avals = work.program.avals
         main = max(given, key=lambda v: math.prod(avals[v].shape), default=None)
         if main is None or any(is_key(avals[v]) for v in work.inputs):
@@ -76,7 +76,7 @@ class ByParts:
         return next((parted for parted in found if parted._arrives_all()), None)
 
     def kinds(self) -> frozenset[str]:
-        """Returns the kinds of steps that have to be proven for this."""
+        """Returns the kinds of steps that have to be proven before leaves are made like this."""
         return kinds_by_parts(self.work.work)
 
     def _arrives(self, job: Job) -> bool:
@@ -84,8 +84,10 @@ class ByParts:
         return job.sharding is not None and made.is_equivalent_to(job.sharding, job.leaf.ndim)
 
     def _arrives_all(self) -> bool:
-        """Tells whether each array may be brought to where it goes."""
-        # Between processes, none is.
+        """Tells whether each array comes out where it goes, or can be moved there.
+
+        Nothing is moved between processes.
+        """
         jobs = self.way.jobs
         return not isinstance(self.mesh, Mesh) or all(
             self._arrives(job) or job.sharding.is_fully_addressable  # pyright: ignore
@@ -106,16 +108,16 @@ class ByParts:
         """Computes the leaves, on a thread with no trace and no mesh.
 
         Args:
-          inputs: arrays for the inputs of the work: those that are made or read, cut as
-            ``placement`` says, others whole.
+          inputs: arrays for the inputs of the work: other leaves cut as ``placement`` says, and
+            keys and scalars whole.
 
         Returns:
-          An array for each job; ``None`` if the values are such that the leaves have to be computed
-          whole.
+          An array for each job; ``None`` if some value does not allow parts, so that the leaves
+          have to be computed whole.
         """
         work = self.way.work
         avals = work.program.avals
-        # Axes of one type, whatever those are on which the leaves arrive.
+        # All axes get the default type, whatever types the axes of the job's sharding have.
         mesh = Mesh(self.mesh.devices, self.mesh.axis_names)
         with self.way.settings(), meshes.under(None):
             arrays = [
@@ -155,11 +157,11 @@ def _default_memory(sharding: NamedSharding) -> Any:
 
 
 def _cuts(shape: Sequence[int], like: Any) -> Iterator[Cut]:
-    """Yields ways to cut a shape over the axes that cut another: each of them along some axis."""
+    """Yields ways to cut a shape over the mesh axes that another sharding uses."""
     sizes = like.mesh.shape
     labels = [tuple([axes] if isinstance(axes, str) else axes) for axes in like.spec if axes]
     ways = [labels]
-    if len(labels) > 1:  # All along one dimension, or fewer parts.
+    if len(labels) > 1:  # All mesh axes may cut one dimension, or one of them may cut alone.
         ways += [[tuple(itertools.chain(*labels))], *([label] for label in labels)]
     for axes in ways:
         for order in itertools.permutations(range(len(shape)), len(axes)):
@@ -172,11 +174,11 @@ def _cuts(shape: Sequence[int], like: Any) -> Iterator[Cut]:
 
 
 def _placed(array: Any, dtype: Any, sharding: NamedSharding) -> jax.Array:
-    """Returns an array in a placement: it is there already, or whole on one device."""
+    """Returns an array, which is placed already or whole on one device, in a placement."""
     if isinstance(array, jax.Array) and array.sharding.is_equivalent_to(sharding, array.ndim):
         parts = [shard.data for shard in array.addressable_shards]
     else:
-        # Not jax.device_put: for devices of several processes it would compare the whole array.
+        # jax.device_put would compare the whole array between processes, if there are several.
         whole = array if isinstance(array, jax.Array) else np.asarray(array, dtype)
         places = sharding.addressable_devices_indices_map(whole.shape)
         parts = [jax.device_put(whole[at], device) for device, at in places.items()]

@@ -1,6 +1,6 @@
-"""The canaries: initializers that the self-check makes both ways, in the fast one and by replay.
+"""The canaries: functions that the self-check makes in two ways, the fast one and replay.
 
-They come from the simplest on, and later ones combine what earlier ones have. So the first canary
+The simplest come first, and later ones combine the operations of earlier ones. So the first canary
 with other bits shows which kind of operation is to blame.
 
 Nearly all of the time goes to compiling what replay runs: one program for each equation, dtype and
@@ -9,7 +9,7 @@ program that knows no shape, so a shape matters where it may change the bits of 
 is compiled as one (the body of a ``jit`` or a ``scan``), and in what has no IEEE rounding
 (``erf_inv``). An equation with one rounding, compiled alone, has the same bits in any shape. XLA
 computes the 16-bit operations of a body in float32, whose canaries have all shapes. On an
-accelerator whole leaves are compiled as one: there each canary has the shapes ``FEW``, too.
+accelerator, whole leaves are compiled as one, so each canary has the shapes ``FEW`` there, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,29 +21,29 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 Init: TypeAlias = Callable[[Any, Sequence[int], Any], Any]  # From a key, a shape and a dtype.
-Function: TypeAlias = Callable[[Any], Any]  # Of an array, to a tree of arrays.
+Function: TypeAlias = Callable[[Any], Any]  # From an array to a tree of arrays.
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """One function, and what it is tried on.
+    """One function, with the dtypes and shapes that it is tried on.
 
     Attributes:
-      name: of what it shows.
-      function: an ``Init``, or a ``Function`` for one that is computed by parts.
-      dtypes: in which it is tried, one after the other.
-      shapes: in which it is made, or what it is computed of.
+      name: what it tries, for messages.
+      function: an ``Init``; in ``CANARIES_BY_PARTS``, a ``Function``.
+      dtypes: of the array that it makes or takes; it is tried with each.
+      shapes: of the array that it makes or takes.
     """
 
     name: str
-    function: Any  # Init or Function: the list says which.
+    function: Any  # Init or Function: the list decides.
     dtypes: Sequence[str]
     shapes: Sequence[tuple[int, ...]]
 
 
-# Shapes that have shown differences: what XLA cuts up for its threads, with rows that are not a
-# multiple of a vector; the same with few rows; vectors alone, short last axes, and what is smaller
-# than a vector. (Of these, the last two are drawn nowhere: they are for what is compiled.)
+# Shapes that have shown differences: one that XLA cuts up for its threads, whose rows are no
+# multiple of a vector; the same with few rows; one of whole vectors; one with a short last axis;
+# one smaller than a vector. (The last two are never drawn, and stand here for what is compiled.)
 _ONE = ((400, 513),)
 FEW = ((3, 67), *_ONE)
 _MANY = (*FEW, (2, 5, 192), (64, 3), ())
@@ -53,7 +53,7 @@ _normal = initializers.normal(0.02)
 
 
 def _scaled(init: Init) -> Init:
-    # Variance scaling wants a fan in and a fan out.
+    # Variance scaling needs two dimensions, for its fan-in and fan-out.
     def scaled(key: Any, shape: Sequence[int], dtype: Any) -> Any:
         return init(key, shape if len(shape) > 1 else (2, *(shape or (3,))), dtype)
 
@@ -78,7 +78,7 @@ def _products(key: Any, shape: Sequence[int], dtype: Any) -> Any:
 
 
 def _exact(key: Any, shape: Sequence[int], dtype: Any) -> Any:
-    """Returns elements each of which shows the last bit of some operation: none covers another."""
+    """Returns elements that each show the bits of one operation, so that no other hides them."""
     x = jax.random.uniform(key, shape, dtype)
     y = x * 16
     n = jnp.floor(y)
@@ -114,11 +114,11 @@ def _bits(key: Any, shape: Sequence[int], dtype: Any) -> Any:
     return jax.random.bits(key, shape, dtype)
 
 
-# From the simplest on. A kind is proven by the first canary that has it.
+# The simplest come first. A kind is proven by the first canary that has it.
 _HALVES = ("bfloat16", "float16")
 CANARIES: Sequence[Canary] = (
     Canary("bits", _bits, ("uint32", "uint16", "uint8"), _ONE),
-    Canary("uniform", jax.random.uniform, ("float32", *_HALVES), _ONE),  # "normal" has its body.
+    Canary("uniform", jax.random.uniform, ("float32", *_HALVES), _ONE),  # "normal" runs it, too.
     Canary("comparisons", _exact, ("float32", "bfloat16"), _ONE),
     Canary("normal", _normal, ("float32",), _MANY),
     Canary("normal", _normal, (*_HALVES, "float64"), _ONE),
@@ -129,16 +129,16 @@ CANARIES: Sequence[Canary] = (
     Canary("scaled and moved", _moved, _HALVES, _ONE),
     Canary("sum of products", _products, ("float32",), _ONE),
     Canary("rows of a scan", _rows(_small), ("float32",), FEW),
-    Canary("rows of a scan", _rows(_truncated), ("bfloat16",), _ONE),  # It has single values, too.
-    # The rows of these are those of the one above, or the equations of "scaled and moved".
+    Canary("rows of a scan", _rows(_truncated), ("bfloat16",), _ONE),  # Computes scalars, too.
+    # Rows of these are made as in the two above, or by the equations of "scaled and moved".
     Canary("rows of a vmap", _vmapped_rows, ("float32",), _ONE),
     Canary("rows of a scan in a scan", _rows(_rows(_small)), ("float32",), _ONE),
     Canary("rows of a vmap in a scan", _rows(_vmapped_rows), ("float32",), _ONE),
 )
 
 
-# What is computed by parts, of an array of two dimensions. Equations of one dtype and shape are
-# compiled once for all of these.
+# Canaries that are computed by parts, from an array of two dimensions. An equation that several of
+# them have in one dtype and shape is compiled once.
 
 
 def _cast(x: Any) -> Any:
@@ -155,7 +155,7 @@ def _arithmetic(x: Any) -> Any:
 
 
 def _divided(x: Any) -> Any:
-    # By what a program repeats, by what comes in, and by what is computed of either.
+    # The divisors are a literal, parts of the input, an array of equal values, a literal again.
     return [x / 3, x / x[:1], x / x[:, :1], x / jnp.full(x.shape, 3, x.dtype), x % 3]
 
 
@@ -182,7 +182,7 @@ def _quantized(x: Any) -> Any:
 
 
 PLACES = 4
-"""Devices over which these are cut along the first axis, so that each has one row."""
+"""How many parts these are cut into, along the first axis: each part has one row."""
 _ROWS = ((PLACES, 134),)
 _WIDE = ("float32", "bfloat16")
 _FLOATS = (*_WIDE, "float16")
@@ -194,5 +194,5 @@ CANARIES_BY_PARTS: Sequence[Canary] = (
     Canary("rounding", _rounded, _WIDE, _ROWS),
     Canary("reductions", _reduced, _WIDE, _ROWS),
     Canary("quotients", _divided, _FLOATS, _ROWS),
-    Canary("quantized", _quantized, ("float32",), _ROWS),  # Of 16 bits it is computed whole.
+    Canary("quantized", _quantized, ("float32",), _ROWS),  # With 16 bits, it is computed whole.
 )

@@ -1,9 +1,9 @@
-"""Derived leaves: grouped by what they are computed from, with a job for each of these inputs.
+"""Derived leaves, grouped by their inputs, and a job that makes or reads each input.
 
 Leaves that are computed from the same inputs are computed together, so that each input is made or
-read once for all of them. Where the work can be run by parts (``by_parts``), each device has its
-part of the inputs and computes its part of the results. Else the inputs are whole on one device,
-and the results are cut, as a replay is.
+read once for all of them. If the work can be run by parts (``by_parts``), each device has its part
+of the inputs and computes its part of the leaves. If not, one device gets the whole inputs, and the
+leaves are cut as those of a replay are.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,11 +28,11 @@ class Derivation:
     """Jobs of derived leaves that are computed together.
 
     Attributes:
-      way: what to compute; it is replayed.
-      values: the values of its program that the inputs are.
-      inputs: a job for each of these, which makes it.
-      parted: how it is computed by parts, where that is proven to have the bits of the whole;
-        ``None`` if it is computed whole.
+      way: what to compute.
+      values: the values of its program that stand for the inputs.
+      inputs: for each of these, the job that makes it.
+      parted: how to compute them by parts, where that is proven to give the bits of a replay;
+        ``None`` if they are computed whole.
     """
 
     way: Replayed
@@ -42,10 +42,10 @@ class Derivation:
 
     @classmethod
     def of(cls, jobs: Sequence[Job], proofs: AskProofs) -> "Derivation":
-        """Returns the jobs of leaves that are computed from the same inputs.
+        """Decides how leaves that have the same inputs are computed.
 
         Args:
-          jobs: these.
+          jobs: one for each of the leaves.
           proofs: tells what is proven.
         """
         made = cls._of(jobs, ByParts.of)
@@ -70,22 +70,22 @@ class Derivation:
         return cls(way, list(parts), inputs, parted)
 
     def whole(self) -> "Derivation":
-        """Returns the same, computed whole on one device, and then cut."""
+        """Returns the same jobs, computed whole on one device, and then cut."""
         return Derivation._of(self.way.jobs, lambda way, given: None)
 
     def on_one_device(self) -> "Derivation":
-        """Returns the same, computed whole on one device, where it stays."""
+        """Returns jobs for the same leaves, computed whole on one device, where they stay."""
         jobs = [replace(job, sharding=None) for job in self.way.jobs]
         return Derivation._of(jobs, lambda way, given: None)
 
     def small_values(self, made: Mapping[int, Any]) -> SmallValues:
-        """Returns the keys and scalars of the way, and the inputs, by the id of their jobs."""
+        """Returns keys, scalars and inputs of the way; ``made`` has the last by id of their jobs."""
         given = {v: made[id(job)] for v, job in zip(self.values, self.inputs, strict=True)}
         keys = {stream: key.array() for stream, key in self.way.roots.items()}
         return SmallValues(self.way.work.program, keys, given | self._moved())
 
     def _moved(self) -> dict[Value, jax.Array]:
-        """Returns the arrays that the function was given as such, beside the inputs."""
+        """Returns the arrays that the function got as arguments, moved to the device."""
         constants = self.way.work.program.constants
         return {
             v: jax.device_put(x, self.device)
@@ -98,7 +98,7 @@ class Derivation:
 
     @property
     def device(self) -> Any:
-        """The device on which it is computed: one of this process's."""
+        """The device of this process on which the leaves are computed, if not by parts."""
         sharding = self.way.jobs[0].sharding
         devices = () if sharding is None else sharding.addressable_devices
         first = min(devices, key=lambda d: d.id, default=None)
@@ -106,7 +106,7 @@ class Derivation:
 
 
 def derivations_of(jobs: Iterable[Job], proofs: AskProofs) -> list[Derivation]:
-    """Groups jobs of derived leaves by their inputs, in order."""
+    """Groups jobs of derived leaves by their inputs, and keeps their order."""
     members: dict[Any, list[Job]] = {}
     for job in jobs:
         made = job.leaf.init_fn

@@ -1,12 +1,12 @@
-"""Leaves that are drawn: their elements are made in host memory, sheet by sheet.
+"""Draws leaves: their elements are made in host memory, sheet by sheet.
 
 A *sheet* is what one call of a compiled program makes: ``ROWS`` rows of ``COLUMNS`` elements. Each
 row has a key and indices of its own. A large leaf fills sheets by itself, and small leaves share
 one, so that one program makes any number of leaves of any size and wastes little.
 
-What a sheet needs beside it stays in a core's cache. Memory is bounded by the arrays themselves and
-one sheet for each thread. JAX on CPU takes an aligned host buffer as it is, so this is how arrays
-on CPU devices are made. For other devices the transfer would cost more than drawing saves.
+The temporaries of a sheet stay in a core's cache. Memory is bounded by the arrays themselves and
+one sheet for each thread. JAX on CPU takes an aligned host buffer as an array without a copy, so
+arrays on CPU devices are drawn. For other devices, the transfer would cost more than drawing saves.
 """
 
 import functools
@@ -31,8 +31,8 @@ from lazyinit.make.ways import Drawn
 from lazyinit.program.fingerprint import fingerprint
 from lazyinit.program.small_values import SmallValues
 
-_TASKS = 4  # That a leaf is cut into, so that threads end together,
-_SHEETS = 8  # unless it is so large that each has more sheets: what waits takes memory, too.
+_TASKS = 4  # A leaf is cut into so many tasks, so that threads end at about the same time.
+_SHEETS = 8  # Sheets in a task, at most. With fewer, more tasks would wait and take memory.
 
 _ZERO = np.uint32(0)
 
@@ -40,20 +40,20 @@ Part: TypeAlias = tuple[Any, ...]
 """The host values that are handed to a program for one of its arguments (``Argument``)."""
 
 Program: TypeAlias = Callable[[Sequence[Part], np.ndarray, np.ndarray], Any]
-"""Maps the parts of the rows' keys, bases uint32[ROWS,2] and offsets uint32[ROWS,COLUMNS] to a
-sheet of elements, on any thread."""
+"""Makes a sheet of elements, on any thread. It takes the parts of the rows' keys, and the indices
+as bases uint32[ROWS,2] and offsets uint32[ROWS,COLUMNS]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Elements of a shard that one key makes, or some rows of them.
+    """Elements of a shard that are drawn with one key, or some rows of them.
 
     Attributes:
-      to: where all of the elements go, with its axes as they are drawn.
-      keys: the parts of what differs from row to row of a sheet, the keys.
-      indices: the places of all of the elements in the leaf.
+      to: where the elements of all rows go, with its axes in the order in which they are drawn.
+      keys: the parts of the keys, which may differ from row to row of a sheet.
+      indices: the indices of the elements of all rows.
       first: the first row to draw.
-      last: the row after the last.
+      last: the row after the last one to draw.
     """
 
     to: np.ndarray
@@ -64,7 +64,7 @@ class Strip:
 
 
 class _Task(Future[None]):
-    """Strips that one thread draws. It can be waited for before it is handed to a thread."""
+    """Strips that one thread draws. Others may wait for them before a thread has got them."""
 
     def __init__(self, program: Program, *strips: Strip) -> None:
         super().__init__()
@@ -81,19 +81,19 @@ class _Task(Future[None]):
 
 
 class Drawer:
-    """Lays leaves out in sheets, and hands the sheets to threads."""
+    """Lays out leaves in sheets, and hands the sheets to threads."""
 
     def __init__(
         self, drawing: ThreadPoolExecutor, compiling: ThreadPoolExecutor, blocks: Blocks
     ) -> None:
         """Takes threads that draw, threads that compile, and the memory to fill."""
         self._drawing, self._compiling, self._blocks = drawing, compiling, blocks
-        self._open: dict[Hashable, _Task] = {}  # Sheets that are not full, by what draws them.
+        self._open: dict[Hashable, _Task] = {}  # Sheets that are not full yet, by their program.
 
     def prepare(self, way: Drawn, small: SmallValues) -> Callable[[], Shards]:
-        """Returns what begins to fill the shards of a leaf; its program is compiled meanwhile.
+        """Returns a function that begins to fill the shards of a leaf, and begins to compile.
 
-        After the last leaf was begun, ``flush``. Call both under the settings of the way.
+        Call this under the settings of the way. After the last leaf was begun, call ``flush``.
 
         Args:
           way: how it is drawn.
@@ -104,7 +104,7 @@ class Drawer:
             if isinstance(form, Elementwise):
                 arguments, parts = encode(way.work, own, small)
                 return self._prepare(way, form, arguments, [parts])
-            if own:  # What is made of it is of no use to other leaves: it may be another one there.
+            if own:  # These values are not kept for other leaves, whose own keys differ.
                 small = SmallValues(way.work.program, {}, {v: p.key() for v, p in own.items()})
             arguments, parts = encode(way.work, {}, small)
             if form.keys is not None:
@@ -118,7 +118,7 @@ class Drawer:
         arguments: Sequence[Argument],
         rows: Sequence[Sequence[Part]],
     ) -> Callable[[], Shards]:
-        """Prepares a leaf: ``rows`` has the parts of each of its rows, or once for all of it."""
+        """Prepares a leaf, given the parts of each of its rows, or once for all of its elements."""
         (job,) = way.jobs
         shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, self._blocks)
         one = form.single(rows[0]) if job.dtype == job.leaf.dtype else None
@@ -148,7 +148,7 @@ class Drawer:
     def _draw(
         self, program: Program, same: Hashable, strips: Iterable[Strip]
     ) -> Sequence[Future[None]]:
-        """Begins to draw strips. ``same`` is equal for programs that may draw one sheet."""
+        """Begins to draw strips, which share sheets with others whose ``same`` is equal."""
         tasks: list[_Task] = []
         for strip in strips:
             rows = strip.last
@@ -170,7 +170,7 @@ class Drawer:
         return tasks
 
     def flush(self) -> None:
-        """Hands over the sheets that are not full."""
+        """Hands the sheets that are not full to threads."""
         for same in list(self._open):
             self._hand_over(same)
 
@@ -181,7 +181,7 @@ class Drawer:
 def _with_keys(
     keys: Callable[..., Any], arguments: Sequence[Argument], parts: Sequence[Part]
 ) -> tuple[Sequence[Argument], Sequence[Part]]:
-    """Returns the array of keys that is computed from some inputs, handed in in their place."""
+    """Computes the array of keys from the inputs, and hands it in instead of them."""
     made = keys(*(a.decode(*p) for a, p in zip(arguments, parts, strict=True)))
     argument = Argument("key", str(jax.random.key_impl(made)))
     return [argument], [(np.asarray(jax.random.key_data(made)),)]
@@ -224,7 +224,7 @@ def _draw_sheet(program: Program, strips: Sequence[Strip]) -> None:
         if unlike is not None:
             offsets = offsets if offsets.flags.writeable else offsets.copy()
             offsets[start:end] = unlike
-    lengths[-1] += ROWS - starts[-1]  # The rows to spare are drawn with the last key.
+    lengths[-1] += ROWS - starts[-1]  # Rows that are left over are drawn with the last key.
 
     def stacked(rows: Sequence[Any]) -> np.ndarray:
         return np.repeat(np.stack(rows), lengths, axis=0)
@@ -242,7 +242,7 @@ def _draw_sheet(program: Program, strips: Sequence[Strip]) -> None:
 
 
 def _write(to: np.ndarray, first: int, elements: np.ndarray) -> None:
-    """Writes elements to an array, from one of its places on, which are counted flat."""
+    """Writes elements to an array, beginning at the flat index ``first``."""
     if to.flags.c_contiguous:
         to.reshape(-1)[first : first + elements.size] = elements
         return
@@ -261,8 +261,8 @@ def _write(to: np.ndarray, first: int, elements: np.ndarray) -> None:
 
 @functools.cache
 def _counting() -> np.ndarray:
-    """Returns the offsets of rows whose indices count up by one."""
-    counting = Blocks().empty((ROWS, COLUMNS), np.uint32)  # Aligned: JAX need not copy it.
+    """Returns the offsets of a sheet in whose rows the indices count up by one."""
+    counting = Blocks().empty((ROWS, COLUMNS), np.uint32)  # Aligned, so that JAX does not copy it.
     counting[...] = np.arange(COLUMNS, dtype=np.uint32)
     counting.flags.writeable = False
     return counting

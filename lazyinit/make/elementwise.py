@@ -2,8 +2,8 @@
 
 Most initializers draw random bits and change them element by element. Threefry gives the bits of
 an element from its index (under ``jax_threefry_partitionable``). So any run of elements can be
-made by itself, and one compiled program serves every shape and every sharding. A model needs as
-many programs as it has kinds of initializers.
+made without the others, and one compiled program serves every shape and every sharding. A model
+needs as many programs as it has kinds of initializers.
 
 The steps are the equations of the work, in its order. Eager JAX compiles each equation alone, so
 there is a barrier behind each. XLA then fuses what it fuses in eager JAX, and gives the same bits.
@@ -33,10 +33,10 @@ class Elementwise:
 
     Attributes:
       steps: what to run.
-      output: the value that is the leaf. If there are no steps, all elements are one input, or
-        one constant.
+      output: the value that is the leaf. If there are no steps, all elements have the value of
+        one input, or of one constant.
       dtype: of the leaf.
-      signature: a hashable value. Two of these have the same one just if one program serves both.
+      signature: a hashable value, which two forms have in common if one program serves both.
     """
 
     steps: tuple[Step, ...]
@@ -51,7 +51,7 @@ class Elementwise:
         Args:
           work: what makes the leaf.
           rows: how many keys the work takes in one array, one for each row of the leaf; ``0`` if
-            it takes no such array. With rows, the form makes one row, from one key.
+            it takes no such array. If there are rows, the form makes one of them, from one key.
         """
         aval = work.program.avals[work.outputs[0]]
         if len(work.outputs) != 1 or not _is_plain(aval):
@@ -100,8 +100,8 @@ class Elementwise:
           inputs: arrays for the inputs of the work.
           by_row: for each input, whether it has one value for each row, along a first axis.
           high: the upper word of each element's flat index in the leaf, uint32[rows,columns].
-          low: the lower word.
-          zero: uint32[], a zero that is handed in, so that XLA does not know that it is one.
+          low: the lower word of the same.
+          zero: uint32[], a zero, which is an argument so that XLA does not know its value.
         """
         values = list(map(_Value, inputs, by_row))
 
@@ -114,25 +114,25 @@ class Elementwise:
 
 
 class _Value(NamedTuple):
-    """What a step takes or gives, in a program that makes rows of elements.
+    """A value that a step takes or gives, in a program that makes rows of elements.
 
     Attributes:
       array: all elements; or one key or small array; or one key or small array for each row, along
         a first axis.
-      by_row: whether it is the last of these.
+      by_row: whether there is one for each row.
     """
 
     array: Any
     by_row: bool
 
 
-_KEPT = 1024  # Works whose form is remembered, so that those of equal layers are looked at once.
+_KEPT = 1024  # Works whose form is remembered, as many layers have equal works.
 _known: collections.OrderedDict[Any, Elementwise | None] = collections.OrderedDict()
 _lock = threading.Lock()
 
 
 def elementwise_of(work: Work, *, rows: int = 0) -> Elementwise | None:
-    """Returns what ``Elementwise.of`` does, and remembers it."""
+    """Returns what ``Elementwise.of`` returns, and remembers it."""
     wanted = work.signature(), rows
     with _lock:
         if wanted not in _known:
@@ -149,7 +149,7 @@ def form_of_body(body: Any, *, rows: int = 0) -> Elementwise | None:
     XLA compiles a body as one, so there are no barriers in it.
 
     Args:
-      body: a jaxpr with its constants, and the types of what it takes and gives.
+      body: a jaxpr with its constants, and the avals of its inputs and its output.
       rows: as for ``Elementwise.of``.
     """
     (aval,) = body.out_avals
@@ -179,8 +179,8 @@ def _run_step(step: Step, args: Sequence[_Value], high: Any, low: Any, zero: Any
             made = compat.bind(step.equation, *_alike(args, low.shape))
         case "bits":
             bits = _bits(arrays[0], compat.bit_width(step.equation), high, low)
-            # The bits have a loop of their own: together with what follows it would run out of
-            # registers, and take 1.7 times as long. Bits are exact, however they are compiled.
+            # The bits get a loop of their own. One loop for them and for what follows would run out
+            # of registers, and take 1.7 times as long. Bits are exact, however they are compiled.
             made = [jax.lax.optimization_barrier(bits)]
         case "fence":
             return [_Value(_fenced(a.array, zero), a.by_row) for a in args]
@@ -191,9 +191,10 @@ def _run_step(step: Step, args: Sequence[_Value], high: Any, low: Any, zero: Any
 
 
 def _fenced(x: Any, zero: Any) -> Any:
-    """Returns ``x`` behind a fence: a loop may go across it, but no rounding and no rewriting may.
+    """Returns ``x`` behind a fence.
 
-    XLA does not know that what the bits are combined with is zero.
+    The operations on both sides may share a loop. But XLA can neither rewrite them together nor
+    merge their roundings, because it does not know that the bits in between are combined with zero.
     """
     if x.ndim < 2 or x.dtype != np.float32:
         return jax.lax.optimization_barrier(x)
@@ -203,21 +204,22 @@ def _fenced(x: Any, zero: Any) -> Any:
 
 
 def _whole(equation: Any, args: Sequence[_Value]) -> Sequence[Any]:
-    """Runs an equation on keys and small arrays: once, or for each row if an argument is by row."""
+    """Runs an equation on keys and small arrays, once for each row if an argument is by row."""
 
     def run(*arrays: Any) -> Sequence[Any]:
         shapes = [v.aval.shape for v in equation.invars]
         return compat.bind(equation, *map(jnp.reshape, arrays, shapes))
 
     axes = [0 if a.by_row else None for a in args]
-    # Here alone: all steps under jax.vmap took twice the time to trace.
+    # Only these steps are under jax.vmap: with all of them, tracing took twice the time.
     return (jax.vmap(run, axes) if 0 in axes else run)(*(a.array for a in args))
 
 
 def _alike(args: Sequence[_Value], shape: tuple[int, int]) -> list[Any]:
-    """Gives all arguments the shape of all elements, if one has it; else one value for each row.
+    """Broadcasts arguments to a common shape.
 
-    If no argument is by row either, all stay single values.
+    That is the shape of all elements, if an argument has it. If not, it is one value for each row,
+    if an argument is by row, and a single value otherwise.
     """
     has_all = [jnp.shape(a.array) == shape for a in args]
     to = shape if any(has_all) else shape[: any(a.by_row for a in args)]
@@ -230,7 +232,7 @@ def _alike(args: Sequence[_Value], shape: tuple[int, int]) -> list[Any]:
 
 
 def _bits(key: Any, width: int, high: Any, low: Any) -> Any:
-    """Returns what ``jax.random.bits`` gives at these indices."""
+    """Returns what ``jax.random.bits`` returns at these indices."""
     words = jax.random.key_data(key)
     first, second = threefry2x32((words[..., 0], words[..., 1]), high, low)
     if width == 64:
@@ -244,7 +246,7 @@ def _sign(step: Step) -> Any:
     equation = step.equation
     if equation is None:
         what = None
-    elif step.kind == "bits":  # Its shape is the leaf's, and does not matter.
+    elif step.kind == "bits":  # The shape in the equation is the leaf's, which does not matter.
         what = compat.bit_width(equation)
     else:
         shapes = [v.aval.shape for v in equation.invars] if step.kind == "whole" else ()

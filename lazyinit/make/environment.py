@@ -1,4 +1,4 @@
-"""What the bits of a compiled program may depend on, and where the whole suite was run."""
+"""What the bits of a compiled program may depend on, and where the whole test suite was run."""
 
 import functools
 import importlib.metadata
@@ -12,7 +12,7 @@ import jax
 
 from lazyinit import compat
 
-# Where the whole suite was run: versions of jax and jaxlib, and the units of the CPU.
+# The versions of jax and jaxlib, and the vector units of the CPU, where the whole suite was run.
 _UNITS = "avx avx2 fma f16c avx512f avx512vl avx512dq avx512bw avx512_bf16 avx512_fp16 amx_bf16"
 TESTED_JAX = ("0.10.2", "0.12.0.1")
 TESTED_UNITS = frozenset([" ".join(["x86_64", *sorted(_UNITS.split())])])  # Sapphire Rapids.
@@ -23,12 +23,12 @@ class Environment:
     """All that the bits of a compiled program may depend on.
 
     Attributes:
-      jax: its version.
-      jaxlib: its version.
+      jax: the version of jax.
+      jaxlib: the version of jaxlib.
       platform: ``"cpu"``, ``"gpu"``, ``"tpu"``.
       device: the kind of device; for a CPU, its vector units.
-      runtime: the version of what is below jaxlib; ``""`` for a CPU.
-      options: compiler options that somebody set.
+      runtime: the version of the runtime below jaxlib (such as CUDA's); ``""`` for a CPU.
+      options: the compiler options that the user set.
     """
 
     jax: str
@@ -45,7 +45,7 @@ class Environment:
 
     @property
     def is_tested(self) -> bool:
-        """Whether the suite was run here."""
+        """Whether the whole test suite was run here."""
         return (
             self.jax in TESTED_JAX
             and self.jax == self.jaxlib
@@ -56,7 +56,7 @@ class Environment:
 
 
 def environment(platform: str) -> Environment:
-    """Returns what the bits of programs on a platform depend on."""
+    """Returns all that the bits of programs on a platform depend on."""
     device = jax.local_devices(backend=platform)[0]
     is_cpu = platform == "cpu"
     return Environment(
@@ -71,7 +71,7 @@ def environment(platform: str) -> Environment:
 
 @functools.cache
 def _jaxlib() -> str:
-    return importlib.metadata.version("jaxlib")  # It reads a file.
+    return importlib.metadata.version("jaxlib")  # Cached, because this reads a file.
 
 
 @functools.cache
@@ -89,6 +89,6 @@ def _options() -> Iterator[str]:
         if not flag.startswith(("--xla_force_host_platform_device_count", "--xla_dump")):
             yield flag
     yield from os.environ.get("LIBTPU_INIT_ARGS", "").split()
-    # It may replace the compiler options that drawing asks for (jax 0.10.2).
+    # This setting may replace the compiler options that drawing asks for (jax 0.10.2).
     if not compat.setting("jax_compiler_enable_remat_pass"):
         yield "jax_compiler_enable_remat_pass=False"

@@ -1,9 +1,9 @@
-"""Programs that XLA has compiled, and what is handed to them.
+"""Programs that XLA has compiled, and the arguments that they take.
 
 There are two sorts. One makes whole leaves, by all the equations of a work, and each device makes
 its own shard (``prepare_program``). The other draws a sheet of elements (``draw``). There is one
-program for each signature, dtype and sharding. It is compiled on a thread, while others are, and
-kept for the next call.
+program for each signature, dtype and sharding. Programs are compiled on threads, several at a time,
+and kept for the next call.
 """
 
 import collections
@@ -27,14 +27,14 @@ from lazyinit.program.equations import Value, is_key
 from lazyinit.program.slices import Work
 from lazyinit.program.small_values import SmallValues
 
-Executable: TypeAlias = Any  # A jax.stages.Compiled: it takes the parts, and gives arrays.
+Executable: TypeAlias = Any  # A jax.stages.Compiled that takes the parts and returns arrays.
 
-_KEPT = 256  # Programs; those that were not used for longest are dropped.
+_KEPT = 256  # Programs; the least recently used ones are dropped.
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """How an input of a work is handed to its compiled program, as a few host values: its *part*.
+    """How an input of a work is handed to its compiled program: as a few host values, its *part*.
 
     Keys are handed in as raw words, because every mesh and every host can take those.
 
@@ -51,11 +51,11 @@ class Argument:
 
     @property
     def is_key(self) -> bool:
-        """Whether it is a key."""
+        """Whether the input is a key."""
         return self.kind != "plain"
 
     def decode(self, *parts: Any) -> Any:
-        """Returns the input, under the trace of the program, from the part that was handed in."""
+        """Returns the input that a part stands for. Called while the program is traced."""
         if self.kind == "plain":
             return parts[0]
         key = jax.random.wrap_key_data(parts[0], impl=self.impl)
@@ -67,7 +67,7 @@ class Argument:
 def encode(
     work: Work, own_keys: Mapping[Value, RngPath], small: SmallValues
 ) -> tuple[tuple[Argument, ...], list[tuple[Any, ...]]]:
-    """Returns how each input of a work is handed in, and its part: the host values to hand in.
+    """Returns for each input of a work how it is handed in, and its part: the host values for it.
 
     Args:
       work: what will run.
@@ -92,7 +92,7 @@ def encode(
 
 
 def encode_key(path: RngPath) -> tuple[Argument, tuple[Any, ...]]:
-    """Returns how a leaf's own key is handed in, and its part."""
+    """Returns how a leaf's own key is handed in, and the host values to hand in for it."""
     (root,) = path.roots.values()
     assert isinstance(root, Key), "a traced key has no value to hand in"
     words = np.frombuffer(root.data, np.uint32).reshape(root.shape)
@@ -110,7 +110,7 @@ def _on_host(array: Any, aval: Any) -> Any:
 
 
 class Compiler:
-    """Compiles programs side by side, each once."""
+    """Compiles several programs at a time, each of them once."""
 
     def __init__(self) -> None:
         """Starts with nothing compiled."""
@@ -126,10 +126,10 @@ class Compiler:
         dtypes: tuple[Any, ...],
         placements: tuple[Sharding | None, ...],
     ) -> Future[Executable]:
-        """Returns the compiled program of a work, or the promise of it.
+        """Returns a future of the compiled program of a work.
 
         Args:
-          pool: where to compile.
+          pool: threads that compile.
           work: what to compile.
           arguments: how its inputs are handed in.
           parts: host values of the shapes and dtypes that will be handed in.
@@ -150,10 +150,10 @@ class Compiler:
         parts: Sequence[tuple[Any, ...]],
         dtype: Any,
     ) -> Future[Executable]:
-        """Returns the compiled program that draws any sheet of a work, or the promise of it.
+        """Returns a future of the compiled program that draws any sheet of a work.
 
         Args:
-          pool: where to compile.
+          pool: threads that compile.
           work: what to compile.
           arguments: how its inputs are handed in.
           parts: host values of the shapes and dtypes that will be handed in for one row.
@@ -194,17 +194,17 @@ def _lower_sheet(
     def lazyinit_sheet(
         parts: Sequence[tuple[Any, ...]], bases: Any, offsets: Any, zero: Any
     ) -> Any:
-        # What all rows share stays a scalar: XLA may compute an array of it in another form.
+        # A value that all rows share stays a scalar, as XLA may compute an array in another form.
         inputs = [
             jax.vmap(a.decode)(*p) if a.is_key else a.decode(*p)
             for a, p in zip(arguments, parts, strict=True)
         ]
         low = bases[:, 1:] + offsets
-        high = bases[:, :1] + (low < offsets).astype(np.uint32)  # With the carry.
+        high = bases[:, :1] + (low < offsets).astype(np.uint32)  # Adds the carry.
         made = work.run(inputs, [a.is_key for a in arguments], high, low, zero)
         if made.dtype == dtype:
             return made
-        # Without a barrier XLA would drop the rounding to bfloat16 of what is then cast to float32.
+        # Without a barrier, XLA drops the rounding to bfloat16 before a cast to float32.
         return jax.lax.convert_element_type(jax.lax.optimization_barrier(made), dtype)
 
     handed_in = [
@@ -240,7 +240,7 @@ compiler = Compiler()
 def prepare_program(
     way: Compiled, small: SmallValues, compiling: ThreadPoolExecutor
 ) -> Callable[[], list[jax.Array]]:
-    """Returns what runs the program of some leaves, which is being compiled meanwhile.
+    """Returns a function that runs the program of some leaves, and begins to compile that program.
 
     Args:
       way: what to make.
@@ -249,8 +249,8 @@ def prepare_program(
     """
     placements = tuple(job.sharding for job in way.jobs)
     dtypes = tuple(job.dtype for job in way.jobs)
-    # What needs no traced value is made at once, whatever trace the caller is in. (Around the
-    # compiler, too, this would make JAX compute what it is to compile.)
+    # The arguments are computed now, even if the caller is in a trace. The compiler stands outside
+    # of this context, in which JAX would compute what it is to compile.
     with jax.ensure_compile_time_eval():
         arguments, parts = encode(way.work, way.own_keys, small)
     program = compiler.request(compiling, way.work, arguments, parts, dtypes, placements)

@@ -1,8 +1,9 @@
-"""What is made at a time of leaves that no threads fill: ``run`` keeps to it, ``plan`` adds it up.
+"""How many of the leaves that no threads fill are made at a time.
 
-Such leaves need temporaries beside them, so only a few are in flight at a time
-(``limits.IN_FLIGHT``), and large ones one by one (``BYTES_IN_FLIGHT``). So are those that LAPACK
-makes on a CPU: it takes all cores for one, and several at a time take half as long again.
+``side_by_side`` keeps to this, and ``plan`` counts the memory by it. Such leaves need temporaries
+beside them, so only a few are in flight at a time (``limits.IN_FLIGHT``), and large ones are made
+one by one (``BYTES_IN_FLIGHT``). So are leaves that LAPACK makes on a CPU: it uses all cores for
+one of them, and several at a time take half as long again.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,13 +15,13 @@ from lazyinit.params import StoredParam
 
 
 def made_alone(way: Way) -> Hashable | None:
-    """Returns a name for what is made while nothing else is in flight; ``None`` for other leaves.
+    """Returns a token if the leaves of a way are made while nothing else is in flight, or ``None``.
 
-    Leaves that are made together, such as the results of one decomposition, have one name.
+    The several results of one decomposition have the same token.
     """
     if not isinstance(way, Replayed) or not any(map(compat.decomposes, way.work.origins)):
         return None
-    # What two leaves have in common comes before all else that makes them.
+    # Equations that two leaves share come first in the work of each.
     return (id(way.work.program), way.work.equations[0].index, way.jobs[0].leaf.rng_path)
 
 
@@ -35,5 +36,5 @@ def may_start(way: Way, in_flight: Sequence[Way]) -> bool:
 
 
 def _temporary(way: Way) -> int:
-    """Returns the bytes of leaves that need temporaries beside them: not of what is read."""
+    """Returns the bytes of the leaves of a way that need temporaries; stored leaves need none."""
     return sum(job.leaf.nbytes for job in way.jobs if not isinstance(job.leaf, StoredParam))

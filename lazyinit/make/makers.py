@@ -1,7 +1,7 @@
-"""What prepares and starts each kind of way, and what the ways of one call share.
+"""Prepares and starts each kind of way, with what the ways of one call share.
 
-A way comes in. Out comes a function that starts it, and from that one another that waits for its
-arrays; for what threads fill, the shards.
+A way comes in, and a function goes out that starts it. For leaves that threads fill, that function
+returns their shards; for others, it returns a function that waits for the arrays.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,10 +44,10 @@ class Makers:
     Attributes:
       compiling: threads that compile, and that replay.
       reading: threads that read files.
-      drawer: draws elements, with threads of its own.
-      blocks: host memory that the arrays on CPU devices keep.
-      host: host memory on its way to other devices.
-      known: keys and scalars that were computed, by the root keys that they follow from.
+      drawer: draws elements, on threads of its own.
+      blocks: host memory that arrays on CPU devices keep.
+      host: host memory from which arrays are copied to other devices.
+      known: keys and scalars that were computed, by program and root keys.
     """
 
     compiling: ThreadPoolExecutor
@@ -67,14 +67,14 @@ class Makers:
         return self.known[which]
 
     def prepare_filling(self, way: Drawn | Read) -> Callable[[], Shards]:
-        """Returns what begins to fill the shards of a leaf."""
+        """Returns a function that begins to fill the shards of a leaf."""
         if isinstance(way, Read):
             return prepare_reading(way, self.reading, self.blocks)
         with way.settings():
             return self.drawer.prepare(way, self.small_values(way))
 
     def prepare(self, way: Compiled | Replayed | Inlined | Transferred | Moved) -> Start:
-        """Returns what starts leaves that are made in any other way."""
+        """Returns a function that starts leaves which are made in any other way."""
         match way:
             case Compiled():
                 with way.settings():

@@ -1,8 +1,8 @@
 """Elements that are drawn and then only moved: transposed, reshaped, flipped, cut.
 
-Eager JAX compiles each equation alone, so an equation that only moves elements changes no bit of
-them. What counts is the shape in which they are computed. So the moves at the end of a work are
-taken off, and say where each element of the leaf is among those that are drawn.
+Eager JAX compiles each equation alone, so an equation that only moves elements changes no bits.
+What counts is the shape in which the elements are computed. So the moves at the end of a work are
+taken off, and become an ``Order``, which says where the leaf's elements are among the drawn ones.
 """
 
 import itertools
@@ -27,13 +27,13 @@ from lazyinit.tensors.views import groups
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Where the elements of a leaf are among those that are drawn, which are counted flat.
+    """Where each element of a leaf is, as a flat index, among the elements that can be drawn.
 
     Attributes:
       shape: of the leaf.
-      strides: how many places apart neighbors along each axis are; less than 0 along a flipped one.
-      start: the place of the first element.
-      size: how many elements could be drawn.
+      strides: for each axis, how far apart the indices of neighbors are; negative if it is flipped.
+      start: the index of the leaf's first element.
+      size: how many elements can be drawn.
     """
 
     shape: Shape
@@ -43,11 +43,11 @@ class Order:
 
     @classmethod
     def of(cls, shape: Shape) -> "Order":
-        """Returns that of elements which are drawn in a shape, and not moved."""
+        """Returns the order of elements that are drawn in this shape and not moved."""
         return cls(shape, _strides(shape), 0, math.prod(shape))
 
     def keeps_rows(self, rows: int) -> bool:
-        """Tells whether each axis is along rows or within them, if so many rows are drawn."""
+        """Tells whether each axis of the leaf runs across rows or within one, of so many rows."""
         row = self.size // rows
         axes = [(n, s) for n, s in zip(self.shape, self.strides, strict=True) if n > 1]
         first = self.start + sum((n - 1) * s for n, s in axes if s < 0)
@@ -55,11 +55,11 @@ class Order:
         return first % row + within < row and all(s % row == 0 for _, s in axes if abs(s) >= row)
 
     def of_shard(self, at: Bounds, buffer: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], int]:
-        """Returns a shard with its axes as they are drawn, the strides of these, and its start.
+        """Returns a view of a shard, the strides of its axes, and the index of its first element.
 
-        In that order, places count up along each axis, and the longest strides come first.
+        In the view, indices count up along each axis, and the axis of the longest stride is first.
         """
-        # Along a flipped axis, the last element is the first that is drawn.
+        # Along a flipped axis, the last element of the shard has the lowest index.
         ends = [
             begin if s >= 0 else end - 1 for (begin, end), s in zip(at, self.strides, strict=True)
         ]
@@ -70,32 +70,33 @@ class Order:
 
 
 class Indices:
-    """The flat indices, among all that could be drawn, of a shard's elements in their order.
+    """The flat indices of a shard's elements, among all that can be drawn.
 
     Attributes:
       width: how many elements to draw in each row of a sheet.
-      rows: how many rows that takes.
+      rows: how many rows the shard takes.
     """
 
     def __init__(self, shape: Shape, strides: Sequence[int], start: int, size: int) -> None:
-        """Takes the shape of the shard, how far apart neighbors are, the first, and how many."""
-        # The shard is made of runs that lie in one piece.
+        """Takes the shape of a shard, its strides, its first index, and how many can be drawn."""
+        # The shard consists of runs, in which the indices count up by one.
         last, self._run = len(shape), 1
         while last and strides[last - 1] in (0, self._run):
             last -= 1
             self._run *= shape[last]
         self._outer, self._strides, self._start = shape[:last], strides[:last], start
         self._size = math.prod(shape)
-        # The indices in a row are told from its first by 32 bits.
+        # Each index in a row is stored as its distance from the first, in 32 bits.
         self.width = COLUMNS if size <= 2**32 else max(1, min(COLUMNS, self._run))
         self.rows = -(-self._size // self.width)
 
     def of_rows(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns the indices of some rows: of their first elements, and of the others less that.
+        """Returns the indices of some rows, as bases and offsets.
 
         Returns:
-          uint32[last-first,2], two words for each; and uint32[last-first,COLUMNS], of which
-          ``width`` count, or ``None`` where all rows count up by one.
+          The index of the first element of each row, in two words, uint32[last-first,2]; and the
+          distance of each element from it, uint32[last-first,COLUMNS], of which ``width`` columns
+          count, or ``None`` if the indices of all rows count up by one.
         """
         begin, end = first * self.width, min(last * self.width, self._size)
         if len(self._outer) == 0 or self._run % self.width == 0:
@@ -126,12 +127,12 @@ def _words(indices: np.ndarray) -> np.ndarray:
 
 
 def form_of(work: Work) -> tuple[Elementwise | Stacked, Order] | None:
-    """Returns how the elements of a leaf are drawn, and where they go; ``None`` if they are not.
+    """Returns how the elements of a leaf are drawn, and in which order; ``None`` if they are not.
 
     Args:
       work: what makes the leaf.
     """
-    # If a result were dropped, XLA would fuse the rest in another way than eager JAX.
+    # If a result were dropped, XLA would fuse the others in another way than eager JAX does.
     form = (elementwise_of(work) or Stacked.of(work)) if work.keeps_all() else None
     form = form or Stacked.of_steps(work)
     if form is not None:
@@ -146,7 +147,7 @@ def form_of(work: Work) -> tuple[Elementwise | Stacked, Order] | None:
 
 
 def _taken_off(work: Work) -> tuple[Work, Order] | None:
-    """Returns a work less the moves at its end, and what they do; ``None`` if it has no such end.
+    """Returns a work without the moves at its end, and their order; ``None`` if it ends with none.
 
     Args:
       work: what makes one leaf.
@@ -173,7 +174,7 @@ _MOVES = compat.Same | compat.Permuted | compat.Shaped | compat.Flipped | compat
 
 
 def _moves(equation: jex.JaxprEqn) -> Sequence[jex.JaxprEqn] | None:
-    """Returns the equations that an equation stands for, if each moves the result of the last."""
+    """Returns the moves that an equation consists of; ``None`` if it does more than move."""
     body = compat.jit_body(equation)
     if body is None:
         return [equation] if isinstance(compat.layout_of(equation), _MOVES) else None
@@ -211,7 +212,7 @@ def _moved(equation: jex.JaxprEqn, order: Order) -> Order | None:
 
 
 def _reshaped(order: Order, shape: Shape) -> tuple[int, ...] | None:
-    """Returns the strides under another shape; ``None`` if neighbors would not be evenly apart."""
+    """Returns the strides after a reshape; ``None`` if neighbors would not be evenly apart."""
     old = [(n, s) for n, s in zip(order.shape, order.strides, strict=True) if n > 1]
     new = [n for n in shape if n > 1]
     made: list[int] = []

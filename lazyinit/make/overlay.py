@@ -1,7 +1,7 @@
-"""An array that is made, and a stored corner of it: the corner is written over the array.
+"""Writes the part of a leaf that a checkpoint holds over an array that was made.
 
-So a table of 50,000 rows that are loaded gets 64 more that are made. Each device writes its own
-part over its own shard.
+For example, a table of 50,064 rows is made, and the 50,000 rows of the checkpoint are written over
+its first rows. Each device writes its own part over its own shard.
 """
 
 import math
@@ -19,14 +19,14 @@ from lazyinit.tensors.tiles import copy
 
 
 def overlay(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.Array:
-    """Writes a source over the first elements of an array, in each dimension.
+    """Writes a source over the corner of an array at index 0 of each dimension.
 
-    Each shard is changed in place, so that the array that was given is gone afterwards. The host
+    Each shard is changed in place, so the array that was given cannot be used afterwards. The host
     holds the stored part of one shard at a time, and nothing of the array.
 
     Args:
-      array: on any mesh; or a tracer, inside of ``jax.jit``.
-      stored: has as many dimensions; it is cast to the array's dtype.
+      array: an array on any mesh; or a tracer, inside of ``jax.jit``.
+      stored: a tensor of as many dimensions; it is cast to the array's dtype.
       sharding: the one that was asked for; ``None`` leaves the array uncommitted where it is.
 
     Returns:
@@ -37,11 +37,11 @@ def overlay(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.
     """
     dtype = array.dtype
     everything = tuple(slice(0, n) for n in stored.shape)
-    # Arrays of 64 bits stay so, whether the caller has jax_enable_x64 or not.
+    # Arrays of 64-bit elements keep their dtype, whether the caller has jax_enable_x64 or not.
     with compat.enable_x64(True), jax.disable_jit(False):
         if compat.is_tracer(array):
             return _write_over(array, _read(stored, everything, dtype))
-        # Each shard is an array of its own here: no trace and no mesh of the caller's may apply.
+        # Each shard is handled as an array of its own, outside of the caller's trace and mesh.
         with jax.ensure_compile_time_eval(), under(None):
             if sharding is None:
                 return _update(array, jax.device_put(_read(stored, everything, dtype)))
@@ -53,7 +53,7 @@ def overlay(array: jax.Array, stored: Source, sharding: Sharding | None) -> jax.
 
 def _overlay_shard(shard: Any, shape: tuple[int, ...], stored: Source, dtype: Any) -> jax.Array:
     bounds = [part.indices(size)[:2] for part, size in zip(shard.index, shape, strict=True)]
-    # The corner starts at 0 in each dimension, so its part of a shard starts where the shard does.
+    # The corner begins at index 0, so its part of a shard begins where the shard does.
     index = tuple(
         slice(start, min(stop, size))
         for (start, stop), size in zip(bounds, stored.shape, strict=True)
@@ -64,7 +64,7 @@ def _overlay_shard(shard: Any, shape: tuple[int, ...], stored: Source, dtype: An
 
 
 def _read(stored: Source, index: Index, dtype: Any) -> np.ndarray:
-    # A copy: JAX on CPU would take an aligned piece of a memory map as it is.
+    # This copies: JAX on CPU would take an aligned piece of a memory map itself as the array.
     read = stored.read(index)
     values = np.empty(read.shape, dtype)
     copy(values, read)

@@ -1,4 +1,4 @@
-"""What the fast ways rely on, and which of it is proven on this machine.
+"""What the fast ways rely on, and how much of that is proven on this machine.
 
 A *kind* is one operation on one dtype in one way, such as ``draw erf_inv float32``. A work needs a
 set of kinds. It is made in a fast way only if each of them is proven to give the bits of replay.
@@ -17,8 +17,8 @@ from lazyinit.make.steps import Step
 from lazyinit.program.slices import Work
 
 Sort: TypeAlias = Literal["from keys", "by parts"]
-"""Which leaves rely on a kind: those that are made from keys in a fast way (``kinds_of``), or those
-that each device computes its own part of (``kinds_by_parts``)."""
+"""The leaves that rely on a kind: those that are made from keys in a fast way (``kinds_of``), or
+derived ones of which each device computes its own part (``kinds_by_parts``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Proofs:
     """What is proven on one kind of device for one sort of leaves.
 
     Attributes:
-      where: the versions and the device, as people read it.
-      is_tested: whether the whole suite was run there, so that everything is proven.
+      where: the versions and the device, for messages.
+      is_tested: whether the whole test suite was run there, so that everything is proven.
       passed: the kinds that the self-check has proven.
       failed: the kinds that the self-check found to be wrong, and the canary that showed it.
     """
@@ -41,7 +41,7 @@ class Proofs:
         """Tells whether all of these kinds are proven; warns once if not.
 
         Args:
-          kinds: returns them; not called where everything is proven.
+          kinds: returns the kinds; it is not called where everything is proven.
         """
         if self.is_tested:
             return True
@@ -52,7 +52,7 @@ class Proofs:
         return False
 
     def _warn_once(self, unproven: Sequence[str]) -> None:
-        way = unproven[0].split()[0]  # What is computed by parts has a check of its own.
+        way = unproven[0].split()[0]  # Each way (draw, compile, part) warns by itself.
         if (self.where, way) in _warned:
             return
         _warned.add((self.where, way))
@@ -68,13 +68,13 @@ class Proofs:
         )
 
 
-_warned: set[tuple[str, str]] = set()  # Where, and for which way, this process has warned.
+_warned: set[tuple[str, str]] = set()  # The places and ways of which this process has warned.
 
-TRUSTED = Proofs("everywhere", is_tested=True)  # For the self-check, which tries what it proves.
+TRUSTED = Proofs("everywhere", is_tested=True)  # For the self-check, which tries kinds.
 
 
 def kinds_of(work: Work, form: Elementwise | Stacked | None) -> frozenset[str]:
-    """Returns the kinds that a fast way of making a work needs.
+    """Returns the kinds that have to be proven before a work is made in a fast way.
 
     Args:
       work: what to make.
@@ -92,10 +92,10 @@ def _drawn(step: Step) -> str:
 
 
 def kinds_by_parts(work: Work) -> frozenset[str]:
-    """Returns the kinds that are needed where each device computes its own part of a work.
+    """Returns the kinds that have to be proven before each device computes its part of a work.
 
-    Those of what computes with floating-point numbers: what moves elements, or computes with whole
-    numbers, has the same bits on a part wherever it runs.
+    Only operations on floating-point numbers are among them. One that moves elements, or computes
+    with integers, gives the same bits for a part on any device.
     """
     return frozenset(
         f"part {one.primitive.name} {'+'.join(dtypes)}"
@@ -105,7 +105,7 @@ def kinds_by_parts(work: Work) -> frozenset[str]:
 
 
 def _without_bodies(work: Work) -> Iterator[jex.JaxprEqn]:
-    """Yields the equations of a work, and those of their bodies instead of what has a body."""
+    """Yields the equations of a work; one that has a body is replaced by those of its body."""
     stack = [equation.origin for equation in work.equations]
     while stack:
         equation = stack.pop()

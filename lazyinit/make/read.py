@@ -1,11 +1,11 @@
-"""Stored leaves for CPU devices: a file is read piece by piece into the buffers of the shards.
+"""Reads stored leaves for CPU devices, piece by piece, into the buffers of the shards.
 
 A thread reads a piece once, and copies it into the buffers of all shards that have a part of it.
-Then it gives the pages of the memory map back. So memory beside the array is one piece for each
+Then it gives the pages of the memory map back. So the memory beside the array is one piece for each
 thread, whatever the size of the leaf. A transposed piece is copied in tiles that fit a cache.
 
-The buffers are our own. JAX on CPU would take an aligned piece of the memory map as it is, and the
-array would then change, or fault, with the file.
+The buffers are our own. JAX on CPU would take an aligned piece of the memory map itself as the
+array, which would then change, or fault, with the file.
 """
 
 import math
@@ -33,12 +33,12 @@ from lazyinit.tensors.tiles import copy
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A block of a leaf that lies together in a file: a thread reads it at once.
+    """A block of a leaf that lies together in a file, so that a thread reads it at once.
 
     Attributes:
-      source: what to read.
+      source: the tensor to read from.
       begins: where the source begins in the leaf, along each axis.
-      block: what to read of the leaf.
+      block: the part of the leaf to read.
       path: of the leaf, for messages.
     """
 
@@ -48,13 +48,13 @@ class Piece:
     path: str
 
     def read_into(self, buffers: Mapping[Bounds, np.ndarray]) -> None:
-        """Copies the piece to where it belongs in each buffer, cast to its dtype. On any thread.
+        """Copies the piece to where it belongs in each buffer, cast to its dtype, on any thread.
 
         Args:
-          buffers: by the part of the leaf that each holds; no two parts overlap.
+          buffers: arrays by the part of the leaf that each holds; no two parts overlap.
 
         Raises:
-          CastError: the dtype of the buffers cannot hold a value, and nobody asked for that.
+          CastError: the dtype of the buffers cannot hold a value, and the user did not allow that.
         """
         with told(self.source, self.path):
             self._read_into(buffers)
@@ -67,7 +67,7 @@ class Piece:
             (min(start for start, _ in bounds), max(stop for _, stop in bounds))
             for bounds in zip(*parts.values(), strict=True)
         )
-        # The parts are read at once if nothing lies between them, and else one by one.
+        # The parts are read together if nothing lies between them, and otherwise one by one.
         size = size_of(around)
         is_one = sum(map(size_of, parts.values())) == size
         if is_one and size * self.source.dtype.itemsize <= PIECE:
@@ -80,7 +80,7 @@ class Piece:
         for at, part in parts.items():
             read.append(values := self._read(part))
             copy(_place(buffers[at], at, part), values)
-        for values in read:  # Not before the last is copied: shards share pages.
+        for values in read:  # Given back after the last copy, because shards share pages.
             give_back(values)
 
     def _of(self, at: Bounds) -> Bounds | None:
@@ -96,7 +96,7 @@ class Piece:
 
 
 def prepare_reading(way: Read, reading: ThreadPoolExecutor, blocks: Blocks) -> Callable[[], Shards]:
-    """Returns what begins to fill the shards of a stored leaf.
+    """Returns a function that begins to fill the shards of a stored leaf.
 
     Args:
       way: what to read.
@@ -116,13 +116,13 @@ def prepare_reading(way: Read, reading: ThreadPoolExecutor, blocks: Blocks) -> C
 
 
 def check_values(leaves: Iterable[tuple[str, Any]]) -> None:
-    """Reads what a cast may refuse, and lets it go again: for who may not stop half-way.
+    """Reads the tensors that a cast may refuse, for callers that must not stop half-way.
 
     Args:
-      leaves: by path, thunks of any kind; of most of them nothing is read.
+      leaves: thunks of any kind, by path. Most of them are not read, as their casts cannot fail.
 
     Raises:
-      CastError: a value that its leaf's dtype cannot hold; all other leaves may have some, too.
+      CastError: a leaf's dtype cannot hold a value. Only the first such leaf is named.
     """
     stored = [each for path, leaf in leaves for each in _stored(path, leaf)]
     pieces = [
@@ -155,7 +155,7 @@ def _try(each: tuple[Piece, np.dtype]) -> None:
 
 
 def cut_up(source: Source, path: str) -> Sequence[Piece]:
-    """Cuts what makes the leaf at a path into pieces, of ``PIECE`` bytes at most if it can be."""
+    """Cuts the source of a leaf into pieces, of at most ``PIECE`` bytes where that is possible."""
     return [piece for begins, part in parts_of(source) for piece in _cut_part(part, begins, path)]
 
 
@@ -172,7 +172,7 @@ def _cut_part(source: Source, begins: tuple[int, ...], path: str) -> Iterator[Pi
 
 
 def _within(bounds: Bounds, around: Bounds) -> Index:
-    """Returns what selects a part, in an array that is itself a part of the whole."""
+    """Returns the index that selects one part of a leaf, in an array that holds a larger part."""
     return tuple(
         slice(start - first, stop - first)
         for (start, stop), (first, _) in zip(bounds, around, strict=True)

@@ -1,12 +1,12 @@
-"""Equation by equation: leaves that are replayed, and leaves that are inlined in a trace.
+"""Leaves that are run equation by equation: replayed on a device, or inlined in a trace.
 
 *Replay* runs a work eagerly, at its own shape, on one device. That is what eager ``init`` does,
 on any version of JAX and on any kind of device, so its bits are right by construction. The device
 holds the whole leaf, and up to ``limits.TEMPORARIES`` times as much beside it, while the leaf is
 made. Then the leaf is cut, and each device gets its shard.
 
-Within a ``jit`` or a ``vmap`` whose keys are traced there is nothing to run yet. The equations
-become part of the caller's trace instead.
+Within a ``jit`` or a ``vmap`` that traces the keys, nothing can be run yet. The leaf is *inlined*:
+its equations become part of the caller's trace.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyinit import compat, meshes
+from lazyinit import compat, errors, meshes
 from lazyinit.make.executable import encode_key
 from lazyinit.make.shards import Blocks, Shards, index_of
 from lazyinit.make.ways import Computed, Inlined, Job
 from lazyinit.program.small_values import SmallValues
 
-_OFTEN = 2**24  # Bytes of leaves after which what was free beside them is given back.
+_OFTEN = 2**24  # After so many bytes of leaves, freed memory is given back to the system.
 
 
 class _Freed:
     """Gives memory that replays have freed back to the system, now and then.
 
-    Of the blocks that XLA and LAPACK free, glibc keeps up to 64 MiB for each thread, and all that
-    lies between others. To give it back takes time, which only large leaves are worth.
+    Of the blocks that XLA and LAPACK free, glibc keeps up to 64 MiB for each thread, and all those
+    that lie between blocks in use. Giving them back takes time that only large leaves are worth.
     """
 
     def __init__(self) -> None:
@@ -60,13 +60,13 @@ def prepare_replay(
     """Returns what makes the arrays of a way's jobs, on a thread with no trace and no mesh.
 
     Args:
-      way: what to make, in whatever way it would be made else.
+      way: what to make; it need not be ``Replayed``.
       small: its keys and scalars.
       blocks: the memory that shards on CPU are cut out of.
     """
-    # The thread has settings of its own, so the caller's device is asked for now.
+    # The thread that replays has settings of its own, so the caller's are read now.
     device = _device_of(way.jobs[0]) or compat.setting("jax_default_device")
-    needed = compat.mesh_of(way.work.origins)  # By a shard_map, say.
+    needed = compat.mesh_of(way.work.origins)  # A shard_map needs one.
     mesh = None if needed is None else meshes.concrete(needed, way.jobs[0].path)
 
     def run() -> list[jax.Array]:
@@ -77,7 +77,7 @@ def prepare_replay(
             ]
             made = way.work.run(inputs, barrier=False)
         with compat.enable_x64(True), jax.default_device(device):
-            # A constant may be NumPy's.
+            # A leaf that is a constant may be a NumPy array.
             placed = [
                 jax.block_until_ready(_placed(job, jnp.asarray(array), blocks))
                 for job, array in zip(way.jobs, made, strict=True)
@@ -99,7 +99,7 @@ def inline(way: Inlined, small: SmallValues) -> list[Any]:
 
 
 def _device_of(job: Job) -> Any | None:
-    """Returns the device to replay on: one of this process's, of those that get a shard."""
+    """Returns the device to replay on: the first one of this process that gets a shard."""
     if job.sharding is None:
         return None
     devices = sorted(job.sharding.addressable_devices, key=lambda d: d.id)
@@ -110,7 +110,7 @@ def _placed(job: Job, whole: jax.Array, blocks: Blocks) -> jax.Array:
     is_key = jnp.issubdtype(whole.dtype, jax.dtypes.prng_key)
     if job.sharding is None or job.sharding.num_devices == 1 or is_key or whole.weak_type:
         return job.move(whole)
-    # Not jax.device_put: for devices of several processes it would compare the whole leaf.
+    # jax.device_put would compare the whole leaf between processes, if there are several.
     host = np.asarray(whole if whole.dtype == job.dtype else whole.astype(job.dtype))
     shards = Shards(job.path, job.leaf.shape, job.dtype, job.sharding, blocks)
     for at, buffer in shards.allocate().items():
@@ -118,13 +118,25 @@ def _placed(job: Job, whole: jax.Array, blocks: Blocks) -> jax.Array:
     return shards.array()
 
 
-def count_unequal(array: jax.Array, want: jax.Array | np.ndarray) -> int:
-    """Returns how many elements, of those that this process holds, have other bits than wanted.
+def check_equal(job: Job, array: jax.Array, want: jax.Array) -> None:
+    """Checks that a leaf that was made has the bits of its replay.
 
     Args:
-      array: on any devices.
-      want: the same, whole, on one device of this process.
+      job: what was asked for.
+      array: what was made, on any devices.
+      want: its replay, whole, on one device of this process.
+
+    Raises:
+      BitsError: some element, of those that this process holds, has other bits.
     """
+    if n := _count_unequal(array, want):
+        raise errors.BitsError(
+            f"{job.path}: wanted the bits of its replay, got {n} of {array.size} elements that "
+            "differ. Please report it, with what `lazyinit check` prints."
+        )
+
+
+def _count_unequal(array: jax.Array, want: jax.Array | np.ndarray) -> int:
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array, want = jax.random.key_data(array), jax.random.key_data(want)
     want = np.asarray(want)
@@ -135,6 +147,6 @@ def count_unequal(array: jax.Array, want: jax.Array | np.ndarray) -> int:
 def _unequal(a: np.ndarray, b: np.ndarray) -> int:
     if a.size == 0:
         return 0
-    # By bytes: a NaN is equal to itself, and zeros of two signs differ.
+    # Bytes are compared, so that a NaN equals itself and 0.0 differs from -0.0.
     first, second = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
     return int((first != second).reshape(a.size, -1).any(1).sum())

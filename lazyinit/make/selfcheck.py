@@ -1,14 +1,14 @@
-"""The self-check: whether the fast ways give the bits of replay on this machine.
+"""The self-check: it finds out whether the fast ways give the bits of replay on this machine.
 
 Where the test suite was run (``environment``), all kinds are taken as proven. Anywhere else
-(another version of JAX, a GPU, a CPU with other vector units, compiler options that somebody set)
-the *canaries* are made both ways first. They come from the simplest on, and later ones combine
-what earlier ones have proven. If a canary has other bits than its replay, the kinds that it needs,
-and that no earlier one has proven, have failed.
+(another version of JAX, a GPU, a CPU with other vector units, compiler options that the user set)
+the *canaries* are made in both ways first. The simplest come first, and later ones combine what
+earlier ones have proven. If a canary has other bits than its replay, the kinds that it needs, and
+that no earlier one has proven, have failed.
 
 Leaves that are made from keys and leaves that are computed by parts (``Sort``) share no kind, and
-most people make none by parts. So each sort is checked when it is first asked for, and its outcome
-is kept by itself in the user's cache folder, by all that it depends on.
+most people make none by parts. So each sort is checked when it is first asked for. Its outcome is
+kept in a file of its own in the user's cache folder, which is named by all that it depends on.
 """
 
 import contextlib
@@ -45,11 +45,11 @@ from lazyinit.program.tracing import trace
 
 
 def run(platform: str, sort: Sort) -> Proofs:
-    """Runs the self-check on this process's devices of a platform, whatever is remembered.
+    """Runs the self-check on this process's devices of a platform, even if its outcome is known.
 
     Args:
       platform: ``"cpu"``, ``"gpu"``, ``"tpu"``.
-      sort: of the leaves that rely on what is checked.
+      sort: the sort of leaves whose kinds are checked.
     """
     where = str(environment(platform))
     passed: set[str] = set()
@@ -57,7 +57,7 @@ def run(platform: str, sort: Sort) -> Proofs:
     by_parts = sort == "by parts"
     attempt, canaries = (_try_by_parts, CANARIES_BY_PARTS) if by_parts else (_try, CANARIES)
     each = [(canary, dtype) for canary in canaries for dtype in canary.dtypes]
-    # Settings, meshes and traces of the caller's stay on its thread.
+    # On other threads, the caller's settings, meshes and traces do not apply.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tried = list(pool.map(lambda one: attempt(one[0], one[1], platform), each))
     for (canary, dtype), (kinds, differs) in zip(each, tried, strict=True):
@@ -69,9 +69,9 @@ def run(platform: str, sort: Sort) -> Proofs:
 
 
 def _try(canary: Canary, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
-    """Returns what making a canary in the fast way relies on, and whether its bits differ."""
+    """Returns the kinds that a canary needs in the fast ways, and whether its bits differ there."""
     key = Key.of(jax.random.key(7, impl="threefry2x32"))
-    # What is not drawn is compiled as one: then a shape may change the bits of any equation.
+    # On an accelerator, a leaf is compiled as one, and a shape may change the bits of any equation.
     more = () if platform == "cpu" else FEW
     shapes = tuple(dict.fromkeys((*canary.shapes, *more)))
 
@@ -90,7 +90,7 @@ def _try(canary: Canary, dtype: str, platform: str) -> tuple[frozenset[str], boo
     kinds: set[str] = set()
     differs = False
     for sharding_of in _placements(platform):
-        jobs: list[Job] = []  # What is replayed anyway would be compared with itself.
+        jobs: list[Job] = []  # Without replayed leaves, which would be compared with themselves.
         for way in ways_of([Job(dtype, x, sharding_of(x), x.dtype) for x in leaves], _trust):
             match way:
                 case Drawn(work=work, form=form):
@@ -104,7 +104,7 @@ def _try(canary: Canary, dtype: str, platform: str) -> tuple[frozenset[str], boo
         try:
             for _ in make(jobs, _trust, check=True):
                 pass
-        except Exception:  # Other bits, or an error of the compiler: not to be relied on.
+        except Exception:  # Other bits, or an error of the compiler, which fails the kinds, too.
             differs = True
     return frozenset(kinds), differs
 
@@ -114,7 +114,7 @@ def _trust(platform: str, sort: Sort) -> Proofs:
 
 
 def _try_by_parts(canary: Canary, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
-    """Returns what computing a canary by parts relies on, and whether its bits differ."""
+    """Returns the kinds that a canary needs by parts, and whether its bits differ there."""
     fn = canary.function
     (shape,) = canary.shapes
     kinds: set[str] = set()
@@ -130,20 +130,20 @@ def _try_by_parts(canary: Canary, dtype: str, platform: str) -> tuple[frozenset[
             work = gather([Slice(traced, result.value, given=(given,))])
             cuts: list[Cut] = [(("x",), ()) if v == given else () for v in work.inputs]
             parted = Partwise.of(work, cuts, {"x": PLACES})
-            if parted is not None:  # Else it is computed whole.
+            if parted is not None:  # Otherwise, such a leaf is never computed by parts.
                 kinds |= kinds_by_parts(work)
                 differs |= _differs_by_parts(parted, cuts, [small[v] for v in work.inputs])
     return frozenset(kinds), differs
 
 
 def _differs_by_parts(parted: Partwise, cuts: Sequence[Cut], whole: Sequence[Any]) -> bool:
-    """Tells whether the parts have other bits than a replay, one device taking each in turn."""
+    """Tells whether the parts, computed in turn on one device, have other bits than a replay."""
     (want,) = parted.work.run(whole, barrier=False)
     for place in range(PLACES):
         inputs = [_part(x, cut, place) for x, cut in zip(whole, cuts, strict=True)]
         try:
             made = parted.run_at({"x": place}, inputs)
-        except Exception:  # An error of the compiler: not to be relied on.
+        except Exception:  # An error of the compiler fails the kinds, too.
             return True
         assert made is not None
         if np.asarray(made[0]).tobytes() != _part(want, parted.cuts[0], place).tobytes():
@@ -170,14 +170,14 @@ def _placements(platform: str) -> Sequence[Callable[[Any], Sharding]]:
     return [lambda _: alone, cut]
 
 
-# What is remembered.
+# The outcomes, in this process and in the user's cache folder.
 
 _known: dict[tuple[Environment, Sort], Proofs] = {}
 _lock = threading.Lock()
 
 
 def proofs_on(platform: str, sort: Sort) -> Proofs:
-    """Returns what is proven for a sort of leaves: tested, remembered, or checked now."""
+    """Returns what is proven for a sort of leaves; runs the self-check if that is not known."""
     here = environment(platform)
     with _lock:
         if (here, sort) not in _known:
@@ -191,7 +191,7 @@ def proofs_on(platform: str, sort: Sort) -> Proofs:
 
 def _checked(here: Environment, sort: Sort) -> Proofs:
     found = run(here.platform, sort)
-    with contextlib.suppress(OSError):  # A folder that cannot be written: it is checked again.
+    with contextlib.suppress(OSError):  # If it cannot be written, the next process checks again.
         path = _path(here, sort)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(
@@ -209,7 +209,7 @@ def _remembered(here: Environment, sort: Sort) -> Proofs | None:
         passed, failed = frozenset(stored["passed"]), dict(stored["failed"])
         if stored["where"] != asdict(here) or not all(isinstance(k, str) for k in passed):
             return None
-    except (OSError, ValueError, TypeError, KeyError):  # Not there, or rubbish: it is checked anew.
+    except (OSError, ValueError, TypeError, KeyError):  # No file, or a damaged one.
         return None
     return Proofs(str(here), False, passed, failed)
 
@@ -224,10 +224,10 @@ def _path(here: Environment, sort: Sort) -> Path:
 
 @functools.cache
 def _code() -> str:
-    """Returns a digest of the code that is checked, and of what it decides by.
+    """Returns a digest of the code that is checked, and of the code that decides what is drawn.
 
-    What a leaf needs of its program, and what is known of primitives, decide what is drawn: after
-    a change there, too, the check has to run again.
+    The latter knows what a leaf needs of its program (``program``), and facts about primitives
+    (``compat``). After a change there, the check has to run again, too.
     """
     package = Path(__file__).parents[1]
     rooms = ("compat", "make", "program")

@@ -1,12 +1,12 @@
-"""The parts of one array, in host memory that JAX on CPU takes over without a copy.
+"""The shards of one array, in host memory that JAX on CPU takes over without a copy.
 
 There is one buffer for each distinct shard. CPU devices that hold the same part share its buffer,
-as they do after ``jax.device_put`` of a host array. JAX never writes to such a buffer: one that
-somebody donates is left as it is.
+as they do after ``jax.device_put`` of a host array. JAX never writes to such a buffer, even if the
+array is donated.
 
-The first touch of a page costs as much as the copy of what goes there, and less by far where
-pages are large. NumPy asks for large pages from 4 MiB on, so small buffers are cut out of *blocks*.
-The memory of a block goes back to the system when the last array in it is gone.
+The first touch of a page costs as much as copying a page of data there, but far less where pages
+are large. NumPy asks for large pages from 4 MiB on, so small buffers are cut out of *blocks*. The
+memory of a block goes back to the system when the last array in it is gone.
 """
 
 import math
@@ -23,25 +23,25 @@ from jax.sharding import Sharding
 from lazyinit import compat
 from lazyinit.sources import Index, Shape, describe
 
-Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Of a part: start and stop in each dimension.
+Bounds: TypeAlias = tuple[tuple[int, int], ...]  # Start and stop of a part in each dimension.
 
 ALIGNMENT = 64  # Bytes, as XLA wants it.
-_LARGE_PAGE = 2**21  # Bytes, on x86-64 and on most of ARM64.
-BLOCK = 2**24  # Bytes; what one small array that outlives its neighbors can keep at most.
-_OPEN = 4  # Blocks that have room for more. Layers of a decoder need three.
+_LARGE_PAGE = 2**21  # Bytes, on x86-64 and on most ARM64 systems.
+BLOCK = 2**24  # Bytes. A small array that outlives its neighbors keeps this much at most.
+_OPEN = 4  # Blocks that are kept open for more buffers. The layers of a decoder need three.
 
 
 class Shards:
     """The shards of one array that this process's devices hold.
 
     Attributes:
-      tasks: what threads do to fill the buffers; to be waited for.
+      tasks: the tasks that fill the buffers, which have to be waited for.
     """
 
     def __init__(
         self, path: str, shape: Shape, dtype: Any, sharding: Sharding | None, blocks: "Blocks"
     ) -> None:
-        """Takes what the array will be, and memory for it; ``path`` is for messages."""
+        """Takes the array's shape, dtype and sharding, and memory; ``path`` is for messages."""
         self._blocks = blocks
         self._path, self._shape, self._dtype, self._sharding = path, shape, dtype, sharding
         self._places = places_of(shape, sharding)
@@ -52,10 +52,10 @@ class Shards:
         """Returns a buffer to fill for each distinct shard.
 
         Args:
-          zeros: whether they start as zeros, which take memory only when they are read.
+          zeros: whether they start as zeros, which take memory only once they are read or written.
 
         Raises:
-          MemoryError: there is too little of it.
+          MemoryError: there is too little memory.
         """
         make = self._blocks.zeros if zeros else self._blocks.empty
         for at in dict.fromkeys(self._places.values()):
@@ -70,7 +70,7 @@ class Shards:
         return self._buffers
 
     def fill(self, value: np.ndarray) -> None:
-        """Allocates, and makes every element one value (no dimensions, of the array's dtype)."""
+        """Allocates the buffers, and sets every element to a value of the array's dtype."""
         is_zero = not any(value.tobytes())
         for buffer in self.allocate(zeros=is_zero).values():
             if not is_zero:
@@ -78,16 +78,16 @@ class Shards:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is one buffer, for the default device."""
+        """Whether there is just one buffer, which goes to the default device."""
         return self._sharding is None
 
     def whole(self) -> np.ndarray:
-        """Returns that buffer."""
+        """Returns the buffer of an array that is whole."""
         (buffer,) = self._buffers.values()
         return buffer
 
     def array(self) -> jax.Array:
-        """Returns the array, once its buffers are full. On the thread whose settings hold."""
+        """Returns the array, once its buffers are full, under the settings of this thread."""
         if self._sharding is None:
             return jax.device_put(self.whole())
         return jax.make_array_from_callback(
@@ -99,10 +99,10 @@ class Shards:
 
 
 def arrays_of(filled: Sequence[Shards]) -> list[jax.Array]:
-    """Returns the array of each, under no setting and in no trace: faster than one by one."""
+    """Returns the array of each, in any trace and under any settings of the caller."""
     on_default = [n for n, shards in enumerate(filled) if shards.is_whole]
     with compat.enable_x64(True), jax.ensure_compile_time_eval():
-        # One call for all: JAX takes half the time.
+        # One call for all takes half the time of a call for each.
         whole = jax.device_put([filled[n].whole() for n in on_default])
         made = dict(zip(on_default, whole, strict=True))
         return [made[n] if n in made else shards.array() for n, shards in enumerate(filled)]
@@ -114,15 +114,15 @@ def is_elsewhere(sharding: Sharding | None) -> bool:
 
 
 def empty(shape: Shape, sharding: Any, dtype: Any) -> jax.Array:
-    """Returns an array of which this process holds nothing: other processes make it."""
+    """Returns an array of which this process holds nothing, because other processes make it."""
     with compat.enable_x64(True), jax.ensure_compile_time_eval():
         return jax.make_array_from_single_device_arrays(shape, sharding, [], dtype=dtype)
 
 
 def places_of(shape: Shape, sharding: Sharding | None) -> Mapping[Any, Bounds]:
-    """Returns which part of an array each device of this process holds, by device.
+    """Returns the part of an array that each device of this process holds, by device.
 
-    Without a sharding, the default device, which stands there as ``None``, holds all of it.
+    Without a sharding, ``None`` stands for the default device, which holds the whole array.
     """
     if sharding is None:
         return {None: tuple((0, n) for n in shape)}
@@ -136,7 +136,7 @@ def _bounds_of(index: Any, shape: Shape) -> Bounds:
 
 
 def index_of(bounds: Bounds) -> Index:
-    """Returns what selects a part."""
+    """Returns the index that selects a part."""
     return tuple(slice(start, stop) for start, stop in bounds)
 
 
@@ -146,22 +146,22 @@ def size_of(bounds: Bounds) -> int:
 
 
 class Blocks:
-    """Cuts buffers out of blocks, for any thread."""
+    """Cuts buffers out of blocks, on any thread."""
 
     def __init__(self) -> None:
         """Starts with no block."""
         self._lock = threading.Lock()
-        self._rests: list[np.ndarray] = []  # Of the last few blocks, the smallest first.
+        self._rests: list[np.ndarray] = []  # What is left of the last blocks, smallest first.
 
     def empty(self, shape: Shape, dtype: Any) -> np.ndarray:
-        """Returns an array whose values are not set."""
+        """Returns an array whose values are not set yet."""
         size = math.prod(shape) * jnp.dtype(dtype).itemsize
         taken = -(-size // ALIGNMENT) * ALIGNMENT
         if taken > BLOCK // 2:
             return aligned(size).view(dtype).reshape(shape)
         with self._lock:
-            # Where it fits most closely: a rest whose first large page is written to in part, and
-            # which nothing else goes to, takes all of that page.
+            # The smallest rest that fits is taken, because a rest that is never used up still has
+            # all of its first large page in memory, if a part of that page is in use.
             fits = (n for n, rest in enumerate(self._rests) if taken <= rest.size)
             chosen = next(fits, None)
             rest = aligned(BLOCK) if chosen is None else self._rests.pop(chosen)
@@ -178,7 +178,7 @@ class Blocks:
 def aligned(size: int, make: Any = np.empty) -> np.ndarray:
     """Returns host memory uint8[size] that starts where XLA wants arrays to start.
 
-    What is made of whole large pages starts with one, so that none of it is in small ones.
+    If the size is a multiple of a large page, the memory starts with a page and has no small ones.
 
     Args:
       size: in bytes.

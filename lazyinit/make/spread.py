@@ -1,12 +1,12 @@
 """Stored leaves that several processes hold: each reads a part, and the devices pass it on.
 
-A leaf that is copied from process to process is read as a *spread*: cut further, along the axes of
-the mesh over which it is copied, so that each process reads bytes that no other does. One program
-then gathers it over the network between the devices. That costs no memory beside the arrays but
-for one leaf: a spread is let go of as soon as its leaf is there, and is smaller.
+A leaf that is replicated over several processes is read as a *spread*: it is cut further, along the
+mesh axes over which it is replicated, so that each process reads bytes that no other reads. One
+program then gathers it over the network between the devices. The memory for this is that of one
+spread, which is smaller than its leaf: a spread is freed as soon as its leaf is there.
 
-Bits travel as unsigned integers. XLA may convert the values of a short floating-point type on its
-way through a collective, and a NaN would not come out of that as it went in.
+Bits travel as unsigned integers. XLA may convert the values of a short floating-point type on their
+way through a collective, which could change the bits of a NaN.
 """
 
 import functools
@@ -29,29 +29,29 @@ from lazyinit.sources import Shape
 from lazyinit.tensors.key_data import KeyData
 from lazyinit.tensors.regions import order_of
 
-LEAST = 2**18  # Bytes of a shard: to read fewer once more is quicker than to wait for others.
+LEAST = 2**18  # Bytes of a shard. All processes read a smaller one, rather than wait for others.
 _SETTING = "jax_cpu_collectives_implementation"
 _NETWORKS = ("gloo", "mpi", "megascale")
 
 
 def spreads_of(jobs: Sequence[Job]) -> list[tuple[Job, Job]]:
-    """Returns the jobs whose leaves are read as spreads, each with what reads it."""
+    """Returns the jobs whose leaves are read as spreads, each with the job that reads it."""
     return [(job, read) for job in jobs if (read := spread_of(job)) is not None]
 
 
 def spread_of(job: Job, devices: Sequence[Any] | None = None) -> Job | None:
-    """Returns what reads a leaf, each process its own part of it; ``None`` if all read it.
+    """Returns the job that reads a leaf as a spread; ``None`` if all processes read what they hold.
 
-    All read what is small, what is in memory of another kind than the devices' own, and what has
-    no dimension to cut: all are cut already, and their shards not divisible by the copies.
+    They do so for a leaf that is small, that goes to another kind of memory than the devices' own,
+    or that has no dimension to cut further, into as many parts as there are copies.
 
     Args:
       job: a leaf and where it goes.
-      devices: of the placement, in the order of its mesh; ``None`` for the mesh's own.
+      devices: the devices of the sharding, in the order of its mesh; ``None`` for the mesh's own.
 
     Returns:
-      A job with the same places. Its sharding is cut further, and its shape may have a few more
-      rows, in which nothing is read.
+      A job with the same places. Its sharding cuts the leaf further, and its shape may have a few
+      more rows, which are not read.
     """
     leaf, placement = job.leaf, job.sharding
     is_plain = isinstance(leaf, StoredParam) and not isinstance(leaf.source, KeyData)
@@ -59,7 +59,7 @@ def spread_of(job: Job, devices: Sequence[Any] | None = None) -> Job | None:
         return None
     if placement.memory_kind is not None and _is_elsewhere(placement):
         return None
-    if _bits(job.dtype) % 8:  # XLA packs them, and a compiled program wants them packed.
+    if _bits(job.dtype) % 8:  # Compiled programs pack such elements, and host buffers do not.
         return None
     if math.prod(placement.shard_shape(leaf.shape)) * job.dtype.itemsize < LEAST:
         return None
@@ -80,11 +80,11 @@ def spread_of(job: Job, devices: Sequence[Any] | None = None) -> Job | None:
 def _cut(
     leaf: StoredParam, spec: tuple[Any, ...], mesh: Any, axes: tuple[str, ...]
 ) -> tuple[list[Any], Shape] | None:
-    """Returns a spec that cuts a leaf further, and the shape that it cuts."""
+    """Returns a spec that cuts a leaf further, and the shape of the spread."""
     shape = list(leaf.shape)
     full = [*spec, *[None] * (len(shape) - len(spec))]
     parts = meshes.parts_of(mesh, axes)
-    # What lies together in a file is read together.
+    # The dimension that is outermost in the file comes first, so that a part lies together there.
     order = order_of(leaf.source)
     order = (*order, *(d for d in range(len(shape)) if d not in order))
     for d in order:
@@ -105,20 +105,20 @@ def gathered(
     spreads: Sequence[tuple[Job, Job]],
     meet: Callable[[], None],
 ) -> Iterator[tuple[Job, jax.Array]]:
-    """Yields what is made, and at the end each leaf that was read as a spread.
+    """Yields the arrays that are made, and at the end each leaf that was read as a spread.
 
     All processes gather the same leaves in the same order.
 
     Args:
       made: the arrays of all jobs, spreads among them.
-      spreads: what was asked for, and what is read in its stead.
-      meet: waits until all processes have read, or raises what kept one: in a collective nobody
-        would learn of that.
+      spreads: the jobs that were asked for, each with the job that reads its spread.
+      meet: waits until all processes have read. It raises if one of them failed, because the others
+        would wait for that one in the collective.
     """
     reads = {id(read) for _, read in spreads}
     parts: dict[int, jax.Array] = {}
-    with ThreadPoolExecutor(1) as compiling:  # While others read.
-        programs: dict[Any, Future[Any]] = {}  # Leaves that are alike have one.
+    with ThreadPoolExecutor(1) as compiling:  # Compiles while other threads read.
+        programs: dict[Any, Future[Any]] = {}  # Leaves that are alike share a program.
         for job, read in spreads:
             if (alike := _alike(job, read)) not in programs:
                 programs[alike] = compiling.submit(_compile, *alike)
@@ -139,7 +139,7 @@ def _gather(job: Job, spread: jax.Array, program: Any) -> jax.Array:
         whole = program(words).block_until_ready()
     words.delete()
     spread.delete()
-    # In its own sharding: whether the axes of the mesh are Explicit is a part of that.
+    # The array gets the job's own sharding, whose mesh may have Explicit axes.
     assert job.sharding is not None
     return _as_dtype(whole, job.sharding, job.dtype)
 
@@ -148,7 +148,7 @@ _Alike: TypeAlias = tuple[Shape, NamedSharding, Shape, NamedSharding, Any]
 
 
 def _alike(job: Job, read: Job) -> _Alike:
-    """Returns what a program depends on: shapes and shardings of a spread and of its leaf."""
+    """Returns what a program depends on: the shapes and shardings of a spread and of its leaf."""
     before, after = read.sharding, job.sharding
     assert isinstance(before, NamedSharding)
     assert isinstance(after, NamedSharding)
@@ -171,7 +171,7 @@ def _compile(
 def _as_dtype(array: jax.Array, sharding: Sharding, dtype: Any) -> jax.Array:
     """Returns the bits of an array as another dtype of the same size, in an equal sharding.
 
-    Not within the program that gathers: there, XLA converts values on their way.
+    The program that gathers must not do this, because XLA may convert values on their way there.
     """
     places = sharding.addressable_devices_indices_map(array.shape)
     parts = {shard.device: shard.data for shard in array.addressable_shards}
@@ -183,7 +183,7 @@ def _as_dtype(array: jax.Array, sharding: Sharding, dtype: Any) -> jax.Array:
 def _viewed(part: jax.Array, device: Any, dtype: Any) -> jax.Array:
     if part.dtype == dtype:
         return part
-    if device.platform == "cpu":  # JAX takes the same memory: no copy, and nothing to compile.
+    if device.platform == "cpu":  # JAX takes the same memory, and compiles nothing.
         return jax.device_put(np.asarray(part).view(dtype), device)
     return jax.lax.bitcast_convert_type(part, dtype)
 
@@ -192,7 +192,7 @@ def check_network(spreads: Sequence[tuple[Job, Job]]) -> None:
     """Checks that devices of several processes can reach each other.
 
     Raises:
-      HostsError: they are CPU devices, and JAX was told to have no network between them.
+      HostsError: they are CPU devices, and JAX is set to use no network between them.
     """
     if network() in _NETWORKS:
         return
@@ -207,7 +207,7 @@ def check_network(spreads: Sequence[tuple[Job, Job]]) -> None:
 
 
 def network() -> str | None:
-    """Returns by what CPU devices of several processes reach each other, ``None`` for nothing."""
+    """Returns the network between CPU devices of several processes; ``None`` if there is none."""
     return compat.setting(_SETTING)
 
 
@@ -219,7 +219,7 @@ def _names(axes: Any) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _crossing(mesh: Any, processes: tuple[int, ...]) -> tuple[str, ...]:
-    """Returns the axes of a mesh along which one comes from process to process."""
+    """Returns the axes of a mesh along which neighbors belong to different processes."""
     grid = np.array(processes).reshape(mesh.axis_sizes)
     return tuple(name for n, name in enumerate(mesh.axis_names) if np.diff(grid, axis=n).any())
 
@@ -237,7 +237,7 @@ def _is_elsewhere(placement: NamedSharding) -> bool:
 
 
 def _bits_of(dtype: Any) -> Any:
-    """Returns unsigned integers as large as a floating-point dtype; any other dtype as it is."""
+    """Returns the unsigned integer dtype of a floating-point dtype's size; other dtypes as is."""
     return np.dtype(f"uint{_bits(dtype)}") if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 

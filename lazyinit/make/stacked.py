@@ -3,7 +3,7 @@
 This is how ``nn.scan`` and ``nnx.vmap`` make the parameters of layers; the rows lie along the first
 axis. XLA compiles the body of a scan as one, so a row is drawn by the steps of the body, with no
 barrier between them. Under a ``vmap``, eager JAX runs each equation for all rows at once, so a row
-has the steps of the work, with its barriers. A device makes the rows that it holds, and no others.
+is drawn by the steps of the work, with its barriers. A device makes only the rows that it holds.
 """
 
 import functools
@@ -29,12 +29,12 @@ class Stacked:
     """A work that makes one leaf, in a form that makes each row along the first axis from its key.
 
     Attributes:
-      row: what makes one row, from its key.
+      row: the form that makes one row, from its key.
       count: how many rows there are.
-      fold: the number that is folded into each key first; ``-1`` if none is.
+      fold: the number that is folded into each key first; ``-1`` if there is none.
       place: the position of the array of keys among the inputs of the work.
-      under: what made the rows: ``"scan"``, ``"vmap"``, ``"scan_of_vmap"``, ``"scan_of_scan"``.
-      keys: computes the array of keys from the inputs of the work; ``None`` if one of them is it.
+      under: the origin of the rows: ``"scan"``, ``"vmap"``, ``"scan_of_vmap"``, ``"scan_of_scan"``.
+      keys: computes the array of keys from the inputs of the work; ``None`` if it is an input.
     """
 
     row: Elementwise
@@ -74,14 +74,14 @@ class Stacked:
     def of_steps(cls, work: Work) -> "Stacked | None":
         """Returns a scan in this form whose keys follow from counts, as those of ``nnx.Rngs`` do.
 
-        The counts may go from step to step. Keys and counts are exact, so that they can be computed
-        by themselves, before the rows. A step may make several rows, by a ``vmap`` or a scan.
+        The counts may be carried from step to step. Keys and counts are exact, so they can be
+        computed apart, before the rows. A step may make several rows, by a ``vmap`` or a scan.
         """
         return cls._of_counts(work, 0) or cls._of_counts(work, 1)
 
     @classmethod
     def _of_counts(cls, work: Work, ndim: int) -> "Stacked | None":
-        """Returns a scan in this form, whose keys and counts have so many dimensions at most."""
+        """Returns a scan in this form whose keys and counts have at most ``ndim`` dimensions."""
         if len(work.equations) != 1 or len(work.outputs) != 1:
             return None
         (equation,) = work.equations
@@ -105,7 +105,7 @@ class Stacked:
         rest = [e for e in jaxpr.eqns if e not in counts]
         made = {v for e in rest for v in e.outvars}
         taken = {v for e in rest for v in e.invars if isinstance(v, jex.Var)} - made
-        # What else a step gives must be counts: floats would be fused with the row.
+        # All other results of a step must be counts, as XLA would fuse floats with the row.
         needed = {result, *(v for e in rest for v in e.invars if isinstance(v, jex.Var))}
         if len(taken) != 1 or not all(needed & set(e.outvars) for e in rest):
             return None
@@ -123,13 +123,13 @@ class Stacked:
         return cls(row, scan.length * count, fold, under=under, keys=keys)
 
     def rows(self, parts: Sequence[tuple[Any, ...]]) -> Sequence[Sequence[tuple[Any, ...]]]:
-        """Returns the host values to hand in for each row, or once if all rows are alike.
+        """Returns the host values to hand in for each row; one empty list if the work takes none.
 
         Args:
           parts: the host values for each input of the work; for the array of keys,
             uint32[...,2], with the rows in their order.
         """
-        if not parts:  # One value throughout.
+        if not parts:  # All elements have one value.
             return [[]]
         (words,) = parts[self.place]
         before, behind = parts[: self.place], parts[self.place + 1 :]
@@ -139,7 +139,7 @@ class Stacked:
 
 
 def _scanned(equation: jex.JaxprEqn) -> tuple[Elementwise, int, int] | None:
-    """Returns the row of a scan over keys alone, how many there are, and what is folded in."""
+    """Returns the row of a scan over an array of keys, the count of rows, and what is folded in."""
     scan = compat.scan_of(equation)
     if scan is None or scan.num_carry or scan.num_consts or len(equation.outvars) != 1:
         return None
@@ -154,9 +154,9 @@ def _scanned(equation: jex.JaxprEqn) -> tuple[Elementwise, int, int] | None:
 
 
 def _rows_of(body: Any) -> tuple[Elementwise, int, int, str] | None:
-    """Returns the row of a step that makes one of its key, or several, as ``_scanned`` does.
+    """Returns what ``_scanned`` returns, for the body of a step that makes one row or several.
 
-    And also what made the rows.
+    The last item of the tuple is the origin of the rows (``Stacked.under``).
     """
     (key,), (result,) = (v.aval for v in body.invars), (v.aval for v in body.outvars)
     if key.ndim and len(body.eqns) == 1 and (found := _scanned(body.eqns[0])):
@@ -182,14 +182,14 @@ def _arrays(equation: jex.JaxprEqn) -> list[Any]:
 def _keys(
     scan: Any, places: Sequence[int], counts: Sequence[jex.JaxprEqn], key: jex.Var, *values: Any
 ) -> Any:
-    """Runs the steps of a scan as far as they are keys and counts.
+    """Runs those equations of a scan that compute keys and counts.
 
     Args:
-      scan: what is run.
+      scan: the scan.
       places: for each input of the scan, which of the values it is; one may be taken twice.
       counts: the equations of its body that are run.
-      key: the variable of the body that is wanted.
-      *values: of the inputs of the work.
+      key: the variable of the body that is the key.
+      *values: the values of the inputs of the work.
 
     Returns:
       The key of each step.
@@ -215,7 +215,7 @@ def _keys(
 
 
 def _without_fold(row: Elementwise) -> tuple[Elementwise, int]:
-    """Takes the fold at the start out of the steps, so that one program serves leaves of all names.
+    """Takes a fold at the start out of the steps, so that one program serves leaves of all names.
 
     Returns:
       The other steps, and the number that was folded in; ``-1`` if there was no such fold.

@@ -1,8 +1,8 @@
 """The equations of a leaf as steps, some for keys and scalars, some for each element.
 
 A leaf can be drawn if each of its elements follows from the element's index and from single values:
-keys, scalars, small arrays. ``Builder`` goes through the equations, lays out the body of a ``jit``
-where the ``jit`` stands, and forgets the shape of the leaf. It refuses (``NotElementwiseError``)
+keys, scalars, small arrays. ``Builder`` goes through the equations, puts the body of a ``jit`` in
+place of the ``jit``, and forgets the shape of the leaf. It raises ``NotElementwiseError`` for
 whatever would give other bits than eager JAX, or would need more than the index.
 """
 
@@ -21,7 +21,7 @@ from lazyinit.compat import Fact
 from lazyinit.make.limits import SHORT
 from lazyinit.program.equations import is_key
 
-_SMALL = 1024  # Elements, at most, of a value that is made whole: a key, a scalar, a small array.
+_SMALL = 1024  # Elements, at most, of a value that is computed whole, such as a small array.
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Ref:
     """A value that a step takes.
 
     Attributes:
-      number: which value: the inputs of the work are counted first, then what each step gives;
-        ``-1`` for a constant.
+      number: the number of the value, counted over the inputs of the work and then the results of
+        the steps; ``-1`` for a constant.
       constant: a NumPy array of no dimensions; ``None`` if it is no constant.
       is_elements: whether it stands for all elements of the leaf.
-      repeated: for one value, the equations that repeat it to a shape that is not the leaf's.
+      repeated: for a single value, the equations that repeat it to another shape than the leaf's.
     """
 
     number: int
@@ -49,9 +49,9 @@ class Step:
     Attributes:
       kind: ``"whole"`` (an equation on keys and scalars), ``"elements"`` (an equation on a run of
         elements), ``"bits"`` (random bits for a run of elements), ``"barrier"`` (nothing is fused
-        across it: it ends a loop), or ``"fence"`` (nothing is rounded across it, within a loop).
-      equation: what to run; ``None`` for a barrier and a fence.
-      inputs: what it takes.
+        across it, so it ends a loop), or ``"fence"`` (it keeps roundings apart within a loop).
+      equation: the equation to run; ``None`` for a barrier and a fence.
+      inputs: the values that it takes.
     """
 
     kind: str
@@ -60,20 +60,19 @@ class Step:
 
     @property
     def gives(self) -> int:
-        """How many values it gives."""
+        """The number of its results."""
         return len(self.inputs if self.equation is None else self.equation.outvars)
 
 
 def with_fences(steps: Sequence[Step], values: int) -> tuple[Step, ...]:
     """Turns a barrier into a fence where the steps behind it may share a loop with those before.
 
-    Each loop takes 15 ms to compile. But what is in a loop decides whether LLVM makes it of
-    vectors, and with that the form of an ``exp`` in it. So a loop is shared only by steps that
-    are sure to be made of vectors.
+    Each loop takes 15 ms to compile. But what is in a loop decides whether LLVM vectorizes it, and
+    so which form an ``exp`` in it has. So only steps that are sure to be vectorized share a loop.
 
     Args:
-      steps: what to run.
-      values: how many values are handed in.
+      steps: the steps to run.
+      values: the number of inputs.
     """
     fenced = list(steps)
     ends = [n for n, step in enumerate(steps) if step.kind == "barrier"]
@@ -84,14 +83,14 @@ def with_fences(steps: Sequence[Step], values: int) -> tuple[Step, ...]:
         used_later = any(last_use.get(number, -1) > end for number in made)
         in_front = all(_may_share(Fact.IN_VECTORS, s) for s in steps[start + 1 : n])
         behind = all(_may_share(Fact.JOINS_LOOP, s) for s in steps[n + 1 : end])
-        if in_front and behind and not used_later:  # What uses it later would share the loop, too.
+        if in_front and behind and not used_later:  # A later step would join the loop, too.
             fenced[n] = replace(steps[n], kind="fence")
     return tuple(fenced)
 
 
 def _may_share(wanted: Fact, step: Step) -> bool:
     if step.kind != "elements" or not any(r.is_elements for r in step.inputs):
-        return True  # It has a loop of its own, or needs none.
+        return True  # Such a step has a loop of its own, or needs none.
     is_word = all(v.aval.dtype in (np.float32, np.uint32) for v in step.equation.outvars)
     return wanted in compat.facts(step.equation) and is_word
 
@@ -104,7 +103,7 @@ class Builder:
     """Turns equations into steps, one after the other.
 
     Attributes:
-      steps: those so far.
+      steps: the steps so far.
     """
 
     def __init__(self, shape: Sequence[int], inputs: Sequence[Any], *, rows: int = 0) -> None:
@@ -112,35 +111,35 @@ class Builder:
 
         Args:
           shape: of the leaf.
-          inputs: the avals of what is handed in.
-          rows: how many keys are handed in as one array, under a ``vmap``: one for each place
-            along the first axis of the leaf, where every equation is on all rows. ``0`` for none.
+          inputs: the avals of the inputs.
+          rows: under a ``vmap``, how many keys one of the inputs has: one for each place along the
+            first axis of the leaf, and every equation handles all of them. Otherwise ``0``.
         """
         self._size = math.prod(shape)
         self._rows = rows
-        self._is_short = False  # Whether what is being added has a short last axis somewhere.
+        self._is_short = False  # Whether the equation that is being added has a short last axis.
         self._values = len(inputs)
-        # The values that differ from row to row of a sheet: what is, or may be, made of a key.
+        # The values that differ from row to row of a sheet: keys, and what may come from a key.
         self._by_row = {n for n, aval in enumerate(inputs) if not _is_single(aval)}
         self._products: set[int] = set()  # Elementwise products since the last barrier.
         self.steps: list[Step] = []
 
     def add(self, equation: jex.JaxprEqn, inputs: Sequence[Ref]) -> Sequence[Ref]:
-        """Adds an equation that stands in no body, and a barrier if that took a step.
+        """Adds an equation that stands in no body, and a barrier behind it if it needs a step.
 
         Args:
           equation: what to add.
-          inputs: what it takes.
+          inputs: the values that it takes.
 
         Returns:
-          What it gives.
+          Its results.
 
         Raises:
-          NotElementwiseError: it does not give each element from its index.
+          NotElementwiseError: it does not compute each element from its index.
         """
         before = len(self.steps)
-        # XLA unrolls a loop over a short last axis, and makes other vectors of what it unrolled. A
-        # body is compiled as one, and may have the loop of any of its shapes.
+        # XLA unrolls a loop over a short last axis, and then vectorizes it in another way. A body
+        # is compiled as one, and may have a loop over any of its shapes.
         self._is_short = self._has_short([equation])
         made = self._equation(equation, inputs)
         if len(self.steps) == before or any(is_key(v.aval) for v in equation.outvars):
@@ -156,8 +155,8 @@ class Builder:
         self.steps.append(Step(kind, equation, tuple(inputs)))
         first, self._values = self._values, self._values + len(gives)
         if any(r.number in self._by_row for r in inputs):
-            # One value for each row is an array, and XLA may compute its elements in another form
-            # than a scalar.
+            # One value for each row makes an array, whose elements XLA may compute in another form
+            # than eager JAX computes the scalar.
             if equation is not None and any(map(_is_rounded, gives, equation.outvars)):
                 raise NotElementwiseError
             self._by_row.update(range(first, self._values))
@@ -184,7 +183,7 @@ class Builder:
                 raise NotElementwiseError
             return self._step("bits", equation, inputs, [True])
         if all(_is_single(v.aval) for v in (*equation.invars, *equation.outvars)):
-            # How many dimensions of size 1 a single value has does not matter.
+            # The number of dimensions of a single value, all of size 1, does not matter.
             if Fact.SAME_ORDER in known:
                 return [inputs[0]]
             if Fact.BY_ELEMENT in known:
@@ -201,7 +200,7 @@ class Builder:
         return replace(ref, repeated=(*ref.repeated, equation))
 
     def _whole(self, ref: Ref) -> Ref:
-        """Returns a repeated value as a small array, for what does more than repeat it again."""
+        """Returns a repeated value as a small array, for an equation that does more with it."""
         made = replace(ref, repeated=())
         for equation in ref.repeated:
             if _size(equation.outvars[0].aval) > _SMALL:
@@ -221,8 +220,7 @@ class Builder:
         if Fact.BY_ELEMENT not in known or Fact.TWO_FORMS in known or may_differ:
             raise NotElementwiseError
         if Fact.SUM in known and all(r.number in self._products for r in inputs):
-            # LLVM makes one rounding of the sum and one of the products, and we cannot know of
-            # which product.
+            # LLVM rounds the sum and one of the products together; we cannot know which product.
             raise NotElementwiseError
         made = self._step("elements", equation, inputs, [True])
         is_negated = Fact.NEGATION in known and inputs[0].number in self._products
@@ -240,15 +238,15 @@ class Builder:
         return len(equation.outvars) == 1 and _size(equation.outvars[0].aval) == self._size
 
     def add_body(self, jaxpr: jex.Jaxpr, consts: Sequence[Any], inputs: Sequence[Ref]) -> list[Ref]:
-        """Adds the equations of a body, with no barrier between them, and returns what it gives.
+        """Adds the equations of a body, with no barrier between them, and returns its results.
 
         Args:
           jaxpr: the body.
           consts: its constants.
-          inputs: what it takes.
+          inputs: the values that it takes.
 
         Raises:
-          NotElementwiseError: some equation does not give each element from its index.
+          NotElementwiseError: some equation does not compute each element from its index.
         """
         self._is_short = self._is_short or self._has_short(jaxpr.eqns)
         env: dict[Any, Ref] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -272,7 +270,7 @@ def _constant(value: Any, aval: Any) -> Ref:
 
 
 def _size(aval: Any) -> int:
-    return getattr(aval, "size", _SMALL + 1)  # A mutable array or a token has none: too large.
+    return getattr(aval, "size", _SMALL + 1)  # A token or a mutable array counts as too large.
 
 
 def _is_rounded(is_elements: bool, var: Any) -> bool:

@@ -1,11 +1,12 @@
 """The Threefry-2x32 hash: JAX's default PRNG, where each random number is a function of its index.
 
-It is written here twice. Over traced arrays, it draws any part of an array by itself. Over Python's
-numbers, it folds a number into a key without a compiled program.
+It is written here twice. For traced arrays, it draws any part of an array without the rest. For
+Python's integers, it folds a number into a key without a compiled program.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011),
-with 20 rounds. How JAX counts: ``jax.random.bits`` under ``jax_threefry_partitionable`` hashes
-the flat index of each element, as two words; ``jax.random.fold_in`` hashes ``(0, data)``.
+with 20 rounds. The counters are those of JAX: ``jax.random.bits`` under
+``jax_threefry_partitionable`` hashes the flat index of each element, as two words, and
+``jax.random.fold_in`` hashes ``(0, data)``.
 """
 
 from typing import Any
@@ -22,14 +23,14 @@ def threefry2x32(key: tuple[Any, Any], high: Any, low: Any) -> tuple[Any, Any]:
     """Hashes counters under a key.
 
     Args:
-      key: its two words, uint32[], or uint32[m] for a key in each row of counters.
+      key: the two words of the key, uint32[]; or of one key for each row, uint32[m].
       high: the first word of each counter, uint32[m,...].
-      low: the second, of the same shape.
+      low: the second word of each counter, of the same shape.
 
     Returns:
-      The two words of each hash, of that shape.
+      The two words of each hash, of the same shape.
     """
-    # jax.lax is traced in a fifth of the time that the operators of arrays take.
+    # Calls of jax.lax are traced in a fifth of the time that the operators of arrays take.
     schedule = (key[0], key[1], lax.bitwise_xor(lax.bitwise_xor(key[0], key[1]), _PARITY))
 
     def injected(x: Any, word: Any) -> Any:
@@ -48,13 +49,13 @@ def threefry2x32(key: tuple[Any, Any], high: Any, low: Any) -> tuple[Any, Any]:
 
 
 def fold_in(words: np.ndarray, data: int) -> np.ndarray:
-    """Returns the words of the key that ``jax.random.fold_in`` gives, and calls no JAX.
+    """Returns the words of the key that ``jax.random.fold_in`` returns, without calling JAX.
 
     Args:
-      words: of a threefry key, uint32[2].
+      words: the words of a Threefry key, uint32[2].
       data: a 32-bit number.
     """
-    # For one key, Python's numbers are 15 times faster than arrays of one element.
+    # For one key, Python's integers are 15 times faster than arrays of one element.
     schedule = (int(words[0]), int(words[1]), int(words[0] ^ words[1] ^ _PARITY))
     x, y = schedule[0], data + schedule[1] & _MASK
     for block in range(5):

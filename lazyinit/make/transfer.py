@@ -1,22 +1,22 @@
-"""Stored leaves for devices that are no CPU: read into host blocks, and copied from there.
+"""Reads stored leaves for devices other than CPUs into host blocks, and copies them from there.
 
-The distinct shards of a leaf that this process's devices hold are read together, one *batch* at a
-time. All threads read it, as ``read`` does on CPU: what is replicated is read once, and casts
-happen on the way into the block. The thread that reads the last piece of a batch copies its shards
-to their devices, and waits. Meanwhile the other threads read what comes next. A device gets one
-batch at a time: its link is busy with one copy, and a second would only hold a block for longer.
+The distinct shards of a leaf that this process's devices hold are read in *batches*. All threads
+read a batch, as ``read`` does on CPU: what is replicated is read once, and casts happen on the way
+into the block. The thread that reads the last piece of a batch copies its shards to their devices,
+and waits. Meanwhile the other threads read the next batch. A device gets one batch at a time: its
+link is busy with one copy, and a second would only hold a block for longer.
 
 **The bound.** The blocks of one ``materialize`` that are filled, copied from or kept for the next
-batch have ``HOST_BYTES`` together, or one shard if that is larger. A thread that finds no room
-waits for a copy to end. It cannot wait forever: threads take pieces in the order in which they
-were handed out, so all pieces of a batch that has a block are with threads that do not wait for
-one.
+batch have ``HOST_BYTES`` together, or the size of one shard if that is larger. A thread that finds
+no room waits for a copy to end. It cannot wait forever: threads take pieces in the order in which
+they were handed out, so all pieces of a batch that has a block are with threads that do not wait
+for one.
 
-**Whose memory it is.** A block is filled again once the copy out of it has ended, if its devices
+**Who owns the memory.** A block is filled again once the copy out of it has ended, if its devices
 are known to copy into memory of their own. The platform of a device decides that: JAX on CPU takes
 an aligned block as the array itself, even with ``may_alias=False`` (0.10.2, 0.12.0.1). A device
-that is not known to copy keeps the block. Memory of kind ``pinned_host`` is not used as a block:
-JAX fills it by a copy out of such a block, which the runtime does by itself when it stages the
+that is not known to copy keeps the block. Memory of kind ``pinned_host`` does not serve as a block:
+JAX fills it by a copy out of such a block, which the runtime does anyway when it stages the
 transfer, and writing into it from here would change an array behind JAX's back.
 """
 
@@ -37,31 +37,31 @@ from lazyinit.make.shards import ALIGNMENT, Bounds, aligned, places_of, size_of
 from lazyinit.make.ways import Job
 from lazyinit.sources import describe
 
-HOST_BYTES = 2**29  # Of host blocks, by one call: filled, copied from, or kept to be filled again.
+HOST_BYTES = 2**29  # Bytes of the host blocks of one call: filled, copied from, or kept.
 _COPYING = frozenset({"gpu", "cuda", "rocm", "tpu"})  # Platforms whose memory is not the host's.
 
 
 class Host:
-    """The host blocks of one call, and the devices that are being copied to. For any thread."""
+    """The host blocks of one call, and the devices that are being copied to, for all threads."""
 
     def __init__(self) -> None:
         """Starts with no block."""
         self._room = threading.Condition()
-        self._used = 0  # Bytes of the blocks that somebody has.
+        self._used = 0  # Bytes of the blocks that are taken.
         self._idle: list[np.ndarray] = []
         self._copying: defaultdict[Any, threading.Lock] = defaultdict(threading.Lock)
 
     @property
     def alive(self) -> int:
-        """Bytes of all blocks, taken or idle."""
+        """The bytes of all blocks, taken or idle."""
         with self._room:
             return self._used + sum(block.size for block in self._idle)
 
     def take(self, size: int) -> np.ndarray:
-        """Returns a block uint8 of at least this size (bytes); waits until there is room for it.
+        """Waits until there is room for a block of at least ``size`` bytes, and returns it (uint8).
 
         Raises:
-          MemoryError: the system has too little of it.
+          MemoryError: the system has too little memory.
         """
         with self._room:
             while self._used and self._used + size > HOST_BYTES:
@@ -89,7 +89,7 @@ class Host:
 
         Args:
           block: what ``take`` returned.
-          again: whether it may be filled again; if not, it belongs to a device's array now.
+          again: whether it may be filled again. If not, it is the memory of an array now.
         """
         with self._room:
             self._used -= block.size
@@ -99,11 +99,11 @@ class Host:
 
     @contextlib.contextmanager
     def copying(self, devices: Sequence[Any]) -> Iterator[None]:
-        """Holds devices for one copy."""
+        """Reserves devices for one copy."""
         with self._room:
             locks = [self._copying[d] for d in sorted(devices, key=lambda d: (d.platform, d.id))]
         with contextlib.ExitStack() as held:
-            for lock in locks:  # In one order, whoever takes them.
+            for lock in locks:  # All threads take them in one order, so that none deadlocks.
                 held.enter_context(lock)
             yield
 
@@ -112,7 +112,7 @@ class Transfer:
     """One stored leaf on its way to its devices."""
 
     def __init__(self, job: Job, host: Host) -> None:
-        """Takes what to read. On the caller's thread, because its default device counts."""
+        """Takes what to read. Call it on the caller's thread, whose default device counts."""
         self._job, self.host = job, host
         self._made: dict[Any, jax.Array] = {}
         places = places_of(job.leaf.shape, job.sharding)
@@ -122,13 +122,13 @@ class Transfer:
             self._holders[at].append(device)
 
     def start(self, reading: ThreadPoolExecutor) -> Sequence[Future[Any]]:
-        """Begins to read and to copy, and returns what to wait for."""
+        """Begins to read and to copy, and returns the tasks to wait for."""
         cut = cut_up(self._job.leaf.source, self._job.path)
         tasks = []
         for starts, size in self._batches():
             batch = _Batch(self, starts, size=size, left=len(cut))
             tasks += [reading.submit(batch.read, piece) for piece in cut]
-            if not cut:  # No elements: there is nothing to read.
+            if not cut:  # The leaf has no elements, so there is nothing to read.
                 tasks.append(reading.submit(batch.copy))
         return tasks
 
@@ -144,10 +144,10 @@ class Transfer:
             )
 
     def _batches(self) -> Iterator[tuple[dict[Bounds, int], int]]:
-        """Yields each batch: where its shards begin in a block, and the block's size, in bytes.
+        """Yields for each batch where its shards begin in a block, and the block's size, in bytes.
 
-        A block is half of the memory at most, unless one shard is larger, so that one batch can be
-        read while another is copied.
+        A block has half of ``HOST_BYTES`` at most, unless one shard is larger, so that one batch
+        can be read while another is copied.
         """
         starts: dict[Bounds, int] = {}
         end = 0
@@ -173,7 +173,7 @@ class Transfer:
             ) from error
 
     def views(self, block: np.ndarray, starts: Mapping[Bounds, int]) -> dict[Bounds, np.ndarray]:
-        """Returns the shards in a block."""
+        """Returns the part of a block that belongs to each shard, in its dtype and shape."""
         dtype = self._job.dtype
         return {
             at: block[start : start + _bytes_of(at, dtype)]
@@ -183,10 +183,10 @@ class Transfer:
         }
 
     def copy(self, shards: Mapping[Bounds, np.ndarray]) -> bool:
-        """Copies shards to all devices that hold them. On any thread.
+        """Copies shards to all devices that hold them, on any thread.
 
         Returns:
-          Whether JAX is done with the memory of the shards.
+          Whether JAX no longer needs the memory of the shards.
         """
         pairs = [(device, at) for at in shards for device in self._holders[at]]
         devices = [device for device, _ in pairs]
@@ -213,13 +213,13 @@ class _Batch:
     ) -> None:
         self._transfer, self._starts, self._size = transfer, starts, size
         self._lock = threading.Lock()
-        self._left = left  # Pieces that somebody has yet to read.
+        self._left = left  # How many pieces are still to be read.
         self._failed = False
         self._block: np.ndarray | None = None
         self._shards: dict[Bounds, np.ndarray] = {}
 
     def read(self, piece: Piece) -> None:
-        """Reads a piece; after the last one, copies all to the devices. On any thread."""
+        """Reads a piece, on any thread, and after the last one copies all to the devices."""
         try:
             if not self._failed:
                 piece.read_into(self._allocated())
@@ -230,11 +230,11 @@ class _Batch:
             with self._lock:
                 self._left -= 1
                 is_last = not self._left
-            if is_last:  # Nobody else writes to the block.
+            if is_last:  # No other thread writes to the block any more.
                 self.copy()
 
     def copy(self) -> None:
-        """Copies the shards to their devices, if they were all read, and lets go of the block."""
+        """Copies the shards to their devices, if all were read, and gives the block back."""
         is_free = False
         try:
             if not self._failed:
@@ -259,7 +259,7 @@ def _default_device() -> Any:
 
 
 def _copies(device: Any, memory_kind: str | None) -> bool:
-    """Tells whether arrays on a device have memory that the host's is copied into."""
+    """Tells whether JAX copies host arrays into a device's memory, rather than share theirs."""
     own = device.platform in _COPYING
     return own and memory_kind in (None, device.default_memory().kind)
 

@@ -1,8 +1,8 @@
 """The decision: in which way each array is made, and which arrays are made together.
 
-In come *jobs*, one for each array. Out come *ways*. A way is one of a few kinds of value: it names
-the jobs that it serves, and says what is to be run or read for them. ``way_of`` decides for one
-leaf; ``plan`` asks it. ``ways_of`` decides for all leaves of a call; ``run`` follows it.
+*Jobs* come in, one for each array. *Ways* go out. A way is a value of one of a few classes: it
+names its jobs, and says what is to be run or read for them. ``way_of`` decides for one leaf, and
+``plan`` asks it. ``ways_of`` decides for all leaves of a call, and ``run`` follows it.
 
 *Replay* is right by construction, because it does what eager ``init`` does. The fast ways rest on
 what XLA happens to do, so each of them is taken only where it is proven (``proofs``).
@@ -19,15 +19,15 @@ from jax.sharding import Sharding
 from lazyinit import compat, errors
 from lazyinit import sharding as shardings
 from lazyinit.keys import Key, RngPath, TracedKey
+from lazyinit.make.by_hand import with_slice
 from lazyinit.make.elementwise import Elementwise
 from lazyinit.make.moved import Order, form_of
 from lazyinit.make.proofs import Proofs, Sort, kinds_of
 from lazyinit.make.stacked import Stacked
-from lazyinit.params import LazyParam, OverlapParam, StoredParam, label
+from lazyinit.params import LazyParam, OverlapParam, StoredParam
 from lazyinit.program.equations import Value, is_key
 from lazyinit.program.slices import Slice, Work, gather, is_order_free
-from lazyinit.program.tracing import trace
-from lazyinit.sources import Source, describe
+from lazyinit.sources import Source
 from lazyinit.tensors.key_data import KeyData
 
 
@@ -37,12 +37,13 @@ class Job:
 
     Attributes:
       path: of the leaf, for messages.
-      leaf: a ``LazyParam``, a ``StoredParam`` or an array. An ``OverlapParam`` is taken apart: the
-        leaf is then what it is made from, and ``over`` is what is read.
+      leaf: a ``LazyParam``, a ``StoredParam``, a ``DerivedParam`` or an array. If an
+        ``OverlapParam`` is given, this becomes its ``rest``, and ``over`` its ``stored``.
       sharding: where the array goes; ``None`` is the default device.
       dtype: of the array.
       over: what is read over the first elements of the array, once it is made.
       places: where the array goes in the tree, as positions among its leaves.
+      thunk: the leaf as it was given.
     """
 
     path: str
@@ -51,7 +52,7 @@ class Job:
     dtype: Any
     over: Sequence[Source] = ()
     places: list[int] = field(default_factory=list)
-    thunk: Any = None  # The leaf as it was given.
+    thunk: Any = None
 
     def __post_init__(self) -> None:
         self.thunk = self.leaf
@@ -89,14 +90,14 @@ class Transferred:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A leaf that exists already in one piece: an array of the tree, or the PRNG keys of a file."""
+    """A leaf that need only be moved: an array of the tree, or the PRNG keys of a checkpoint."""
 
     jobs: Sequence[Job]
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """Leaves that are computed from keys, together; a subclass says in which way.
+    """Leaves that are computed together, by equations; each subclass is one way to run these.
 
     Attributes:
       jobs: the arrays to make. Each leaf has a ``Slice`` as its ``init_fn``.
@@ -108,7 +109,7 @@ class Computed:
 
     @property
     def roots(self) -> Mapping[str, Key | TracedKey]:
-        """The root keys, by stream: the same for all of the leaves."""
+        """The root keys by stream, which are the same for all of the leaves."""
         return dict(self.jobs[0].leaf.rng_path.roots)
 
     @property
@@ -119,18 +120,18 @@ class Computed:
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
-        """Sets what the initialization was recorded under: JAX's settings belong to a thread."""
+        """Applies the settings that the initialization was recorded under, on this thread."""
         with compat.enable_x64(self.work.program.x64), jax.disable_jit(False):
             yield
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn(Computed):
-    """By index, in host memory: one small program, which knows no shape, makes any elements.
+    """A leaf whose elements are drawn by index, in host memory, by a program that knows no shape.
 
     Attributes:
       form: how an element, or a row, follows from its key and its index.
-      order: where the elements of the leaf are among those that are so made.
+      order: where the elements of the leaf are among those that can be drawn.
     """
 
     form: Elementwise | Stacked
@@ -139,17 +140,17 @@ class Drawn(Computed):
 
 @dataclass(frozen=True, slots=True)
 class Compiled(Computed):
-    """By one compiled program for all of the work; each device makes its own shard."""
+    """Leaves that one compiled program makes; each device makes its own shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed(Computed):
-    """Equation by equation, as eager ``init`` does it, on one device; then cut into shards."""
+    """Leaves whose equations are run one by one, as in eager ``init``, on one device; then cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inlined(Computed):
-    """As part of the trace that the caller is in (a ``jit``, a ``vmap``): the keys are traced."""
+    """Leaves whose keys are traced, which become part of the caller's trace (a ``jit``, say)."""
 
 
 Way: TypeAlias = Drawn | Compiled | Replayed | Inlined | Read | Transferred | Moved
@@ -162,7 +163,7 @@ def way_of(jobs: Sequence[Job], proofs: AskProofs) -> Way:
     """Returns the way in which one leaf is made, or several together, from keys that have a value.
 
     Args:
-      jobs: one; or several whose leaves share equations, which are then not drawn.
+      jobs: one; or several whose leaves share equations, none of which is drawn.
       proofs: tells what is proven.
     """
     match jobs[0].leaf:
@@ -182,7 +183,7 @@ def _drawn(jobs: Sequence[Job], proofs: AskProofs) -> Drawn | None:
         return None
     work = gather([job.leaf.init_fn], drawn=True)
     found = form_of(work)
-    if found is None:  # It may have one if the keys of its rows, made of its own, are handed in.
+    if found is None:  # It may have one once the keys of its rows are computed beforehand.
         work = gather([job.leaf.init_fn], drawn=True, keys_apart=True)
         found = form_of(work)
     if found is None or not proofs(platform, "from keys").allow(lambda: kinds_of(work, found[0])):
@@ -193,17 +194,17 @@ def _drawn(jobs: Sequence[Job], proofs: AskProofs) -> Drawn | None:
 def _as_a_whole(jobs: Sequence[Job], proofs: AskProofs) -> Compiled | Replayed:
     platform = shardings.platform_of(jobs[0].sharding)
     work = gather([job.leaf.init_fn for job in jobs])
-    # A rounding that depends on order must not depend on shards, and no result may be dropped.
+    # No rounding may depend on an order, which sharding changes, and no result may be dropped.
     is_plain = platform != "cpu" and is_order_free(work) and work.keeps_all()
     is_proven = is_plain and proofs(platform, "from keys").allow(lambda: kinds_of(work, None))
     return Compiled(jobs, work) if is_proven else Replayed(jobs, work)
 
 
 def ways_of(jobs: Iterable[Job], proofs: AskProofs) -> list[Way]:
-    """Returns the ways in which all leaves are made; leaves that share equations, together.
+    """Returns the ways in which all leaves are made.
 
-    So each equation runs once. Leaves that are drawn are not made together with others: to draw
-    the same numbers twice takes less time than to wait.
+    Leaves that share equations are made together, so that each equation runs once. Drawn leaves are
+    not: to draw the same numbers twice takes less time than to wait for another leaf.
 
     Args:
       jobs: in tree order.
@@ -216,7 +217,9 @@ def ways_of(jobs: Iterable[Job], proofs: AskProofs) -> list[Way]:
     alone: list[Way] = []
     whole: list[Compiled | Replayed] = []
     for job in jobs:
-        way = way_of([_with_slice(job)], proofs)
+        if isinstance(job.leaf, LazyParam) and not isinstance(job.leaf.init_fn, Slice):
+            job = replace(job, leaf=with_slice(job.leaf, job.path))
+        way = way_of([job], proofs)
         if isinstance(way, Compiled | Replayed):
             whole.append(way)
         else:
@@ -244,7 +247,7 @@ def _sharing(ways: Sequence[Compiled | Replayed]) -> Iterable[Sequence[Compiled 
     for n, way in enumerate(ways):
         (job,) = way.jobs
         devices = None if job.sharding is None else shardings.devices_in_order(job.sharding)
-        rng = job.leaf.rng_path  # Somebody may have replaced it: another key, other values.
+        rng = job.leaf.rng_path  # If it was replaced, the same equations give other values.
         for equation in way.work.equations:
             first = owner.setdefault((id(equation.origin), equation.index, devices, rng), n)
             group[find(n)] = find(first)
@@ -259,40 +262,6 @@ def _inlined(way: Way) -> Way:
         return way
     is_traced = any(isinstance(root, TracedKey) for root in way.roots.values())
     return Inlined(way.jobs, way.work) if is_traced or way.work.program.is_traced else way
-
-
-def _with_slice(job: Job) -> Job:
-    """Returns a job whose leaf, if it is lazy, is made by a slice.
-
-    The ``init_fn`` of a leaf that somebody made by hand is traced now.
-    """
-    leaf = job.leaf
-    if not isinstance(leaf, LazyParam) or isinstance(leaf.init_fn, Slice):
-        return job
-    roots = leaf.rng_path.roots
-    one = len(roots) == 1
-    streams = {"key": Key.of(leaf.rng_path.key())} if one else roots
-
-    def init(keys: Any, _: Any) -> list[Any]:
-        return jax.tree.leaves(leaf.init_fn(keys["key"] if one else dict(keys) or None))
-
-    try:
-        traced, results = trace(init, streams)
-    except Exception as error:
-        raise errors.RecordError(
-            f"{job.path}: wanted an init_fn that maps a key to an array, got "
-            f"{label(leaf.init_fn)}, which failed: {error}. Bind its shape and dtype first."
-        ) from error
-    avals = [traced.avals[r.value] for r in results]
-    found = [describe(aval.shape, aval.dtype) for aval in avals]
-    if found != [describe(leaf.shape, leaf.dtype)]:
-        raise errors.RecordError(
-            f"{job.path}: wanted {describe(leaf.shape, leaf.dtype)} from its init_fn, "
-            f"got {', '.join(found) or 'nothing'}. Give the LazyParam the shape and dtype that "
-            "its init_fn returns."
-        )
-    made = Slice(traced, results[0].value, next(iter(traced.streams)) if one else -1)
-    return replace(job, leaf=replace(leaf, init_fn=made))
 
 
 def check_inputs(ways: Iterable[Way]) -> None:
