@@ -33,7 +33,7 @@ FAULTS = [
     ),
     (
         "make",
-        "make/ways.py",
+        "make/moved.py",
         "if work.keeps_all() else None",
         "if True else None",
         "make/test_elementwise.py",
