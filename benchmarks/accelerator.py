@@ -167,7 +167,7 @@ def _prove() -> None:
     """Sees to it that no contender pays for the self-check: its outcome is kept on disk."""
     from lazyinit.make.selfcheck import proofs_on
 
-    proofs_on(jax.default_backend(), "from keys")
+    proofs_on(jax.default_backend()).of("wide")
 
 
 _JIT = "`jax.jit(model.init, out_shardings=...)`"

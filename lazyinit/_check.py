@@ -52,7 +52,10 @@ class Check(Shown):
             if self.is_tested
             else "What is not proven is made equation by equation: the same bits, more slowly."
         )
-        once = "These are all steps. materialize checks those of `part` only once it needs them."
+        once = (
+            "These are all steps. materialize checks those of 16 and 8 bits, those of 32 and more, "
+            "and those of `part` when it first needs one."
+        )
         return Table(title, ("way", "step", "dtypes", "found"), cells, notes=(once, end))
 
 
@@ -60,8 +63,9 @@ def check(platform: str | None = None) -> Check:
     """Runs the self-check: makes a set of canaries in the fast ways, and as eager JAX does.
 
     ``materialize`` runs it by itself where it is needed, and remembers what it found in
-    ``$LAZYINIT_CACHE``, by default ``~/.cache/lazyinit``. What derived leaves need that are
-    computed by parts, it checks once it has such leaves; ``check`` checks all.
+    ``$LAZYINIT_CACHE``, by default ``~/.cache/lazyinit``. It checks only the sort of steps that its
+    leaves need: those of 32 bits and more, those of 16 and 8 bits, or those of derived leaves that
+    are computed by parts. ``check`` checks all three.
 
     Args:
       platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; ``None`` for JAX's default.

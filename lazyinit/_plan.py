@@ -24,7 +24,7 @@ from lazyinit.derived import DerivedParam, origins
 from lazyinit.make import limits
 from lazyinit.make.derive import Derivation
 from lazyinit.make.in_flight import made_alone
-from lazyinit.make.proofs import TRUSTED, Proofs, Sort
+from lazyinit.make.proofs import TRUSTED, Proofs
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.spread import spread_of
 from lazyinit.make.ways import Compiled, Drawn, Job, Read, Replayed, way_of
@@ -150,10 +150,10 @@ def _unused(sharding: Any, known: list[str]) -> list[str]:
     return sharding.unused(known) if isinstance(sharding, ShardByRules) else []
 
 
-def _proofs(platform: str, sort: Sort) -> Proofs:
+def _proofs(platform: str) -> Proofs:
     """Returns what is proven on a platform; everything, if this machine has no such device."""
     try:
-        return proofs_on(platform, sort)
+        return proofs_on(platform)
     except RuntimeError:
         return TRUSTED
 

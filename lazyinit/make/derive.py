@@ -50,7 +50,7 @@ class Derivation:
         """
         made = cls._of(jobs, ByParts.of)
         platform = shardings.platform_of(jobs[0].sharding)
-        if made.parted is None or proofs(platform, "by parts").allow(made.parted.kinds):
+        if made.parted is None or proofs(platform).allow(made.parted.kinds):
             return made
         return made.whole()
 
@@ -79,7 +79,7 @@ class Derivation:
         return Derivation._of(jobs, lambda way, given: None)
 
     def small_values(self, made: Mapping[int, Any]) -> SmallValues:
-        """Returns keys, scalars and inputs of the way; ``made`` has the last by id of their jobs."""
+        """Returns keys, scalars and inputs of the way; ``made`` has the inputs by job ``id``."""
         given = {v: made[id(job)] for v, job in zip(self.values, self.inputs, strict=True)}
         keys = {stream: key.array() for stream, key in self.way.roots.items()}
         return SmallValues(self.way.work.program, keys, given | self._moved())

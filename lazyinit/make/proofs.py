@@ -16,26 +16,53 @@ from lazyinit.make.stacked import Stacked
 from lazyinit.make.steps import Step
 from lazyinit.program.slices import Work
 
-Sort: TypeAlias = Literal["from keys", "by parts"]
-"""The leaves that rely on a kind: those that are made from keys in a fast way (``kinds_of``), or
-derived ones of which each device computes its own part (``kinds_by_parts``)."""
+Sort: TypeAlias = Literal["wide", "narrow", "by parts"]
+"""Sorts of kinds, each of which is checked by itself once something needs it. Leaves that are made
+from keys in a fast way (``kinds_of``) need wide kinds, whose results have 32 bits or more, narrow
+ones, whose results have 16 or 8, or both; derived leaves of which each device computes its own part
+need the third sort (``kinds_by_parts``)."""
+
+_NARROW = frozenset({"bfloat16", "float16", "int16", "uint16", "int8", "uint8"})
+
+
+def sort_of(way: str, dtypes: Sequence[str]) -> Sort:
+    """Returns the sort of a kind, by its way (``"draw"``, ``"compile"``, ``"part"``) and dtypes."""
+    if way == "part":
+        return "by parts"
+    return "wide" if _NARROW.isdisjoint(dtypes) else "narrow"
+
+
+def _sort_of_kind(kind: str) -> Sort:
+    way, _, *dtypes = kind.split()
+    return sort_of(way, "+".join(dtypes).split("+"))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the self-check found about the kinds of one sort.
+
+    Attributes:
+      passed: the kinds that it has proven.
+      failed: the kinds that have other bits, and the canary that showed it.
+    """
+
+    passed: Set[str] = frozenset()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """What is proven on one kind of device for one sort of leaves.
+    """What is proven on one kind of device.
 
     Attributes:
       where: the versions and the device, for messages.
       is_tested: whether the whole test suite was run there, so that everything is proven.
-      passed: the kinds that the self-check has proven.
-      failed: the kinds that the self-check found to be wrong, and the canary that showed it.
+      of: returns what the self-check found about a sort of kinds; it may run the check for that.
     """
 
     where: str
-    is_tested: bool
-    passed: Set[str] = frozenset()
-    failed: Mapping[str, str] = field(default_factory=dict)
+    is_tested: bool = False
+    of: Callable[[Sort], Found] = lambda sort: Found()
 
     def allow(self, kinds: Callable[[], Set[str]]) -> bool:
         """Tells whether all of these kinds are proven; warns once if not.
@@ -45,18 +72,24 @@ class Proofs:
         """
         if self.is_tested:
             return True
-        unproven = sorted(kinds() - self.passed)
+        needed = kinds()
+        sorts: set[Sort] = {_sort_of_kind(kind) for kind in needed}
+        found = [self.of(sort) for sort in sorts]
+        passed = {kind for one in found for kind in one.passed}
+        # A canary of one sort may show that a kind of another sort fails beside its own.
+        failed = {kind: canary for one in found for kind, canary in one.failed.items()}
+        unproven = sorted(kind for kind in needed if kind in failed or kind not in passed)
         if not unproven:
             return True
-        self._warn_once(unproven)
+        self._warn_once(unproven, failed)
         return False
 
-    def _warn_once(self, unproven: Sequence[str]) -> None:
+    def _warn_once(self, unproven: Sequence[str], failed: Mapping[str, str]) -> None:
         way = unproven[0].split()[0]  # Each way (draw, compile, part) warns by itself.
         if (self.where, way) in _warned:
             return
         _warned.add((self.where, way))
-        wrong = [f"{kind} (shown by {canary!r})" for kind, canary in sorted(self.failed.items())]
+        wrong = [f"{kind} (shown by {canary!r})" for kind, canary in sorted(failed.items())]
         if wrong:
             why = f"the self-check found other bits than those of eager JAX in {', '.join(wrong)}"
         else:

@@ -6,9 +6,9 @@ the *canaries* are made in both ways first. The simplest come first, and later o
 earlier ones have proven. If a canary has other bits than its replay, the kinds that it needs, and
 that no earlier one has proven, have failed.
 
-Leaves that are made from keys and leaves that are computed by parts (``Sort``) share no kind, and
-most people make none by parts. So each sort is checked when it is first asked for. Its outcome is
-kept in a file of its own in the user's cache folder, which is named by all that it depends on.
+Few people need all kinds: most leaves are float32, or 16 bits wide, and few are computed by parts.
+So each sort of kinds (``Sort``) is checked when something first needs it. Its outcome is kept in a
+file of its own in the user's cache folder, which is named by all that it depends on.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from lazyinit.compat import Cut
 from lazyinit.keys import Key, RngPath
 from lazyinit.make.canaries import CANARIES, CANARIES_BY_PARTS, FEW, PLACES, Canary
 from lazyinit.make.environment import Environment, environment
-from lazyinit.make.proofs import TRUSTED, Proofs, Sort, kinds_by_parts, kinds_of
+from lazyinit.make.proofs import TRUSTED, Found, Proofs, Sort, kinds_by_parts, kinds_of, sort_of
 from lazyinit.make.run import make
 from lazyinit.make.ways import Compiled, Drawn, Job, ways_of
 from lazyinit.params import LazyParam
@@ -44,19 +44,16 @@ from lazyinit.program.small_values import SmallValues
 from lazyinit.program.tracing import trace
 
 
-def run(platform: str, sort: Sort) -> Proofs:
+def run(platform: str, sort: Sort) -> Found:
     """Runs the self-check on this process's devices of a platform, even if its outcome is known.
 
     Args:
       platform: ``"cpu"``, ``"gpu"``, ``"tpu"``.
-      sort: the sort of leaves whose kinds are checked.
+      sort: the sort of kinds that are checked.
     """
-    where = str(environment(platform))
     passed: set[str] = set()
     failed: dict[str, str] = {}
-    by_parts = sort == "by parts"
-    attempt, canaries = (_try_by_parts, CANARIES_BY_PARTS) if by_parts else (_try, CANARIES)
-    each = [(canary, dtype) for canary in canaries for dtype in canary.dtypes]
+    attempt, each = _canaries(sort)
     # On other threads, the caller's settings, meshes and traces do not apply.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tried = list(pool.map(lambda one: attempt(one[0], one[1], platform), each))
@@ -65,7 +62,15 @@ def run(platform: str, sort: Sort) -> Proofs:
             passed |= kinds
         else:
             failed |= dict.fromkeys(kinds - passed or kinds, f"{canary.name} {dtype}")
-    return Proofs(where, False, frozenset(passed - set(failed)), failed)
+    return Found(frozenset(passed - set(failed)), failed)
+
+
+def _canaries(sort: Sort) -> tuple[Callable[..., Any], list[tuple[Canary, str]]]:
+    """Returns what tries a canary, and the canaries of a sort, each with a dtype."""
+    if sort == "by parts":
+        return _try_by_parts, [(one, dtype) for one in CANARIES_BY_PARTS for dtype in one.dtypes]
+    each = [(one, dtype) for one in CANARIES for dtype in one.dtypes]
+    return _try, [(one, dtype) for one, dtype in each if sort_of("draw", [dtype]) == sort]
 
 
 def _try(canary: Canary, dtype: str, platform: str) -> tuple[frozenset[str], bool]:
@@ -109,7 +114,7 @@ def _try(canary: Canary, dtype: str, platform: str) -> tuple[frozenset[str], boo
     return frozenset(kinds), differs
 
 
-def _trust(platform: str, sort: Sort) -> Proofs:
+def _trust(platform: str) -> Proofs:
     return TRUSTED
 
 
@@ -172,24 +177,24 @@ def _placements(platform: str) -> Sequence[Callable[[Any], Sharding]]:
 
 # The outcomes, in this process and in the user's cache folder.
 
-_known: dict[tuple[Environment, Sort], Proofs] = {}
+_known: dict[tuple[Environment, Sort], Found] = {}
 _lock = threading.Lock()
 
 
-def proofs_on(platform: str, sort: Sort) -> Proofs:
-    """Returns what is proven for a sort of leaves; runs the self-check if that is not known."""
+def proofs_on(platform: str) -> Proofs:
+    """Returns what is proven on a platform; the self-check runs once a sort of kinds is needed."""
     here = environment(platform)
+    return Proofs(str(here), here.is_tested, functools.partial(_found, here))
+
+
+def _found(here: Environment, sort: Sort) -> Found:
     with _lock:
         if (here, sort) not in _known:
-            _known[here, sort] = (
-                Proofs(str(here), is_tested=True)
-                if here.is_tested
-                else _remembered(here, sort) or _checked(here, sort)
-            )
+            _known[here, sort] = _remembered(here, sort) or _checked(here, sort)
         return _known[here, sort]
 
 
-def _checked(here: Environment, sort: Sort) -> Proofs:
+def _checked(here: Environment, sort: Sort) -> Found:
     found = run(here.platform, sort)
     with contextlib.suppress(OSError):  # If it cannot be written, the next process checks again.
         path = _path(here, sort)
@@ -203,7 +208,7 @@ def _checked(here: Environment, sort: Sort) -> Proofs:
     return found
 
 
-def _remembered(here: Environment, sort: Sort) -> Proofs | None:
+def _remembered(here: Environment, sort: Sort) -> Found | None:
     try:
         stored = json.loads(_path(here, sort).read_text())
         passed, failed = frozenset(stored["passed"]), dict(stored["failed"])
@@ -211,7 +216,7 @@ def _remembered(here: Environment, sort: Sort) -> Proofs | None:
             return None
     except (OSError, ValueError, TypeError, KeyError):  # No file, or a damaged one.
         return None
-    return Proofs(str(here), False, passed, failed)
+    return Found(passed, failed)
 
 
 def _path(here: Environment, sort: Sort) -> Path:

@@ -22,7 +22,7 @@ from lazyinit.keys import Key, RngPath, TracedKey
 from lazyinit.make.by_hand import with_slice
 from lazyinit.make.elementwise import Elementwise
 from lazyinit.make.moved import Order, form_of
-from lazyinit.make.proofs import Proofs, Sort, kinds_of
+from lazyinit.make.proofs import Proofs, kinds_of
 from lazyinit.make.stacked import Stacked
 from lazyinit.params import LazyParam, OverlapParam, StoredParam
 from lazyinit.program.equations import Value, is_key
@@ -155,8 +155,8 @@ class Inlined(Computed):
 
 Way: TypeAlias = Drawn | Compiled | Replayed | Inlined | Read | Transferred | Moved
 
-AskProofs: TypeAlias = Callable[[str, Sort], Proofs]
-"""Returns what is proven on a platform (``"cpu"``) for a sort of leaves."""
+AskProofs: TypeAlias = Callable[[str], Proofs]
+"""Returns what is proven on a platform, such as ``"cpu"``."""
 
 
 def way_of(jobs: Sequence[Job], proofs: AskProofs) -> Way:
@@ -186,7 +186,7 @@ def _drawn(jobs: Sequence[Job], proofs: AskProofs) -> Drawn | None:
     if found is None:  # It may have one once the keys of its rows are computed beforehand.
         work = gather([job.leaf.init_fn], drawn=True, keys_apart=True)
         found = form_of(work)
-    if found is None or not proofs(platform, "from keys").allow(lambda: kinds_of(work, found[0])):
+    if found is None or not proofs(platform).allow(lambda: kinds_of(work, found[0])):
         return None
     return Drawn(jobs, work, *found)
 
@@ -196,7 +196,7 @@ def _as_a_whole(jobs: Sequence[Job], proofs: AskProofs) -> Compiled | Replayed:
     work = gather([job.leaf.init_fn for job in jobs])
     # No rounding may depend on an order, which sharding changes, and no result may be dropped.
     is_plain = platform != "cpu" and is_order_free(work) and work.keeps_all()
-    is_proven = is_plain and proofs(platform, "from keys").allow(lambda: kinds_of(work, None))
+    is_proven = is_plain and proofs(platform).allow(lambda: kinds_of(work, None))
     return Compiled(jobs, work) if is_proven else Replayed(jobs, work)
 
 

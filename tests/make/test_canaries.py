@@ -15,12 +15,12 @@ from lazyinit.compat import floats_computed, on_parts
 from lazyinit.make import elementwise, executable, proofs, selfcheck
 from lazyinit.make.derive import derivations_of
 from lazyinit.make.executable import Compiler
-from lazyinit.make.proofs import TRUSTED, Proofs
+from lazyinit.make.proofs import TRUSTED, Found, Proofs
 from lazyinit.make.stacked import Stacked
 from lazyinit.make.ways import Drawn, Job, way_of
 from lazyinit.program import partwise
 
-SORTS = ("from keys", "by parts")
+SORTS = ("wide", "narrow", "by parts")
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,9 @@ def covered():
         patch.setattr(selfcheck, "_differs_by_parts", lambda *_: False)
         return [
             (sort, canary, dtype, attempt(canary, dtype, "cpu")[0])
-            for sort, attempt, canaries in (
-                ("from keys", selfcheck._try, selfcheck.CANARIES),
-                ("by parts", selfcheck._try_by_parts, selfcheck.CANARIES_BY_PARTS),
-            )
-            for canary in canaries
-            for dtype in canary.dtypes
+            for sort in SORTS
+            for attempt, each in [selfcheck._canaries(sort)]
+            for canary, dtype in each
         ]
 
 
@@ -47,7 +44,7 @@ def proven(covered):
         sort: frozenset().union(*(found for own, *_, found in covered if own == sort))
         for sort in SORTS
     }
-    return lambda _, sort: Proofs("a machine of the tests", False, kinds[sort])
+    return lambda _: Proofs("a machine of the tests", of=lambda sort: Found(kinds[sort]))
 
 
 def provers(covered, sort):
@@ -219,10 +216,8 @@ def forget_parts(name):
 
 def is_caught(covered, sort, kind):
     canary, dtype = provers(covered, sort)[kind]
-    attempt, plant = {
-        "from keys": (selfcheck._try, plant_in_drawing),
-        "by parts": (selfcheck._try_by_parts, plant_in_parts),
-    }[sort]
+    attempt, _ = selfcheck._canaries(sort)
+    plant = plant_in_parts if sort == "by parts" else plant_in_drawing
     with pytest.MonkeyPatch.context() as patch:
         plant(patch, kind)
         _, differs = attempt(canary, dtype, "cpu")
@@ -234,9 +229,9 @@ def is_caught(covered, sort, kind):
 @pytest.mark.parametrize(
     ("sort", "kind"),
     [
-        ("from keys", "draw random_bits uint8"),
-        ("from keys", "draw sign float32"),
-        ("from keys", "draw rows_of_scan"),
+        ("narrow", "draw random_bits uint8"),
+        ("wide", "draw sign float32"),
+        ("wide", "draw rows_of_scan"),
         ("by parts", "part div float16"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_planted_wrong_step_is_caught_and_nothing_is_made_by_it(
     plant(monkeypatch, one_more_ulp("erf_inv"))
     module = models.Wrap(body)
     assert_same(li.materialize(li.lazy(module).init(KEY, 0)), module.init(KEY, 0))
-    found = selfcheck.proofs_on("cpu", "from keys")
+    found = selfcheck.proofs_on("cpu").of("wide")
     assert set(found.failed) == {"draw erf_inv float32", *found.failed}
     assert "draw erf_inv float32" not in found.passed
     assert "draw random_bits uint32" in found.passed  # Shown by simpler canaries.
@@ -116,20 +116,20 @@ def test_what_is_found_is_remembered(monkeypatch, elsewhere, few_canaries):
 
 
 def test_rubbish_in_the_cache_is_checked_anew(monkeypatch, elsewhere, few_canaries):
-    found = selfcheck.proofs_on("cpu", "from keys")
+    found = selfcheck.proofs_on("cpu").of("wide")
     (file,) = elsewhere.iterdir()
     for rubbish in ("", "{}", '{"passed": 3}', "[1]", "\x00", '{"passed": [], '):
         file.write_text(rubbish)
         monkeypatch.setattr(selfcheck, "_known", {})
-        assert selfcheck.proofs_on("cpu", "from keys") == found
+        assert selfcheck.proofs_on("cpu").of("wide") == found
         assert json.loads(file.read_text())["passed"] == sorted(found.passed)
 
 
 def test_a_folder_that_cannot_be_written_is_checked_each_time(monkeypatch, elsewhere, few_canaries):
     elsewhere.write_text("a file, where a folder should be")
-    assert selfcheck.proofs_on("cpu", "from keys").passed
+    assert selfcheck.proofs_on("cpu").of("wide").passed
     monkeypatch.setattr(selfcheck, "_known", {})
-    assert selfcheck.proofs_on("cpu", "from keys").passed
+    assert selfcheck.proofs_on("cpu").of("wide").passed
 
 
 def test_no_check_runs_where_the_suite_was_run(monkeypatch):
@@ -139,9 +139,7 @@ def test_no_check_runs_where_the_suite_was_run(monkeypatch):
     monkeypatch.setattr(environment, "TESTED_UNITS", frozenset([here.device]))
     monkeypatch.setattr(environment, "TESTED_JAX", (here.jax,))
     monkeypatch.setattr(environment, "_options", lambda: iter(()))
-    assert selfcheck.proofs_on("cpu", "from keys") == Proofs(
-        str(selfcheck.environment("cpu")), is_tested=True
-    )
+    assert selfcheck.proofs_on("cpu").allow(lambda: pytest.fail("asked"))
 
 
 @pytest.mark.parametrize(
@@ -168,10 +166,10 @@ def test_a_setting_that_replaces_our_compiler_options_makes_another_environment(
 
 
 def test_the_check_is_not_disturbed_by_the_settings_of_the_caller(elsewhere, few_canaries):
-    wanted = selfcheck.run("cpu", "from keys")
+    wanted = selfcheck.run("cpu", "wide")
     mesh = jax.make_mesh((8,), ("a",))
     with jax.set_mesh(mesh), jax.enable_x64(True), jax.default_matmul_precision("bfloat16"):
-        assert selfcheck.run("cpu", "from keys") == wanted
+        assert selfcheck.run("cpu", "wide") == wanted
 
 
 def test_check_prints_a_table(monkeypatch, few_canaries):
@@ -220,11 +218,15 @@ def test_on_other_devices_programs_of_their_own_are_checked(monkeypatch):
     names = ("uniform", "comparisons", "normal", "truncated normal", "scaled and moved")
     few = [c for c in selfcheck.CANARIES if c.name in names and "float32" in c.dtypes]
     monkeypatch.setattr(selfcheck, "CANARIES", [replace(c, dtypes=("float32",)) for c in few])
-    found = selfcheck.run("gpu", "from keys")
+    found = selfcheck.run("gpu", "wide")
     kinds = {*found.passed, *found.failed}
     assert {"compile erf_inv float32", "compile random_bits uint32"} <= kinds
     assert all(kind.startswith("compile") for kind in kinds)
-    monkeypatch.setattr(sys.modules["lazyinit._materialize"], "proofs_on", lambda *_: found)
+    monkeypatch.setattr(
+        sys.modules["lazyinit._materialize"],
+        "proofs_on",
+        lambda _: Proofs("here", of=lambda _: found),
+    )
 
     def init(key):
         return jax.random.normal(key, (64, 128)) * 0.3 + 0.7

@@ -18,7 +18,7 @@ import lazyinit as li
 from lazyinit.compat import on_parts
 from lazyinit.make import by_parts, proofs, selfcheck
 from lazyinit.make.canaries import Canary
-from lazyinit.make.proofs import Proofs
+from lazyinit.make.proofs import Found
 from lazyinit.program import partwise
 
 
@@ -68,7 +68,7 @@ def test_leaves_are_computed_by_parts_where_the_check_has_proven_it(
     done = computed_by_parts(monkeypatch)
     assert_same(jax.tree.map(np.asarray, li.materialize(lazy, sharding=sharding)), want)
     assert done
-    assert selfcheck.proofs_on("cpu", "by parts").passed == {
+    assert selfcheck.proofs_on("cpu").of("by parts").passed == {
         "part sqrt float32",
         "part abs float32",
     }
@@ -106,34 +106,64 @@ def test_check_true_compares_what_is_computed_by_parts(monkeypatch, root, wrong_
     assert_same(jax.tree.map(np.asarray, made), want)
 
 
-def drawn():
-    return li.lazy(lambda key: jax.random.uniform(key, (8, 128)))(models.KEY)
+def drawn(dtype="float32"):
+    return li.lazy(lambda key: jax.random.uniform(key, (8, 128), dtype))(models.KEY)
 
 
-def test_each_sort_of_leaves_is_checked_once_it_is_needed(monkeypatch, elsewhere, root):
+@pytest.mark.filterwarnings("ignore::lazyinit.errors.LazyinitWarning")  # None is proven from keys.
+def test_each_sort_of_kinds_is_checked_once_it_is_needed(monkeypatch, elsewhere, root):
     checked = []
 
     def run(platform, sort):
         checked.append(sort)
-        return Proofs("here", is_tested=True)
+        by_parts = {"part sqrt float32", "part abs float32"}
+        return Found(frozenset(by_parts if sort == "by parts" else ()))
 
     monkeypatch.setattr(selfcheck, "run", run)
     lazy, sharding, want = root
-    li.materialize(drawn())
-    assert checked == ["from keys"]
-    assert_same(jax.tree.map(np.asarray, li.materialize(lazy, sharding=sharding)), want)
-    assert checked == ["from keys", "by parts"]
-    assert len(list(elsewhere.iterdir())) == 2
-    monkeypatch.setattr(selfcheck, "_known", {})  # As in another process.
-    with pytest.warns(li.LazyinitWarning):  # What is remembered has no kinds.
-        li.materialize(lazy, sharding=sharding)
-    assert len(checked) == 2
+    done = computed_by_parts(monkeypatch)
+    for _ in range(2):
+        li.materialize(drawn("bfloat16"))
+        assert checked[:1] == ["narrow"]
+        li.materialize(drawn())
+        assert checked[:2] == ["narrow", "wide"]
+        assert_same(jax.tree.map(np.asarray, li.materialize(lazy, sharding=sharding)), want)
+        assert checked == ["narrow", "wide", "by parts"]
+        assert len(list(elsewhere.iterdir())) == 3
+        monkeypatch.setattr(selfcheck, "_known", {})  # As in another process.
+    assert len(done) == 2
+
+
+def test_a_canary_that_shows_a_fault_of_another_sort_counts(monkeypatch, elsewhere):
+    """Rows of 16 bits may be wrong where those of 32 are right."""
+    rows, real = "draw rows_of_scan", selfcheck.run
+
+    def run(platform, sort):
+        found = real(platform, sort)
+        if sort == "wide":
+            return found
+        return Found(found.passed - {rows}, {rows: "a canary"})
+
+    monkeypatch.setattr(selfcheck, "run", run)
+
+    def scanned(dtype):
+        def step(_, key):
+            return None, jax.random.uniform(key, (8, 128), dtype)
+
+        keys = jax.random.split(models.KEY, 3)
+        return li.lazy(lambda keys: jax.lax.scan(step, None, keys)[1])(keys)
+
+    few = [c for c in selfcheck.CANARIES if c.name in ("uniform", "rows of a scan")]
+    monkeypatch.setattr(selfcheck, "CANARIES", few)
+    li.materialize(scanned("float32"))
+    with pytest.warns(li.LazyinitWarning, match=r"draw rows_of_scan \(shown by 'a canary'\)"):
+        li.materialize(scanned("bfloat16"))
 
 
 def test_a_failure_of_each_sort_has_one_warning_of_its_own(monkeypatch, elsewhere, root):
     def run(platform, sort):
-        kind = "draw add float32" if sort == "from keys" else "part sqrt float32"
-        return Proofs("here", False, frozenset(), {kind: "a canary"})
+        kind = "part sqrt float32" if sort == "by parts" else "draw add float32"
+        return Found(frozenset(), {kind: "a canary"})
 
     monkeypatch.setattr(selfcheck, "run", run)
     lazy, sharding, _ = root
