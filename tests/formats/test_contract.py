@@ -124,7 +124,7 @@ def test_reading_a_part_is_reading_all_and_taking_the_part(case, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_reading_any_part_is_reading_all_and_taking_the_part(case, data):
     test_reading_a_part_is_reading_all_and_taking_the_part.hypothesis.inner_test(case, data)

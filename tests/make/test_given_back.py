@@ -34,11 +34,16 @@ print(measured.peak_bytes, sum(steady.values()) + beside, measured.peak_was_rese
 @pytest.mark.slow
 def test_orthogonal_leaves_take_no_more_than_is_planned():
     # What threads of LAPACK and XLA hold at the moment of the peak differs from run to run, by up
-    # to 60 MB, and only ever adds: the least of three runs is compared. With what is freed never
-    # given back, ten runs took 253 to 370 MB; as it is, 186 to 243.
-    peaks, bounds = zip(*(_peak_and_planned() for _ in range(3)), strict=True)
-    # What is freed is given back after each 16 MiB of leaves.
-    assert min(peaks) <= 1.1 * bounds[0] + 2**24
+    # to 60 MB, and only ever adds: it is enough that one of three runs keeps to the plan. With what
+    # is freed never given back, ten runs took 253 to 370 MB; as it is, 186 to 243.
+    found = []
+    for _ in range(3):
+        peak, planned = _peak_and_planned()
+        found.append(peak)
+        # What is freed is given back after each 16 MiB of leaves.
+        if peak <= 1.1 * planned + 2**24:
+            return
+    pytest.fail(f"planned {planned} bytes, got {found}")
 
 
 def _peak_and_planned() -> tuple[int, int]:
