@@ -1,12 +1,12 @@
-"""What several processes are about to do is compared before any of them does it.
+"""Compares what several processes are about to do, before any of them does it.
 
 What a verb is about to do comes in: the leaves, where they go, the files to be written. Nothing
 goes out if all processes are about to do the same; if not, each of them raises the same error. The
-one idea is that a short digest of it all travels first, over the store that the hosts share, and
-that details travel only where the digests differ.
+one idea is that each process first sends a short digest of it all to the others, through the
+key-value store of ``jax.distributed``, and sends details only where the digests differ.
 
-``entries`` says what is compared of a leaf, ``calls`` how processes hear of each other, and
-``differences`` finds what differs. ``verbs`` has the calls that the verbs make.
+``entries`` says what is compared of a leaf, ``calls`` exchanges values between processes, and
+``differences`` finds what differs. ``verbs`` has the functions that the verbs call.
 """
 
 from lazyinit.agree.calls import Group as Group

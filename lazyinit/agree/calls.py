@@ -1,8 +1,8 @@
-"""Each process of a group tells the others one value, over the store that the hosts share.
+"""Exchanges values between processes, through the key-value store of ``jax.distributed``.
 
-Every process of a group makes the same calls in the same order, so that a group and a number say
-which call is meant. A process whose verb failed leaves a note of it, and is waited for no longer
-by those who come to a call that it will not come to.
+Every process of a group makes the same calls in the same order, so the group and the number of the
+call tell which call a value belongs to. If a verb fails in one process, that process leaves a note
+in the store. The other processes then wait for it no longer, and raise an error with its message.
 """
 
 import collections
@@ -26,10 +26,10 @@ Group: TypeAlias = tuple[int, ...]
 
 SETTING = "LAZYINIT_HOSTS"
 _SECONDS = 300.0  # How long a process is waited for, unless the setting says otherwise.
-_FAILED = "lazyinit/failed"  # Where notes of failures are.
-# Seconds before a note counts: whoever failed may try another way, and come after all.
+_FAILED = "lazyinit/failed"  # The folder of the store with the notes of failed processes.
+# Seconds before a note counts. Code that catches the error may still make the call another way.
 _GRACE = 2.0
-_KEPT = 600  # Characters of another process's error that are told.
+_KEPT = 600  # The most characters of an error that the other processes are told.
 WAY_OUT = (
     "Every process must make the same calls in the same order, with the same keys, models, "
     "checkpoints and shardings."
@@ -37,11 +37,13 @@ WAY_OUT = (
 
 _lock = threading.Lock()
 _calls: collections.Counter[Group] = collections.Counter()
-_noted: list[str] = []  # The key of this process's note, if there is one. At most one.
+_noted: list[str] = []  # The store's key for the note of this process; empty if it left none.
 
 
 def seconds() -> float:
-    """Returns how long a process is waited for, from the setting; 0 where nothing is compared.
+    """Returns the number of seconds to wait for another process, as the setting says.
+
+    The setting ``off`` gives 0: then nothing is compared.
 
     Raises:
       WordError: the setting is neither ``off`` nor a number of seconds.
@@ -55,31 +57,33 @@ def seconds() -> float:
         found = 0.0
     if not 0 < found < 10**6:
         raise errors.WordError(
-            f"{SETTING}: wanted 'off', or for how many seconds another process is waited for, "
-            f"got {said!r}."
+            f"{SETTING}: wanted 'off', or the number of seconds to wait for another process, got "
+            f"{said!r}. Set it to 600, for example, or leave it unset for {_SECONDS:.0f}."
         )
     return found
 
 
 def exchange(group: Group, mine: bytes, call: str) -> dict[int, bytes]:
-    """Tells the processes of a group a value, and returns what each of them told, by process.
+    """Sends a value to all processes of a group, and returns the values that they sent.
 
     Args:
       group: the processes; this one among them.
-      mine: what this one tells.
+      mine: the value of this process.
       call: what is being done, for messages: ``"materialize"``.
 
+    Returns:
+      The value of each process, by the index of the process.
+
     Raises:
-      HostsError: this version of JAX has no store that the hosts share.
-      HostAbsentError: one of them did not come in time, or failed on its way.
-      HostsError: one of them is doing something else.
+      HostAbsentError: a process did not make this call in time, or its verb failed.
+      HostsError: a process made another call, or ``jax.distributed`` has no store.
     """
     store = compat.store()
     if store is None:
         raise errors.HostsError(
             f"{call}: wanted the key-value store of jax.distributed, to reach processes "
-            f"{_listed(group)}, got none. Call jax.distributed.initialize first; if it was, this "
-            "version of JAX has moved it."
+            f"{_listed(group)}, got none. Call jax.distributed.initialize first. If the program "
+            "does so already, this version of JAX keeps the store where lazyinit does not find it."
         )
     with _lock:
         number = _calls[group]
@@ -91,12 +95,12 @@ def exchange(group: Group, mine: bytes, call: str) -> dict[int, bytes]:
     try:
         said = _all_of(group, store, f"{name}/{number}", call)
     except errors.HostAbsentError:
-        # A call that not all came to is not counted, so that numbers agree if they all go on.
+        # A call that some process missed does not count, so that numbers agree if all go on.
         with _lock:
             _calls[group] -= 1
         store.forget(f"{name}/{number}/{me}")
         raise
-    if number:  # Whoever came to this call has read what was said in the last one.
+    if number:  # All processes have come to this call, so all have read the values of the last.
         store.forget(f"{name}/{number - 1}/{me}")
     parts = {process: text.partition(b"\n") for process, text in said.items()}
     if problem := differing({p: {"call": other.decode()} for p, (other, *_) in parts.items()}):
@@ -105,7 +109,11 @@ def exchange(group: Group, mine: bytes, call: str) -> dict[int, bytes]:
 
 
 def differing(said: Mapping[int, Mapping[str, str]]) -> str:
-    """Returns what processes say differently, and which of them say what; ``""`` if nothing."""
+    """Returns what differs between processes, in words, or ``""`` if nothing does.
+
+    Args:
+      said: for each process, its texts by what they are about: ``{0: {"dtype": "float32"}}``.
+    """
     for what in dict.fromkeys(what for about in said.values() for what in about):
         by_text: dict[str, list[int]] = {}
         for process, about in sorted(said.items()):
@@ -117,22 +125,24 @@ def differing(said: Mapping[int, Mapping[str, str]]) -> str:
 
 
 def _all_of(group: Group, store: compat.Store, folder: str, call: str) -> dict[int, bytes]:
-    """Returns what the processes of a group said in one call, once all of them have."""
+    """Waits until all processes of a group have sent a value, and returns the values."""
     began = time.monotonic()
     limit = seconds() or _SECONDS
     while missing := set(map(str, group)) - (said := store.below(folder)).keys():
         waited = time.monotonic() - began
         absent = sorted(map(int, missing))
-        if waited >= min(_GRACE, limit):  # Whoever comes too late hears that from those who left.
+        if waited >= min(_GRACE, limit):
+            # A note says either that a verb failed there, or that it gave up waiting for this one.
             notes = store.below(_FAILED)
             if failed := [process for process in absent if str(process) in notes]:
                 raise errors.HostAbsentError(notes[str(failed[0])].decode())
         if waited >= limit:
             raise errors.HostAbsentError(
-                f"{call}: wanted processes {_listed(group)}, got none of {_listed(absent)} in "
-                f"{waited:.0f} s. All processes whose devices hold the arrays make the same calls "
-                f"in the same order. {SETTING}={limit * 10:.0f} waits longer, {SETTING}=off "
-                "(for every process) compares nothing."
+                f"{call}: wanted processes {_listed(group)} to make this call, but "
+                f"{_named(absent)} did not in {waited:.0f} s. All processes whose devices hold "
+                "the arrays must make the same calls in the same order. Set "
+                f"{SETTING}={limit * 10:.0f} to wait longer, or {SETTING}=off in every process "
+                "to compare nothing."
             )
         store.wait_for(f"{folder}/{absent[0]}", min(_GRACE, limit - waited))
     return {process: said[str(process)] for process in group}
@@ -146,7 +156,7 @@ def telling(verb: Callable[P, R]) -> Callable[P, R]:
         try:
             made = verb(*args, **kwargs)
         except Exception as error:
-            # A disagreement is known to all of them: it is their error, too.
+            # If the processes disagree, all of them raise the same error and need no note.
             if not isinstance(error, errors.HostsError) or isinstance(
                 error, errors.HostAbsentError
             ):
@@ -164,14 +174,14 @@ def _note_failure(call: str, error: Exception) -> None:
         return
     me = jax.process_index()
     text = str(error)
-    if not isinstance(error, errors.HostAbsentError):  # That names its process already.
+    if not isinstance(error, errors.HostAbsentError):  # That error names its process already.
         text = f"process {me}: {call} failed there: {type(error).__name__}: {text}"
     _noted[:] = [f"{_FAILED}/{me}"]
     store.put(_noted[0], text[:_KEPT].encode())
 
 
 def forget_failure() -> None:
-    """Takes back the note that this process left, if it did: it goes on."""
+    """Removes the note of this process, if it left one, since the process goes on after all."""
     if _noted and (store := compat.store()) is not None:
         store.forget(_noted.pop())
 
@@ -182,6 +192,6 @@ def _named(processes: Sequence[int]) -> str:
 
 
 def _listed(processes: Sequence[int]) -> str:
-    """Returns processes for people; not a thousand of them."""
+    """Returns the numbers of processes as text; if there are many, only the first sixteen."""
     shown = ", ".join(map(str, processes[:16]))
     return shown if len(processes) <= 16 else f"{shown}, ... ({len(processes)} in all)"

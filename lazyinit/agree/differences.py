@@ -1,8 +1,8 @@
-"""What the processes of a group said -> nothing, or the one error that all of them raise.
+"""Finds what differs between processes, and raises the same error about it in all of them.
 
-Digests of all that is to be done are exchanged first. Where they differ, two more exchanges find
-the first leaf that differs, and what of it: 24 bytes for each leaf, then that leaf in words, with
-its steps.
+Digests of all that is to be done are exchanged first. Where they differ, two more exchanges follow.
+The first sends 24 bytes for each leaf, and finds the first leaf that differs. The second sends that
+leaf in words, with its steps, and finds what about it differs.
 """
 
 import hashlib
@@ -25,14 +25,15 @@ def agree(call: str, about: str, entries: Callable[[], Iterable[Entry]], group: 
 
     Args:
       call: the verb.
-      about: what it depends on beside the leaves.
-      entries: returns what is about to be done with each leaf; the same whenever it is asked.
+      about: the version and settings of JAX, and arguments, on which the result depends, too.
+      entries: returns what is about to be done with each leaf. It may be called again, and must
+        return the same then.
       group: the processes.
 
     Raises:
       CheckpointError: a file is gone or has changed.
-      HostsError: they differ.
-      HostAbsentError: one of them did not come.
+      HostsError: the processes are about to do different things.
+      HostAbsentError: a process did not make this call in time, or its verb failed.
     """
     mine = json.dumps([about, *digest_of(entries())]).encode()
     calls = {process: json.loads(text) for process, text in exchange(group, mine, call).items()}
@@ -46,11 +47,11 @@ def agree(call: str, about: str, entries: Callable[[], Iterable[Entry]], group: 
 
 
 def _compare_leaves(call: str, entries: Sequence[Entry], group: Group) -> None:
-    """Raises an error that names the first leaf that differs, if one does in words as well.
+    """Raises an error about the first leaf that differs, unless only the order of steps differs.
 
     Raises:
       HostsError: a leaf differs, or only some processes have it.
-      HostAbsentError: one of the processes did not come.
+      HostAbsentError: a process did not make this call in time, or its verb failed.
     """
     told = [aspects(entry) for entry in entries]
     rows = [
@@ -63,7 +64,7 @@ def _compare_leaves(call: str, entries: Sequence[Entry], group: Group) -> None:
     order = dict.fromkeys(path for facts in held[0] for path in facts)
     differ = [path for path in order if all(_differ(path, way) for way in held)]
     if not differ:
-        return  # The same is about to be done, recorded in another order.
+        return  # All are about to do the same; they recorded its equations in another order.
     first = differ[0]
     place = next((n for n, entry in enumerate(entries) if _short(entry.path) == first), None)
     mine: Any = ["", _ABSENT, {}]
@@ -72,10 +73,11 @@ def _compare_leaves(call: str, entries: Sequence[Entry], group: Group) -> None:
     said = exchange(group, json.dumps(mine).encode(), f"{call}, a leaf that differs")
     found = {process: json.loads(text) for process, text in said.items()}
     path = next(path for path, about, _ in found.values() if about != _ABSENT)
-    where = f"{path}: {call}" if path else call  # A tree may be one leaf.
-    more = f" {len(differ) - 1} more leaves differ." if len(differ) > 1 else ""
+    where = f"{path}: {call}" if path else call  # A tree that is one leaf has an empty path.
+    others = len(differ) - 1
+    more = f" {others} more {'leaf differs' if others == 1 else 'leaves differ'}." * (others > 0)
     about = {process: about for process, (_, about, _) in found.items()}
-    if _ABSENT in about.values():  # Then nothing else matters.
+    if _ABSENT in about.values():  # Then the error says only which processes have the leaf.
         there = {"leaf": "one that is there"}
         about = {p: {"leaf": (there | said)["leaf"]} for p, said in about.items()}
     else:
@@ -86,7 +88,7 @@ def _compare_leaves(call: str, entries: Sequence[Entry], group: Group) -> None:
 def _by_steps(
     about: Mapping[int, Mapping[str, str]], computed: Mapping[int, Mapping[str, Any]]
 ) -> dict[int, dict[str, str]]:
-    """Returns what each process said, with the first step that differs in place of a digest."""
+    """Returns what each process said, with the first differing step in place of each digest."""
     found = {process: dict(said) for process, said in about.items()}
     for what in dict.fromkeys(what for told in computed.values() for what in told):
         told = {process: of.get(what, ("none", [])) for process, of in computed.items()}
@@ -98,7 +100,7 @@ def _by_steps(
                 *(lines for _, lines in told.values()), fillvalue="no further step"
             )
             first = next((row for row in rows if len(set(row)) > 1), None)
-            if first is None:  # Beyond what was told of it.
+            if first is None:  # The difference is in steps that were not sent.
                 continue
             words = {p: f"{words[p]} with {step}" for p, step in zip(told, first, strict=True)}
         for process, text in words.items():
@@ -107,15 +109,17 @@ def _by_steps(
 
 
 def _facts(said: Mapping[str, str]) -> int:
+    """Returns a hash, of 64 bits, of what ``aspects`` says of a leaf."""
     return _short(json.dumps(said, sort_keys=True))
 
 
 def _differ(path: int, held: Sequence[Mapping[int, tuple[int, ...]]]) -> bool:
+    """Tells whether processes differ in the facts about a path, or only some have it."""
     return len({facts.get(path) for facts in held}) > 1
 
 
 def _by_path(pairs: np.ndarray) -> dict[int, tuple[int, ...]]:
-    """Returns what is said of each path; two leaves may go by one."""
+    """Returns the facts about each path; a path of two leaves has two facts."""
     found: dict[int, tuple[int, ...]] = {}
     for path, facts in pairs.tolist():
         found[path] = (*found.get(path, ()), facts)
@@ -123,4 +127,5 @@ def _by_path(pairs: np.ndarray) -> dict[int, tuple[int, ...]]:
 
 
 def _short(text: str) -> int:
+    """Returns a hash of a text, of 64 bits, which travels in its place."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,8 +1,8 @@
-"""What two processes must have in common, leaf by leaf.
+"""Says what two processes must have in common, leaf by leaf.
 
-``digest_of`` is quick, and processes whose digests are equal agree. ``aspects`` is slow, and says
-in words what is about to be done with a leaf. It has the last word, since digests may also differ
-where processes agree: two of them may record the same equations in another order.
+``digest_of`` is quick: processes with equal digests agree. ``aspects`` is slow: it says in words
+what is about to be done with a leaf. The words decide, because processes that agree may still have
+different digests: they may have recorded the same equations in another order.
 """
 
 import functools
@@ -28,7 +28,7 @@ from lazyinit.tensors.views import BoxView
 
 
 class Entry(NamedTuple):
-    """What is about to be done with one leaf. A tuple: there may be 20,000, and little time.
+    """What is about to be done with one leaf. A tuple, because 20,000 must be made quickly.
 
     Attributes:
       path: where it is in the tree.
@@ -45,9 +45,9 @@ class Entry(NamedTuple):
     dtype: Any
 
 
-_LINES = 256  # Of the steps of a leaf that are told to other processes,
-_LONGEST = 160  # and characters of each.
-_NONE: Any = object()  # Is no leaf's dtype, sharding, program or key.
+_LINES = 256  # The most steps of a leaf that are sent to other processes.
+_LONGEST = 160  # The most characters of each of these steps.
+_NONE: Any = object()  # Differs from the dtype, sharding, program and key of every leaf.
 
 
 class _Numbers:
@@ -56,7 +56,7 @@ class _Numbers:
     def __init__(self) -> None:
         self.known: dict[int, int] = {}  # By identity.
         self.texts: dict[str, int] = {}
-        self._kept: list[Any] = []  # Alive, so that no identity is used again.
+        self._kept: list[Any] = []  # Keeps objects alive, so that no other gets the id of one.
 
     def of(self, thing: Any, told: Callable[[Any], str]) -> int:
         found = self.known.get(id(thing))
@@ -68,11 +68,12 @@ class _Numbers:
 
 
 def digest_of(entries: Iterable[Entry]) -> tuple[str, str]:
-    """Returns 32 hex digits for all that is about to be done, in two ways.
+    """Returns two digests of all that is about to be done, of 32 hex digits each.
 
-    Two processes are about to do the same if either is. What goes to devices of one process alone
-    may be meant for that process, whoever says so (a stage of a pipeline), as the first takes it;
-    or each process means its own devices, as the second does.
+    Processes are about to do the same if they agree in one of the two. The digests differ in how
+    they take a sharding on devices of one process alone. For the first it means that process, in
+    every process that names it: a stage of a pipeline, for example. For the second it means the
+    devices of whichever process names it: each process then makes an array for itself.
 
     Raises:
       CheckpointError: a file that a selected leaf is read from is gone or has changed.
@@ -80,8 +81,8 @@ def digest_of(entries: Iterable[Entry]) -> tuple[str, str]:
     numbers = _Numbers()
     told = hashlib.blake2b(digest_size=16)
     rows: list[Any] = []
-    # Most leaves are like the one before them in these. To see that takes a tenth of the time of
-    # looking them up in a table.
+    # Most leaves have the same dtype, sharding, program and key as the leaf before. Comparing them
+    # with that leaf's takes a tenth of the time of looking them up in a table.
     stored = placed = cast = program = root = _NONE
     common: tuple[Any, ...] = ()
     made: tuple[Any, ...] = ()
@@ -93,7 +94,7 @@ def digest_of(entries: Iterable[Entry]) -> tuple[str, str]:
             stored, placed, cast = leaf.dtype, sharding, dtype
             as_dtype = None if cast is None else numbers.of(cast, str)
             common = (numbers.of(stored, str), numbers.of(placed, _placement), as_dtype)
-        if isinstance(leaf, LazyParam):  # Most are; for them ``origins`` is a detour.
+        if isinstance(leaf, LazyParam):  # Most leaves are lazy: this is faster than ``origins``.
             init, rng = leaf.init_fn, leaf.rng_path
             if isinstance(init, Slice) and len(rng.roots) == 1:
                 ((stream, key),) = rng.roots.items()
@@ -113,7 +114,7 @@ def digest_of(entries: Iterable[Entry]) -> tuple[str, str]:
             rows += [_made_row(x, numbers) for x in parts if isinstance(x, DerivedParam)]
             rows += [_made_row(x, numbers) for x in lazy]
             rows += [_source_row(source, numbers) for source in read]
-        if len(rows) > 256:  # Python's collector would walk over 40,000 tuples that are kept.
+        if len(rows) > 256:  # Python's garbage collector would walk over all rows if they stayed.
             told.update(_bytes(rows))
             rows.clear()
     told.update(_bytes(rows))
@@ -124,7 +125,8 @@ def digest_of(entries: Iterable[Entry]) -> tuple[str, str]:
 
 
 def _bytes(rows: list[Any]) -> bytes:
-    # Version 2 writes each value out; later ones refer to objects that happen to be the same.
+    # Version 2 of the format writes out each value. Later versions write a reference where an
+    # object stands twice, so that equal rows could have different bytes.
     return marshal.dumps(rows, 2)
 
 
@@ -141,7 +143,7 @@ def _made_row(lazy: LazyParam | DerivedParam, numbers: _Numbers) -> tuple[Any, .
 
 def _source_row(source: Any, numbers: _Numbers) -> tuple[Any, ...]:
     """Returns what a leaf is read from: the tensors, their places, and how they are changed."""
-    if isinstance(source, BoxView):  # Most are one, whose text would take long to write.
+    if isinstance(source, BoxView):  # Most sources are one, and its ``repr`` takes long.
         return (source.box, source.axes, _source_row(source.source, numbers))
     if isinstance(source, Derived):
         return (repr(source), *[_source_row(part, numbers) for part in source.reads])
@@ -159,11 +161,14 @@ def _source_row(source: Any, numbers: _Numbers) -> tuple[Any, ...]:
 
 
 def aspects(entry: Entry, *, as_own: bool = False) -> dict[str, str]:
-    """Returns what is about to be done with a leaf, in words, by what the words are about.
+    """Returns what is about to be done with a leaf, as texts by what they are about.
+
+    For example ``{"selected": "yes", "leaf": "float32[3]", "dtype": "bfloat16", ...}``.
 
     Args:
-      entry: the leaf.
-      as_own: whether devices of this process are told as each process's own.
+      entry: the leaf, and what is about to be done with it.
+      as_own: whether a sharding on devices of this process alone means the devices of whichever
+        process names it, as in the second digest of ``digest_of``.
     """
     leaf = entry.leaf
     if not hasattr(leaf, "shape"):
@@ -196,11 +201,11 @@ def aspects(entry: Entry, *, as_own: bool = False) -> dict[str, str]:
 
 
 def steps(entry: Entry) -> dict[str, tuple[str, list[str]]]:
-    """Returns how a leaf is computed, for the aspects that tell it by a digest alone.
+    """Returns the steps that compute a leaf, of which ``aspects`` gives only digests.
 
     Returns:
-      By aspect, what the computation is called, and its steps: a bounded number of lines, each of
-      bounded length.
+      For ``"computation"`` and ``"initializer"`` the name of what is run, and its steps: at most
+      256 lines of at most 160 characters.
     """
     leaf = entry.leaf
     if not entry.is_selected or not hasattr(leaf, "shape"):
@@ -254,7 +259,7 @@ def _checked_file(file: Any) -> str:
 
 
 def _file(file: Any) -> str:
-    """Returns a file's name and size: in which folder it is may differ from host to host."""
+    """Returns a file's name and size, but not its folder, which may differ from host to host."""
     if file is None:
         return "memory"
     name = os.path.basename(getattr(file, "path", "") or type(file).__name__)
@@ -268,7 +273,7 @@ def _placement(sharding: Sharding | None) -> str:
     if sharding is None:
         return _OWN
     processes = {device.process_index for device in sharding.device_set}
-    if len(processes) == 1:  # Which of its devices may differ from process to process.
+    if len(processes) == 1:  # The devices are not named: each process may take other ones.
         return f"devices of process {processes.pop()}"
     if not isinstance(sharding, NamedSharding):
         devices = sorted(device.id for device in sharding.device_set)
@@ -277,7 +282,7 @@ def _placement(sharding: Sharding | None) -> str:
 
 
 def _as_own(placement: str) -> str:
-    """Returns the words for a placement if what lies in this process is each process's own."""
+    """Returns the words for a placement, if this process means its own devices by them."""
     return _OWN if placement == f"devices of process {jax.process_index()}" else placement
 
 

@@ -1,4 +1,4 @@
-"""For each verb: which processes take part, and what they compare."""
+"""Says for each verb which processes take part, and what they compare."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from lazyinit.agree.entries import Entry
 from lazyinit.params import StoredParam
 from lazyinit.sources import Source
 
-# What decides bits beside the program of a leaf.
+# The settings of JAX that decide the bits of a leaf, beside its program.
 _SETTINGS = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_prng_impl")
 
 
@@ -34,10 +34,11 @@ def before_making(
     call: str = "materialize",
     also: str = "",
 ) -> None:
-    """Compares what is about to be made with the other processes that make it.
+    """Compares what is about to be made in this process and in the others that make it.
 
-    Those are the processes whose devices the selected leaves go to. Nothing is compared where it is
-    this one alone, nor in a trace, where no values are made.
+    These are the processes whose devices the selected leaves go to. If this process is the only
+    one, or does not belong to them, nothing is compared. Nor is anything compared within a trace,
+    where no values are made.
 
     Args:
       leaves: paths and leaves, in the order of the tree.
@@ -45,11 +46,12 @@ def before_making(
       shardings: where each goes.
       dtypes: the dtype that each will have.
       call: the verb.
-      also: what else it was told that all must be told alike.
+      also: arguments of the verb that must be the same in all processes, as text.
 
     Raises:
       CheckpointError: a file is gone or has changed.
-      HostsError: the processes differ, or one did not come.
+      HostsError: the processes are about to do different things.
+      HostAbsentError: a process did not make this call in time, or its verb failed.
     """
     if compat.is_in_trace() or not _is_wanted():
         return
@@ -67,14 +69,14 @@ def before_making(
 
 
 def meet(shardings: Iterable[Sharding | None], *, call: str = "materialize") -> None:
-    """Waits until all processes whose devices these shardings have are as far as this one.
+    """Waits until every process with devices of these shardings makes the same call.
 
     Args:
       shardings: where the selected leaves go; ``None`` for others.
       call: the verb.
 
     Raises:
-      HostAbsentError: one of them failed on its way, or did not come.
+      HostAbsentError: a process did not make this call in time, or its verb failed.
     """
     group = processes_of(shardings)
     if len(group) > 1 and jax.process_index() in group and _is_wanted():
@@ -82,14 +84,15 @@ def meet(shardings: Iterable[Sharding | None], *, call: str = "materialize") -> 
 
 
 def before_saving(leaves: Sequence[tuple[str, Any]], tensors: Sequence[tuple[str, Source]]) -> None:
-    """Compares what is about to be written with all other processes: each calls ``save``.
+    """Compares what is about to be written in all processes, each of which must call ``save``.
 
     Args:
       leaves: paths and leaves, in the order of the tree.
       tensors: names and sources, in the order in which they are written.
 
     Raises:
-      HostsError: the processes differ, or one did not come.
+      HostsError: the processes are about to do different things.
+      HostAbsentError: a process did not make this call in time, or its verb failed.
     """
     if not _is_wanted():
         return
@@ -106,14 +109,15 @@ def before_saving(leaves: Sequence[tuple[str, Any]], tensors: Sequence[tuple[str
 
 
 def before_digesting(leaves: Sequence[tuple[str, Any]], group: Group) -> None:
-    """Compares what is about to be summed up with the processes that hold parts of it.
+    """Compares the trees of which several processes are about to make one digest.
 
     Args:
       leaves: paths and leaves, in the order of the tree.
-      group: these processes.
+      group: the processes that hold parts of the arrays.
 
     Raises:
-      HostsError: the processes differ, or one did not come.
+      HostsError: the processes have different trees.
+      HostAbsentError: a process did not make this call in time, or its verb failed.
     """
     if not _is_wanted():
         return
@@ -126,14 +130,14 @@ def before_digesting(leaves: Sequence[tuple[str, Any]], group: Group) -> None:
 
 
 def as_first(names: Iterable[str], *, call: str) -> set[str]:
-    """Returns the names that the first process has, in all processes; each must call this.
+    """Returns the names that the first process has; every process must call this.
 
     Args:
-      names: those of this process, which are what counts where nothing is compared.
+      names: the names that this process has. They are returned if nothing is compared.
       call: the verb.
 
     Raises:
-      HostAbsentError: a process failed on its way, or did not come.
+      HostAbsentError: a process did not make this call in time, or its verb failed.
     """
     own = list(names)
     if not _is_wanted():
@@ -150,9 +154,9 @@ def _is_wanted() -> bool:
         return jax.process_count() > 1
     if jax.process_count() > 1:
         errors.warn(
-            f"lazyinit finds no key-value store of jax.distributed, so that what the "
-            f"{jax.process_count()} processes are about to do is not compared. Each must make the "
-            "same calls, with the same keys, models and checkpoints."
+            f"lazyinit finds no key-value store of jax.distributed, so it cannot check that the "
+            f"{jax.process_count()} processes are about to do the same. Make sure that each makes "
+            "the same calls, with the same keys, models and checkpoints."
         )
     return False
 

@@ -1,4 +1,4 @@
-"""What ``plan`` returns: what will be done with each leaf, and the bytes, by device and by file."""
+"""What ``plan`` returns: what will be done with each leaf, and bytes for each device and file."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,20 +28,23 @@ Action: TypeAlias = Literal[
     "copy",
 ]
 
-_FILES = 3  # That are named in one line.
+_FILES = 3  # The most files that are named in one line.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafPlan(Facts):
-    """What will be done with one leaf: its facts, with the dtype that it will have, and these.
+    """What will be done with one leaf: the facts about it, and the attributes below.
+
+    Among the facts, ``dtype`` and ``nbytes`` are those of the array that will be there.
 
     Attributes:
       action: ``"initialize"``, ``"load"``, ``"overlap"`` (initialize, then load a part over it),
-        ``"move"`` (an array that gets another sharding or dtype), ``"share"`` (the same array as
-        at an earlier path) or ``"keep"``. For what training holds beside the tree, what it is:
-        ``"optimizer"`` (its state), ``"gradients"`` or ``"copy"``.
-      bytes_per_device: of the shard that each device of ``sharding`` gets; 0 for ``"share"`` and
-        ``"keep"``, which bring nothing new.
+        ``"derive"`` (compute from other leaves), ``"move"`` (give an array another sharding or
+        dtype), ``"share"`` (the same array as at an earlier path) or ``"keep"``. For an array that
+        training holds beside the tree, it says what that is: ``"optimizer"`` (part of its state),
+        ``"gradients"`` or ``"copy"``.
+      bytes_per_device: bytes of the shard that each device of ``sharding`` gets; 0 for ``"share"``
+        and ``"keep"``, which bring nothing new.
       sharding: where the array will lie; ``None`` is the default device.
     """
 
@@ -51,12 +54,12 @@ class LeafPlan(Facts):
 
     @property
     def loaded_nbytes(self) -> int:
-        """Bytes of the part that is loaded: all of it, none, or the part that overlaps."""
+        """Bytes that come from a checkpoint: all, those of the part that overlaps, or none."""
         return self.stored_nbytes if self.action in ("load", "overlap") else 0
 
     @property
     def repeated_nbytes(self) -> int:
-        """Bytes, over all devices, that hold what another device holds as well."""
+        """Bytes of copies: what all devices hold together, without one copy of the array."""
         devices = 1 if self.sharding is None else self.sharding.num_devices
         return max(0, devices * self.bytes_per_device - self.nbytes)
 
@@ -67,8 +70,8 @@ class Headroom:
 
     Attributes:
       limit: bytes that each device has.
-      spare: bytes that are left at the peak of the fullest device; below 0, that it lacks.
-      device: that device.
+      spare: bytes that are left at the peak of the fullest device; negative if it has too few.
+      device: the fullest device.
       lacking: how many devices have too little.
     """
 
@@ -95,19 +98,21 @@ class Headroom:
 class Plan(Shown):
     """What ``materialize`` will do; prints as a table.
 
-    A device is one of JAX's; of a mesh without devices it is a ``MeshDevice``, its place there.
+    A device is a ``jax.Device``. For a mesh without devices it is a ``MeshDevice``, which stands
+    for one place in the mesh.
 
     Attributes:
       leaves: one entry for each array or thunk of the tree, in its order.
       bytes_per_device: bytes that arrive on each device, by device; those of ``training`` too.
-      peak_bytes_per_device: the most at a time: the same, or what arrives of the tree plus what is
-        needed while its leaves are made, before training begins. This is a bound for leaves that
-        are drawn or read, and an estimate for leaves that have a program of their own
-        (``docs/performance.md``). What a step of training computes is not in it.
+      peak_bytes_per_device: the most bytes that are on each device at a time, by device. The peak
+        is either the end, when all of ``bytes_per_device`` is there, or earlier, when the leaves
+        of the tree are made in temporary memory and training has not begun. It is a bound for
+        leaves that are drawn or read, and an estimate for leaves that have a program of their own
+        (``docs/performance.md``). What a step of training computes is not counted.
       unused_rules: patterns of ``shard_by_rules`` that match no leaf.
       training: what training holds beside the tree, one entry for each array.
-      reads: bytes that each host reads, by host and file. Of a leaf that several files make, each
-        of them counts alike.
+      reads: bytes that each host reads, by host and file. If tensors of several files make a leaf,
+        a host that needs half of the leaf is taken to read half of each tensor.
     """
 
     leaves: tuple[LeafPlan, ...]
@@ -118,10 +123,10 @@ class Plan(Shown):
     reads: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     def bytes_of(self, action: Action) -> int:
-        """Returns the bytes, over all devices' distinct shards, of the leaves with this action.
+        """Returns the bytes of the leaves with this action; copies on several devices count once.
 
-        An ``"overlap"`` is counted under ``"initialize"`` as well, whole, and under ``"load"`` with
-        the part that is loaded.
+        A leaf with the action ``"overlap"`` counts under ``"initialize"``, too, with all its bytes,
+        and under ``"load"`` with the bytes of the part that is loaded.
 
         Raises:
           WordError: no leaf can have this action.
@@ -136,7 +141,7 @@ class Plan(Shown):
         """Tells whether the peak of every device fits into its memory, and how much is to spare.
 
         Args:
-          memory: of each device: bytes, or text such as ``"16GiB"`` or ``"80GB"``.
+          memory: the memory of each device, in bytes, or as text such as ``"16GiB"`` or ``"80GB"``.
 
         Returns:
           A value that is true if it fits, and prints how much is to spare or is lacking.
@@ -187,7 +192,7 @@ class Plan(Shown):
         return [f"to read, by {_named('host', hosts)}: {what}" for what, hosts in alike.items()]
 
     def _repeated(self) -> list[str]:
-        """Returns a line about the bytes that several devices hold alike, or none."""
+        """Returns a line about copies on several devices, or none if there are no copies."""
         repeated = [leaf for leaf in self._all() if leaf.repeated_nbytes]
         if not repeated:
             return []
@@ -223,7 +228,7 @@ def _by_device(counts: Mapping[Device, int]) -> list[str]:
 
 
 def by_device(counts: Mapping[Device, int]) -> list[tuple[str, int]]:
-    """Returns names of devices, and bytes; devices that have the same number share a line.
+    """Returns names of devices, each with bytes; devices with the same bytes share an entry.
 
     >>> by_device({MeshDevice(0): 8, MeshDevice(1): 8, MeshDevice(2): 4})
     [('each of devices 0 to 1', 8), ('device 2', 4)]
@@ -242,7 +247,7 @@ def _listed(devices: Sequence[Device]) -> str:
 
 
 def _named(word: str, numbers: Sequence[int]) -> str:
-    """Returns ``host 3``, ``devices 0 to 31``, or how many there are."""
+    """Returns numbered things as text: ``host 3``, ``devices 0 to 31``, or else ``5 devices``."""
     if len(numbers) == 1:
         return f"{word} {numbers[0]}"
     if numbers[-1] - numbers[0] == len(numbers) - 1:

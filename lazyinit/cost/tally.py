@@ -1,4 +1,4 @@
-"""Bytes on each device, added up for all devices of a mesh at once."""
+"""Adds up the bytes on each device, for all devices of a mesh at once."""
 
 import heapq
 import math
@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, Sharding
 
 from lazyinit import abstract_meshes, compat
 
-Device: TypeAlias = Any  # jax.Device, which type checkers take for a variable, or MeshDevice.
+Device: TypeAlias = Any  # A jax.Device, which type checkers take for a variable; or a MeshDevice.
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,11 @@ class Beside:
     """The bytes that are needed, beside the arrays, while a leaf is made or read.
 
     Attributes:
-      shared: buffers that all leaves of a sort use in turn, by what they are for.
+      shared: bytes of buffers that all leaves of one kind use in turn, by the name of the buffer.
       each: bytes on each device that gets a shard.
       first: further bytes on one device, where the whole leaf is made before it is cut.
-      alone: a name for leaves that are made together and beside no others; ``None`` for the rest.
+      alone: ``None`` if the leaf may be made while others are. If not, a name for the leaves that
+        are made together with it, while no others are made.
     """
 
     shared: Mapping[str, int] = field(default_factory=dict)
@@ -37,8 +38,9 @@ class _Needs:
     """Bytes that leaves need on a device while they are made.
 
     Attributes:
-      beside_others: of each leaf that is made beside others.
-      alone: of leaves that are made beside no others, by what they are called together.
+      beside_others: the bytes of each leaf that may be made while others are.
+      alone: the bytes of all leaves that are made together while no others are, by their name in
+        ``Beside.alone``.
     """
 
     beside_others: list[int] = field(default_factory=list)
@@ -51,12 +53,12 @@ class _Needs:
             self.alone[alone] += nbytes
 
     def largest(self, in_flight: int) -> "_Needs":
-        """Returns the needs that can decide a peak, whatever else the device gets."""
+        """Returns the largest needs; the others cannot decide a peak, whatever the device gets."""
         alone = Counter(dict(self.alone.most_common(1)))
         return _Needs(heapq.nlargest(in_flight, self.beside_others), alone)
 
     def most(self, in_flight: int, at_most: int) -> int:
-        """Returns the most that is needed at a time."""
+        """Returns the most bytes that are needed at a time; see ``Tally.peak``."""
         sizes = heapq.nlargest(in_flight, self.beside_others)
         return max(min(sum(sizes), at_most), *sizes, *self.alone.values(), 0)
 
@@ -66,11 +68,11 @@ class _Group:
     """Devices that get shards of the same leaves.
 
     Attributes:
-      devices: in their order; the first is the one on which whole leaves are made.
-      arriving: bytes that each of them gets, and keeps.
-      each: what leaves need on every device while they are made.
-      on_first: what they need on the first device then.
-      shared: the buffers that all leaves of a sort use in turn.
+      devices: the devices in order; whole leaves are made on the first.
+      arriving: bytes that each device gets, and keeps.
+      each: what leaves need on every device but the first, while they are made.
+      on_first: what leaves need on the first device, while they are made.
+      shared: bytes of buffers that leaves use in turn, as in ``Beside.shared``.
     """
 
     devices: Sequence[Device]
@@ -81,19 +83,25 @@ class _Group:
 
 
 def shard_nbytes(leaf: Any, placement: Sharding | None, dtype: Any) -> int:
-    """Returns the bytes of one shard of a leaf (anything with a shape) in a dtype (of keys too)."""
+    """Returns the bytes of one shard of a leaf, in a dtype, which may be that of PRNG keys.
+
+    Args:
+      leaf: anything with a shape.
+      placement: where the leaf goes; ``None`` is the default device, which gets all of it.
+      dtype: the dtype of the array.
+    """
     shape = leaf.shape if placement is None else placement.shard_shape(leaf.shape)
     return math.prod(shape) * dtype.itemsize
 
 
 class Tally:
-    """What lands on devices, and what is needed there meanwhile."""
+    """Adds up the bytes that arrive on each device, and those that are needed there meanwhile."""
 
     def __init__(self, hosts: int = 1) -> None:
         """Starts with nothing.
 
         Args:
-          hosts: over how many the devices of a mesh that has none are spread, in its order.
+          hosts: the number of hosts of a mesh without devices; each has as many places in it.
         """
         self._hosts = hosts
         self._groups: dict[Any, _Group] = {}
@@ -103,7 +111,13 @@ class Tally:
         return self._group(placement).devices
 
     def add(self, placement: Sharding | None, nbytes: int, beside: Beside | None = None) -> None:
-        """Counts a shard of so many bytes on each device of a placement."""
+        """Counts a leaf on each device of a placement.
+
+        Args:
+          placement: where the leaf goes; ``None`` is the default device.
+          nbytes: bytes of one shard.
+          beside: what is needed while the leaf is made or read; ``None`` if nothing is.
+        """
         group = self._group(placement)
         group.arriving += nbytes
         if beside is not None:
@@ -124,8 +138,8 @@ class Tally:
 
         Args:
           in_flight: how many leaves are made at a time.
-          at_most: bytes that they need together, beside the shared buffers; a leaf that needs more
-            is made alone.
+          at_most: the most bytes that these leaves need together, beside the shared buffers; a
+            leaf that needs more is made alone.
         """
         needs: dict[Device, tuple[dict[str, int], _Needs]] = {}
         for group in self._groups.values():
@@ -142,7 +156,7 @@ class Tally:
         return peaks
 
     def _group(self, placement: Sharding | None) -> _Group:
-        # Meshes are quickly compared, sets of devices are not.
+        # It is quick to compare meshes, and slow to compare sets of devices.
         named = isinstance(placement, NamedSharding)
         key = placement.mesh if named else placement and frozenset(placement.device_set)
         if key not in self._groups:

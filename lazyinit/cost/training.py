@@ -1,8 +1,9 @@
-"""What training holds beside the parameters: optimizer state, gradients, a copy in another dtype.
+"""Says what training holds beside the parameters: optimizer state, gradients and a copy.
 
-The optimizer's state is what its ``init`` makes of the parameters, traced and not guessed. An array
-of it lies as the parameter does that has the same shape and whose path its own path ends with (a
-momentum does); all others, a count for one, are replicated.
+The optimizer's ``init`` is traced on the parameters, so that its state is known and not guessed. An
+array of the state lies as a parameter does if its path ends with the path of that parameter, and
+the two have the same shape: a momentum, for example. All other arrays, such as a count of steps,
+are replicated.
 """
 
 import sys
@@ -26,8 +27,8 @@ class Held:
     """An array that training holds.
 
     Attributes:
-      action: what for: ``"optimizer"``, ``"gradients"`` or ``"copy"``.
-      path: of the array, below that word.
+      action: what the array is for: ``"optimizer"``, ``"gradients"`` or ``"copy"``.
+      path: the path of the array, in the optimizer's state or in the tree.
       struct: its shape and dtype.
       placement: where it lies.
     """
@@ -43,9 +44,11 @@ class Trained:
     """The leaves that are trained, as the arrays that they will be.
 
     Attributes:
-      tree: what the optimizer's ``init`` gets: a struct for each of them, ``None`` for others.
-      at: the path of ``tree`` in the whole tree.
-      leaves: each struct and where that array lies, by its path in ``tree``.
+      tree: what the optimizer's ``init`` gets: a ``jax.ShapeDtypeStruct`` for each leaf that is
+        trained, and ``None`` for each other leaf.
+      at: the path of ``tree`` in the whole tree; ``""`` if it is the whole tree.
+      leaves: for each leaf that is trained, its struct and where its array lies, by its path in
+        ``tree``.
     """
 
     tree: Any
@@ -61,13 +64,14 @@ class Trained:
         placements: Sequence[Sharding | None],
         dtypes: Sequence[Any],
     ) -> "Trained":
-        """Finds the leaves that are trained: of those selected, the floating-point ones.
+        """Finds the leaves that are trained; only floating-point leaves are.
 
         Args:
           tree: any pytree.
-          trainable: which leaves; ``None`` for the variables of type ``nnx.Param`` where there are
-            variables of Flax NNX, for the collection ``params`` where there is one, else for all.
-          selected: which leaves are looked at.
+          trainable: which leaves are trained. ``None`` selects the variables of type ``nnx.Param``
+            in a tree with variables of Flax NNX, the collection ``params`` in a tree that has one,
+            and all leaves of any other tree.
+          selected: for each leaf whether it is made; the others are not trained, either.
           placements: where each leaf goes.
           dtypes: the dtype that each leaf will have.
 
@@ -90,11 +94,16 @@ class Trained:
         return cls(shaped, at, {path[len(at) + bool(at) :]: held for path, held in found.items()})
 
     def held(self, optimizer: Any, gradients: Dtype | bool, copy: Dtype | None) -> Iterator[Held]:
-        """Yields what is held beside them, as ``plan`` takes these arguments.
+        """Yields the arrays that training holds beside the leaves.
+
+        Args:
+          optimizer: as for ``plan``.
+          gradients: as for ``plan``.
+          copy: as for ``plan``.
 
         Raises:
-          PlanError: the optimizer has no ``init``, or none that takes these leaves; or a dtype is
-            none.
+          PlanError: the optimizer has no ``init``, or its ``init`` fails on these leaves; or
+            ``gradients`` or ``copy`` is not a dtype.
         """
         if optimizer is not None:
             yield from self._state(optimizer)
@@ -110,15 +119,15 @@ class Trained:
         init = getattr(optimizer, "init", None)
         if init is None:
             raise errors.PlanError(
-                f"optimizer: wanted one with an init function, such as optax.adamw(1e-3), got "
-                f"{optimizer!r:.80}."
+                f"optimizer: wanted an object with an init function, such as optax.adamw(1e-3), "
+                f"got {optimizer!r:.80}."
             )
         try:
             state = meshes.outside(lambda: jax.eval_shape(init, self.tree))
         except Exception as error:  # Whatever somebody else's init raises.
             raise errors.PlanError(
                 f"optimizer: its init failed on the {len(self.leaves)} leaves that are trained: "
-                f"{str(error).rstrip('.')}. Say with trainable= which leaves these are."
+                f"{str(error).rstrip('.')}. If other leaves are trained, say which: trainable=..."
             ) from error
         elsewhere = _replicated(placement for _, placement in self.leaves.values())
         for path, struct in tree_paths.leaves_with_paths(state):
@@ -128,14 +137,14 @@ class Trained:
             yield Held("optimizer", path, struct, placement)
 
     def _mirrored(self, path: str) -> tuple[jax.ShapeDtypeStruct, Sharding | None] | None:
-        """Returns the parameter whose path is the longest end of a path in the state."""
+        """Returns the parameter with the longest path that a path in the state ends with."""
         keys = path.split("/")
         ends = ("/".join(keys[n:]) for n in range(len(keys) + 1))
         return next((self.leaves[end] for end in ends if end in self.leaves), None)
 
 
 def _usual(tree: Any) -> tree_paths.Paths:
-    """Returns which leaves of a tree are trained, as far as one can tell by their kind."""
+    """Returns which leaves of a tree are trained if nobody says so, as ``Trained.of`` has it."""
     nodes = jax.tree.leaves(tree, is_leaf=tree_paths.is_variable)
     if any(map(tree_paths.is_variable, nodes)):
         return sys.modules["flax.nnx"].Param
@@ -160,7 +169,7 @@ def _dtype(word: str, dtype: Dtype) -> Any:
 
 
 def _replicated(placements: Iterable[Sharding | None]) -> Sharding | None:
-    """Returns a placement on all devices of the first mesh of these."""
+    """Returns a placement that replicates over the first mesh among these; ``None`` without one."""
     named = (place for place in placements if isinstance(place, NamedSharding))
     first = next(named, None)
     return None if first is None else NamedSharding(first.mesh, PartitionSpec())

@@ -89,8 +89,8 @@ def test_a_late_process_is_waited_for_and_one_that_is_too_late_is_named(tmp_path
     for report in reports:
         assert report["digests"] == [wanted] * 4
         for verb, text in report["errors"].items():
-            start = f"{verb}: wanted processes 0, 1, 2, 3, got none of 1 in 3 s. "
-            assert text.startswith(start), text
+            start = f"{verb}: wanted processes 0, 1, 2, 3 to make this call, but process 1 did not "
+            assert text.startswith(start + "in 3 s. "), text
 
 
 @pytest.mark.slow

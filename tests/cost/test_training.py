@@ -172,7 +172,7 @@ def test_one_array_alone_has_a_state():
 
 def test_an_optimizer_or_a_dtype_that_is_none_is_refused():
     tree, _ = linen()
-    with pytest.raises(PlanError, match=r"^optimizer: wanted one with an init function, such as"):
+    with pytest.raises(PlanError, match=r"^optimizer: wanted an object with an init function,"):
         li.plan(tree, optimizer=optax.adamw)
 
     def fails(params):
@@ -182,7 +182,7 @@ def test_an_optimizer_or_a_dtype_that_is_none_is_refused():
         li.plan(tree, optimizer=optax.GradientTransformation(fails, fails))
     assert str(caught.value) == (
         "optimizer: its init failed on the 21 leaves that are trained: 'no such parameter'. "
-        "Say with trainable= which leaves these are."
+        "If other leaves are trained, say which: trainable=..."
     )
     for word in ("gradients", "copy"):
         with pytest.raises(
