@@ -87,6 +87,7 @@ def _run(equation: jex.JaxprEqn, parts: Sequence[HeldPart], grid: DevicePlace) -
 def _run_body(
     jaxpr: jex.Jaxpr, consts: Sequence[Any], parts: Sequence[HeldPart], grid: DevicePlace
 ) -> list[HeldPart]:
+    """Runs the equations of a body, and returns what the device holds of each of its results."""
     env = dict(zip(jaxpr.invars, parts, strict=True))
     for variable, const in zip(jaxpr.constvars, consts, strict=True):
         env[variable] = whole(const)

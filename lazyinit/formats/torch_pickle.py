@@ -49,7 +49,7 @@ class Reader(_Interpreter):
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """Returns a ``Name``, and imports nothing."""
+        """Returns a ``Name`` for a class or function of the pickle, and imports nothing."""
         return Name(module, name)
 
     def persistent_load(self, pid: Any) -> Storage | Name:

@@ -18,14 +18,15 @@ from lazyinit.program.equations import Equation, Program, Value
 
 
 def computed_from(program: Program, given: Collection[Value]) -> Program:
-    """Returns a program that computes outputs beside given values from these, where it can.
+    """Returns a program that computes further outputs of an equation from a given output of it.
 
     Args:
       program: any program.
-      given: values of it that are handed in.
+      given: values of the program that are known, such as a leaf that was read from a file.
 
     Returns:
-      The same program if no output can be; else a program with the same numbers of values.
+      The same program if no output can be computed so; if not, a program with the same values,
+      some of which other equations make.
     """
     made = {e.index: e for v in given if (e := program.producers.get(v))}
     behind = {n: e for n, one in made.items() if (e := _behind(program, one, given))}
@@ -41,6 +42,10 @@ def computed_from(program: Program, given: Collection[Value]) -> Program:
 
 
 def _behind(program: Program, equation: Equation, given: Collection[Value]) -> Equation | None:
+    """Returns the equation that computes other outputs of ``equation`` from its given outputs.
+
+    ``None`` if all of its outputs are given, or none of the others follows from them.
+    """
     places = {n for n, v in enumerate(equation.outputs) if v in given}
     origin = equation.origin
     if len(places) == len(equation.outputs) or not _is_open(origin):
