@@ -17,9 +17,10 @@ def abstract(tree: Any, sharding: shardings.ShardingLike = None) -> Any:
 
     Args:
       tree: any pytree with thunks, arrays or ``ShapeDtypeStruct`` among its leaves.
-      sharding: as for ``materialize``; each struct has the sharding that its array would get.
-        ``None`` is where ``materialize`` would put a thunk, and where an array is. A mesh may be
-        without devices here: an ``AbstractMesh``, or text such as ``"data=4,model=8"``.
+      sharding: as for ``materialize``; each struct has the sharding that its array would get. With
+        ``None``, the struct of a thunk has the sharding that ``materialize`` would give it, and
+        that of an array has the array's own. A mesh may be without devices here: an
+        ``AbstractMesh``, or text such as ``"data=4,model=8"``.
 
     Returns:
       The tree, in the same containers. Leaves that have no shape are unchanged.

@@ -1,4 +1,4 @@
-"""``check``: which of the fast ways are proven on this JAX and these devices.
+"""The verb ``check``: tells which of the fast ways are proven on this JAX and these devices.
 
 A platform comes in; a ``Check`` goes out, which prints as a table.
 """
@@ -20,12 +20,12 @@ class Check(Shown):
     """What a self-check found; prints as a table.
 
     Attributes:
-      where: the versions and the device.
+      where: the versions and the device, as text.
       is_tested: whether the test suite was run there, so that ``materialize`` needs no check.
       passed: the kinds of steps that give the bits of eager JAX.
-      failed: the kinds that do not, and the canary that showed it. Leaves that need one are made
-        equation by equation, as eager JAX makes them.
-      seconds: how long it took.
+      failed: the kinds of steps that give other bits, each with the canary that showed it. Leaves
+        that need such a step are made equation by equation, as eager JAX makes them.
+      seconds: how long the check took.
     """
 
     where: str

@@ -1,4 +1,4 @@
-"""The verb ``digest``: arrays -> a short value that the same values have on every mesh."""
+"""The verb ``digest``: arrays -> a short value, which does not depend on their shardings."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ from lazyinit.tensors.arrays import on_host
 from lazyinit.tensors.held import Ranges, ranges
 from lazyinit.tensors.key_data import is_typed_key
 
-_BLOCK = 2**22  # Elements that a thread sums up at a time, and copies from a device first.
+_BLOCK = 2**22  # The most elements that a thread copies from a device and sums up at a time.
 _VERSION = "lazyinit-digest-1"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Digest:
-    """What ``digest`` returns: equal for trees of the same paths, shapes, dtypes and values.
+    """What ``digest`` returns: equal for trees with the same paths, shapes, dtypes and values.
 
-    A digest also equals the text of an equal one, ``str(digest)``.
+    A digest also equals the text of an equal digest, ``str(digest)``.
 
     Attributes:
       leaves: for each path the leaf's dtype and shape, and 32 hex digits for its values.
@@ -56,7 +56,7 @@ class Digest:
         return hash(str(self))
 
     def differences(self, old: "Digest") -> tuple[str, ...]:
-        """Returns a line for each path at which another digest differs; none if they are equal."""
+        """Returns a line for each path whose leaf differs from that of ``old``; none if equal."""
         lines = []
         for path in sorted({**self.leaves, **old.leaves}):
             new, was = self.leaves.get(path, "no leaf"), old.leaves.get(path, "no leaf")
@@ -73,7 +73,8 @@ class Digest:
         """Returns the digest that ``to_json`` wrote.
 
         Raises:
-          DigestError: the text is no such JSON, or was changed.
+          DigestError: the text is not what ``to_json`` writes, or its leaves do not have the
+            digest that it names.
         """
         try:
             said = json.loads(text)
@@ -85,8 +86,9 @@ class Digest:
             ) from error
         if not is_whole:
             raise errors.DigestError(
-                f"from_json: wanted {said['digest']}, as it says, got {found} from its leaves. It "
-                "was changed, or another version wrote it: make the digest again."
+                f"from_json: wanted leaves with the digest that the text names, {said['digest']}, "
+                f"got leaves with {found}. The text was changed, or another version of lazyinit "
+                "wrote it. Make the digest again."
             )
         return found
 
@@ -94,24 +96,25 @@ class Digest:
 def digest(tree: Any) -> Digest:
     """Returns a digest of the values of a tree: the same on every mesh and number of processes.
 
-    It tells whether two runs have the same weights, or began from the same. Each process sums up
-    what its own devices hold (``lazyinit.checksum`` says how), in some MiB of memory beside it, and
-    48 bytes for each leaf travel between processes. Trees that differ by accident have the same
-    digest with a probability of less than ``2**-110``. On purpose, such trees can be made.
+    It tells whether two runs have the same weights, or began with the same ones. Each process sums
+    up what its own devices hold (``lazyinit.checksum`` says how), which takes a few MiB of memory,
+    and sends 48 bytes for each leaf to the other processes. Two trees that differ by accident have
+    the same digest with a probability of less than ``2**-110``. Somebody who wants two such trees
+    can make them.
 
     Args:
       tree: any pytree of arrays (of JAX, on any devices, or of NumPy), PRNG keys and Python
-        numbers. If arrays are on devices of several processes, or of other processes alone, all of
-        these processes must call this, with the same tree.
+        numbers. If an array is on devices of another process, that process must call this, too,
+        with the same tree.
 
     Returns:
       The digest of the tree, with that of each leaf. Paths, shapes and dtypes are part of it; the
-      order of leaves and their shardings are not. For a Python number its type and value count.
+      order of leaves and their shardings are not. For a Python number, type and value are.
 
     Raises:
       NotMaterializedError: a leaf is not made yet, and has no values.
       DigestError: a leaf is no array.
-      HostsError: another process has another tree, or did not come.
+      HostsError: another process has another tree, or did not call this in time.
 
     Example:
       >>> import jax, numpy as np, lazyinit as li
@@ -164,20 +167,21 @@ def _problem(leaf: Any) -> str:
     if compat.is_tracer(leaf):
         return "a tracer. Call lazyinit.digest outside of jax.jit."
     if isinstance(leaf, jax.Array):
-        return "one that was deleted or donated." if leaf.is_deleted() else ""
+        gone = "one that was deleted or donated. Pass the array that took its place."
+        return gone if leaf.is_deleted() else ""
     if isinstance(leaf, np.ndarray | np.generic):
         # A long double has padding bytes, which hold anything.
         has_digest = jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
         if has_digest and np.dtype(leaf.dtype).char not in "gG":
             return ""
-        return f"dtype {leaf.dtype}, which JAX has not. Leave it out of the tree."
+        return f"dtype {leaf.dtype}, which JAX does not have. Leave it out of the tree."
     if isinstance(leaf, bool | int | float | complex):
         return ""
     return f"{type(leaf).__name__}. Leave it out of the tree."
 
 
 def _sums(arrays: Mapping[str, Any]) -> np.ndarray:
-    """Returns the sums of all elements of each array, in all processes: int64[leaves, COLUMNS]."""
+    """Returns the sums over each whole array, wherever its shards are: int64[leaves, COLUMNS]."""
     leaves = arrays.values()
     words = [jax.random.key_data(leaf) if is_typed_key(leaf) else leaf for leaf in leaves]
     spread = {
@@ -185,7 +189,7 @@ def _sums(arrays: Mapping[str, Any]) -> np.ndarray:
         for n, array in enumerate(words)
         if isinstance(array, jax.Array) and not array.is_fully_addressable
     }
-    # All arrays at once: processes that have no part of an array do not know that others do.
+    # One exchange for all arrays: a process cannot tell which arrays only the others share.
     group = tuple(sorted({jax.process_index()}.union(*spread.values())))
     if spread:
         agree.before_digesting(list(arrays.items()), group)
@@ -207,9 +211,12 @@ def _sums(arrays: Mapping[str, Any]) -> np.ndarray:
 
 
 def _blocks(array: Any) -> Iterator[tuple[Any, Ranges, Ranges]]:
-    """Yields parts of an array to sum up here: data, the block that the data is, and the part.
+    """Yields the parts of an array that this process sums up.
 
-    Each element of the array is in exactly one such part, in one process.
+    Each element of the array is in exactly one part, in exactly one process.
+
+    Yields:
+      The data of one block of the array, the indices of that block, and those of a part of it.
     """
     if isinstance(array, jax.Array):
         held = [

@@ -1,7 +1,7 @@
 """``fill``: a tree and a checkpoint -> the filled tree and a report. No values are read or made.
 
-The leaves are matched with the tensors by name (``match``), the policies say what happens to what
-does not fit, and all problems are raised at once.
+The leaves are matched with the tensors by name (``match``), the policies say what happens to leaves
+and tensors that do not fit, and all problems are raised as one error.
 """
 
 import os
@@ -58,10 +58,10 @@ def fill(
 ) -> tuple[Any, Report]:
     """Replaces each leaf that a checkpoint has by a ``StoredParam``; reads headers only.
 
-    Names that equal a path match by themselves, whether joined by ``/`` or ``.``; rules say what
-    else does, and how the layout of such a tensor differs. A leaf keeps its own dtype: a tensor of
-    another dtype of the same kind (float, integer, complex, bool) is cast when it is read; see
-    ``on_cast``. Layout follows the rule, never the shape.
+    A tensor whose name equals the path of a leaf matches it without a rule, whether ``/`` or ``.``
+    stands between the keys. Rules say which other names match, and how the layout differs; a layout
+    is never guessed from a shape. A leaf keeps its own dtype: a tensor of another dtype of the same
+    kind (float, integer, complex, bool) is cast when it is read; see ``on_cast``.
 
     Args:
       tree: any pytree (hence ``Any``). Thunks, arrays and ``jax.ShapeDtypeStruct`` are matched;
@@ -70,21 +70,22 @@ def fill(
         (``key_data``). Keys and counts of NNX streams that the checkpoint lacks are kept.
       checkpoint: a file, a folder, a mapping of arrays (nested or flat), or what
         ``open_checkpoint`` returned.
-      rules: how the checkpoint's names and layouts differ; ``lazyinit.TORCH`` for PyTorch's.
+      rules: how names and layouts in the checkpoint differ from those of the tree;
+        ``lazyinit.TORCH`` for PyTorch's.
       at: the path of the subtree that the checkpoint fills, ``"params/bert"``; ``""`` for all.
       on_missing: what to do with a leaf that the checkpoint lacks. ``"warn"`` lets it be
         initialized, with one warning for all such leaves below ``at``; ``"init"`` gives no warning;
         ``"error"`` refuses it; a callable ``(path, leaf)`` returns one of these words.
       on_unexpected: ``"report"``, ``"ignore"`` or ``"error"`` for a tensor that makes no leaf; or a
         callable ``(name, source)`` that returns one of these.
-      on_mismatch: ``"error"`` for a leaf whose tensor has another shape or kind; ``"init"`` leaves
-        it as it was; or a callable ``(path, leaf, source)``, such as ``lazyinit.overlap``, that
-        returns one of these, or another leaf. A callable may raise ``FillError``, too.
-      on_cast: ``"report"`` for a leaf whose tensor has another dtype of the same kind: its values
-        are rounded, and one that the dtype cannot hold is an error when it is read;
-        ``"overflow"`` lets such a value wrap or become infinite; ``"lossless"`` refuses a dtype
-        that would round or overflow; ``"error"`` refuses all; or a callable
-        ``(path, leaf, source)`` that returns one of these.
+      on_mismatch: what to do with a leaf whose tensor has another shape or kind. ``"error"``
+        refuses it; ``"init"`` leaves it as it was; a callable ``(path, leaf, source)``, such as
+        ``lazyinit.overlap``, returns one of these words or another leaf, or raises ``FillError``.
+      on_cast: what to do with a leaf whose tensor has another dtype of the same kind. ``"report"``
+        rounds the values to the leaf's dtype, and a value that this dtype cannot hold is an error
+        when it is read; ``"overflow"`` lets such a value wrap or become infinite; ``"lossless"``
+        refuses a dtype that would round or overflow; ``"error"`` refuses every cast; a callable
+        ``(path, leaf, source)`` returns one of these words.
 
     Each policy may be a mapping from globs to such words and callables, over paths (for
     ``on_unexpected`` over names of tensors): ``{"params/head/**": "init"}``. The first glob that
@@ -128,7 +129,8 @@ def fill(
     _check_distinct(place for place, leaf in everything if is_array_like(leaf))
     if not opened:
         raise errors.FillError(
-            f"{opened.origin}: the checkpoint holds no tensors. Is it the right one?"
+            f"{opened.origin}: wanted a checkpoint with tensors, got one without any. Check that "
+            "it is the right one."
         )
     numbers = [place for place, leaf in everything if _is_number(leaf)]
     found = match([*fillable, *numbers], opened, rules=rules, at=at)
@@ -219,7 +221,7 @@ def _check_at(at: str, leaves: Sequence[Place]) -> str:
     if at and not any(place.name.startswith(at + "/") for place in leaves):
         subtrees = {"/".join(keys[:n]) for keys in _keys(leaves) for n in range(1, len(keys))}
         raise errors.PathError(
-            f"{at}: at= wants a subtree of the tree, which has none at this path"
+            f"{at}: wanted at= to be the path of a subtree, but no leaf of the tree lies below it"
             f"{errors.nearest(at, sorted(subtrees))}"
         )
     return at
@@ -235,8 +237,9 @@ def _check_distinct(leaves: Iterable[Place]) -> None:
     for place in leaves:
         if place.name in paths_by_name:
             raise errors.FillError(
-                f"{place.path}: wanted one leaf of this name, but {paths_by_name[place.name]!r} "
-                "goes by it too, as '.' and '/' mean the same. Fill them as trees of their own."
+                f"{place.path}: wanted a leaf with a name of its own, but for a tensor it has the "
+                f"same name as {paths_by_name[place.name]!r}, because '.' and '/' mean the same "
+                "there. Put the two leaves into separate trees, and fill each."
             )
         paths_by_name[place.name] = place.path
 
@@ -254,7 +257,7 @@ def _status(leaf: Any, found: Match | None, of_stream: bool) -> Status:
     if isinstance(found and found.source, KeyData):
         return "loaded"
     if found is None:
-        is_read = bool(origins(leaf)[0])  # By an earlier checkpoint, or in part.
+        is_read = bool(origins(leaf)[0])  # From an earlier checkpoint, all of it or a part.
         kinds = LazyParam | DerivedParam | jax.ShapeDtypeStruct
         is_open = isinstance(leaf, kinds) and not is_read and not of_stream
         return "missing" if is_open else "kept"

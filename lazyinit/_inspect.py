@@ -1,4 +1,4 @@
-"""``inspect``: a tree as an interactive view in a notebook, as a table in a terminal."""
+"""The verb ``inspect``: a tree -> an interactive view in a notebook, a table in a terminal."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,8 @@ class TreeView(Shown):
     """A tree to look at: a notebook shows it as HTML, a terminal as a table.
 
     Attributes:
-      tree: what is shown, the later tree if two were compared; nothing of it is made or read.
+      tree: the tree that is shown, or the later one if two are compared. Nothing of it is made or
+        read.
       lines: what is shown of each leaf.
       plan: where the leaves will go, if a sharding was given.
     """
@@ -126,13 +127,17 @@ def inspect(
             "inspect: wanted a sharding or a second tree, got both. Compare the trees first, then "
             "pass sharding= with the later one alone."
         )
-    # Python's collector would walk over some 100,000 small objects that all stay for now.
+    # Python's garbage collector would walk over some 100,000 small objects, and free none.
     with uncollected():
         return _view(tree, paths, sharding) if after is None else _compared(tree, after, paths)
 
 
 def _told(second: Any, chosen: tree_paths.Paths, after: Any) -> tuple[tree_paths.Paths, Any]:
-    """Returns the paths and the second tree, one of which is the second argument."""
+    """Returns ``paths`` and ``after``, one of which is the second positional argument.
+
+    Raises:
+      PathError: the same is given by keyword, too.
+    """
     is_tree = _is_tree(second)
     if (after if is_tree else chosen) is not None:
         what = "second tree" if is_tree else "choice of paths"
@@ -155,7 +160,7 @@ def _is_tree(second: Any) -> bool:
 
 
 def _view(tree: Any, chosen: tree_paths.Paths, sharding: ShardingLike) -> TreeView:
-    """Returns the view of one tree, with what a plan says if there is a sharding."""
+    """Returns the view of one tree; with a sharding, it shows what a plan says of each leaf."""
     name = _Names()
     shown = _shown(tree, chosen)
     if sharding is None:
@@ -186,8 +191,8 @@ def _compared(before: Any, after: Any, chosen: tree_paths.Paths) -> TreeView:
     new = {path: leaf for path, leaf in tree_paths.leaves_with_paths(after) if is_array_like(leaf)}
     if old and not old.keys() & new.keys():
         raise errors.PathError(
-            f"{next(iter(old))}: wanted a second tree with paths of the first, got one with "
-            f"{', '.join(map(repr, [*new][:3])) or 'no arrays'}. Pass the same tree, later."
+            f"{next(iter(old))}: wanted a second tree that has paths of the first, got one with "
+            f"{', '.join(map(repr, [*new][:3])) or 'no arrays'}. Pass the same tree as it is later."
         )
     name, lines = _Names(), []
     for path, leaf in _shown(after, chosen):
@@ -209,7 +214,7 @@ def _gone(line: Line) -> Line:
 
 
 def _change(was: Line, line: Line) -> str:
-    """Returns how a leaf changed, or its state if it is the same."""
+    """Returns how a leaf changed, or only its state if it did not."""
     if was.leaf is line.leaf:
         return line.state
     if was.state != line.state:

@@ -1,4 +1,4 @@
-"""``lazy``: picks the recorder for a model. This is the only way into recording."""
+"""The verb ``lazy``: picks the recorder for a model. This is the only way into recording."""
 
 import inspect
 import sys
@@ -41,7 +41,7 @@ def lazy(model: Any) -> Any:
       >>> tree["params"]["kernel"].nbytes  # four terabytes, none of them allocated
       4000000000000
     """
-    # Where nothing has imported Flax, no model is one of its modules: recording needs no Flax.
+    # If nothing has imported Flax, no model is one of its modules. Recording needs no Flax.
     nn, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
     if nn and isinstance(model, nn.Module):
         from lazyinit.record.linen import LazyModule
@@ -49,12 +49,12 @@ def lazy(model: Any) -> Any:
         return LazyModule(model)
     if nnx and isinstance(model, nnx.Module):
         raise errors.RecordError(
-            f"lazy: got an NNX module that is made already, a {type(model).__name__}. "
+            f"lazy: wanted an NNX module class, got a {type(model).__name__} that is made already. "
             "Pass its class: lazy(Model)(..., rngs=rngs)."
         )
     if nn and inspect.isclass(model) and issubclass(model, nn.Module):
         raise errors.RecordError(
-            f"lazy: got a Linen module class, {model.__name__}. "
+            f"lazy: wanted an instance of a Linen module, got the class {model.__name__}. "
             f"Make an instance first: lazy({model.__name__}(...)).init(key, x)."
         )
     if callable(model):

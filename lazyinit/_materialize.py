@@ -40,12 +40,12 @@ def materialize(
         too (``"params/head"``, ``"params/**/kernel"``); a filter of Flax NNX (``nnx.Param``);
         several of these; or a predicate ``(path, leaf) -> bool``. Others stay as they are, so
         that calls compose.
-      sharding: ``None`` (where eager ``init`` would have put each leaf: as its metadata and the
-        mesh that was set around the recording say, else on the default device); a
-        ``jax.sharding.Sharding``; a prefix pytree of them; a callable
-        ``(path, leaf) -> Sharding``; what a ``shard_by_...`` builder returned; or a
-        ``jax.sharding.Mesh``: on it, where the recording under a mesh or the metadata says, else
-        replicated.
+      sharding: where each leaf goes. ``None`` puts it where eager ``init`` would have: as its
+        metadata and the mesh that was set around the recording say, or else on the default device.
+        A ``jax.sharding.Mesh`` puts each leaf on that mesh, as its recording under a mesh or its
+        metadata says, and replicates it if they say nothing. It may also be a
+        ``jax.sharding.Sharding``, a prefix pytree of them, a callable
+        ``(path, leaf) -> Sharding``, or what a ``shard_by_...`` builder returned.
       dtype: a dtype for the selected floating-point leaves, except for a BatchNorm's statistics;
         ``"file"``, the dtype in which a checkpoint has a leaf; or a mapping from globs and filters
         of NNX to these, for all leaves that they select. Leaves are made or read in their own dtype
@@ -53,30 +53,30 @@ def materialize(
         cannot hold is an error.
       progress: whether to show a bar, with bytes, rate and time left, in the terminal or the
         notebook, if this runs in one; or a function that takes a ``Progress`` every now and then.
-      check: whether every leaf that is made is compared with eager JAX's own steps, one at a
-        time: as slow as eager ``init``, and sure.
-      broadcast: whether, of a stored leaf that several processes hold, each process reads only a
-        part, and the network between the devices brings it to the others. It must be the same in
-        every process. ``False`` lets each process read all that it holds. With one process it
-        makes no difference.
+      check: whether each leaf that is made is compared with what eager JAX makes, step by step.
+        This takes as long as eager ``init``, and is sure.
+      broadcast: whether processes that hold the same stored leaf each read only a part of it from
+        the file, and send it to the others over the network between the devices. It must be the
+        same in every process. ``False`` lets each process read all that it holds. With one process
+        it makes no difference.
 
     Returns:
       The tree with arrays in place of the selected thunks: the same containers, keys in the same
-      order. A thunk at several paths is one array; one that goes to other processes' devices alone
-      has no shards here. Selected leaves that are arrays already are moved to the sharding, if one
-      is given.
+      order. A thunk at several paths becomes one array. A thunk that goes only to devices of other
+      processes becomes an array without shards here. Selected leaves that are arrays already are
+      moved to the sharding, if one is given.
 
     Raises:
       PathError: a pattern selects nothing.
       WordError: ``dtype`` is no dtype, or ``progress`` or ``broadcast`` is of the wrong kind.
       ShardingError: a sharding does not fit a leaf.
-      AbstractInputError: a leaf's value depends on an input that was given as a shape alone, or is
-        itself a shape alone, a ``jax.ShapeDtypeStruct``.
+      AbstractInputError: a leaf's value depends on an input that was given as a shape alone, or the
+        leaf itself is a ``jax.ShapeDtypeStruct``, which nothing makes.
       CheckpointError: a file that a leaf lies in is gone or has changed.
       CastError: a file has a value that the dtype of its leaf cannot hold, and ``on_cast`` of
         ``fill`` did not allow that. No array is made.
       BitsError: with ``check``, a leaf has other bits than eager JAX gives it.
-      HostsError: processes that make it together are about to make different things; or, with
+      HostsError: processes that make the tree together are about to make different things; or, with
         ``broadcast``, one of them failed to read, or its devices cannot reach the others.
 
     Example:
@@ -125,9 +125,9 @@ def materialize(
 
 def _check_made(leaves: Iterable[tuple[str, Any]]) -> None:
     problems = [
-        f"{path}: wanted a leaf that something makes, got a jax.ShapeDtypeStruct, which says a "
-        "shape alone. Fill it from a checkpoint, record the model with lazyinit.lazy, or leave it "
-        "out of paths."
+        f"{path}: wanted a leaf that can be made or read, got a jax.ShapeDtypeStruct, which has a "
+        "shape and no values. Fill it from a checkpoint, record the model with lazyinit.lazy, or "
+        "leave it out of paths."
         for path, leaf in leaves
         if isinstance(leaf, jax.ShapeDtypeStruct)
     ]

@@ -1,4 +1,4 @@
-"""Leaves that a checkpoint holds in part: a grown vocabulary, longer positions.
+"""Fills leaves of which a checkpoint has only a part: a grown vocabulary, more positions.
 
 A leaf and a tensor of another size come in; an ``OverlapParam`` goes out. The part that both have,
 counted from the first element of each dimension, is read from the checkpoint. The initializer makes
@@ -47,7 +47,7 @@ def overlap(path: str, leaf: Any, source: Source) -> OverlapParam | StoredParam:
     if len(leaf.shape) != len(source.shape) or not same_kind(leaf.dtype, source.dtype):
         raise errors.FillError(
             f"{path}: lazyinit.overlap wants a tensor with {len(leaf.shape)} dimensions of "
-            f"{leaf.dtype.name} or its kind for {wanted}, {names} holds {got}. Give this path "
+            f"{leaf.dtype.name} or its kind for {wanted}, but {names} holds {got}. Give this path "
             'another policy: on_mismatch={"' + path + '": "init", "**": lazyinit.overlap}.'
         )
     common = tuple(map(min, leaf.shape, source.shape))

@@ -1,6 +1,6 @@
-"""``plan``: what ``materialize`` will do with each leaf, and the bytes on each device.
+"""The verb ``plan``: tells what ``materialize`` will do, and the bytes on each device.
 
-A tree and a sharding come in; a ``Plan`` goes out, and nothing is allocated. It asks the same
+A tree and a sharding come in; a ``Plan`` goes out, and nothing is allocated. ``plan`` asks the same
 functions as ``materialize`` how each leaf is made, so that the two agree.
 """
 
@@ -54,7 +54,7 @@ def plan(
     hosts: int = 1,
     broadcast: bool = False,
 ) -> Plan:
-    """Says what ``materialize`` with the same arguments will do, and allocates nothing.
+    """Tells what ``materialize`` with the same arguments will do, and allocates nothing.
 
     Args:
       tree: any pytree with thunks among its leaves.
@@ -69,10 +69,10 @@ def plan(
         are sharded as the leaf is, and the rest is replicated.
       gradients: whether gradients of the trained leaves are counted, or the dtype that they have.
       copy: the dtype of a copy of the trained leaves, which is then counted; ``None`` for no copy.
-      trainable: which leaves are trained, as ``paths``. ``None`` is for those in variables of type
-        ``nnx.Param`` or in the collection ``params``, or for all if there are none; only
-        floating-point leaves are trained.
-      hosts: the number of hosts of a mesh without devices; each has as many devices.
+      trainable: which leaves are trained, as for ``paths``. ``None`` selects those in variables of
+        type ``nnx.Param`` or in the collection ``params``, and all leaves if the tree has neither.
+        Only floating-point leaves are trained.
+      hosts: the number of hosts of a mesh without devices, all with the same number of devices.
       broadcast: as for ``materialize``; it changes what each host reads.
 
     Returns:
@@ -182,7 +182,8 @@ def _beside(job: Job, shard: int) -> Beside:
         whole = sum(part.nbytes for part in leaf.inputs)
         return Beside(shared, first=whole + max(makes, (limits.TEMPORARIES + 1) * leaf.nbytes))
     if isinstance(leaf, LazyParam) and not isinstance(leaf.init_fn, Slice):
-        # A user's own function is not run for a plan: at worst it is replayed, and cut.
+        # A plan does not run a user's own function: it counts the bytes of the costliest way,
+        # which is to make the leaf whole and then cut it.
         return Beside(first=(limits.TEMPORARIES + 1) * leaf.nbytes)
     match way := way_of([job], _proofs):
         case Drawn():

@@ -1,4 +1,4 @@
-"""``from_pretrained``: record, fill and materialize in one call."""
+"""The verb ``from_pretrained``: records, fills and materializes a model in one call."""
 
 import inspect
 import os
@@ -52,16 +52,17 @@ def from_pretrained(
       model: what ``lazy`` takes: a Linen module, an NNX module class or a function that makes an
         NNX module, or a pure function of a key. Models and their arguments may be of any type.
       checkpoint: as for ``fill``.
-      rngs: a key, a dict of keys by stream, or an ``nnx.Rngs``: the first argument of
-        ``module.init`` or of the function; for NNX passed as ``rngs=`` (a key as
-        ``nnx.Rngs(key)``).
+      rngs: a key, a dict of keys by stream, or an ``nnx.Rngs``. It is the first argument of
+        ``module.init`` or of the function. An NNX model gets it as ``rngs=``, and a key as
+        ``rngs=nnx.Rngs(key)``.
       *args: the other arguments of ``module.init``, of the class or of the function; a
         ``jax.ShapeDtypeStruct`` may stand for an array.
-      rules: as for ``fill``. ``None`` takes a ready map, if the ``config.json`` of a local folder
-        or a GGUF file names a family, and one map of ``lazyinit.maps`` for it explains every leaf
-        and every tensor; the report says which. If there is none, no rules are used. Weights that
-        the ``config.json`` says are quantized are dequantized when they are read, unless the model
-        has leaves for their scales; the report says so.
+      rules: as for ``fill``. With ``None``, a ready map is looked for if the ``config.json`` of a
+        local folder, or a GGUF file, names a family of models. If one map of ``lazyinit.maps`` for
+        this family explains every leaf and every tensor, it is used, and the report names it; if
+        none does, no rules are used. Also with ``None``, weights that the ``config.json`` says are
+        quantized are dequantized when they are read, unless the model has leaves for their scales;
+        the report says so.
       at: as for ``fill``.
       sharding: as for ``materialize``.
       dtype: as for ``materialize``.
@@ -71,7 +72,7 @@ def from_pretrained(
       on_cast: as for ``fill``.
       progress: as for ``materialize``.
       broadcast: as for ``materialize``.
-      **kwargs: keyword arguments of the same.
+      **kwargs: the keyword arguments of ``module.init``, of the class or of the function.
 
     Returns:
       The tree that ``module.init`` would have returned, or the NNX module; and the report of

@@ -1,4 +1,4 @@
-"""``reseed``: the lazy tree that another seed would have given, without tracing the model again.
+"""The verb ``reseed``: a lazy tree -> the one of another seed, without tracing the model again.
 
 A lazy tree and new root keys come in; a tree with the same programs and those keys goes out.
 """
@@ -22,10 +22,11 @@ def reseed(tree: Any, rngs: Any) -> Any:
 
     Args:
       tree: any pytree with ``LazyParam`` leaves.
-      rngs: one key, which replaces the only root key (with several, that of ``params``); or a dict
-        of keys by stream, or an ``nnx.Rngs``. Streams that it lacks keep their keys. Each key must
-        be of the same kind as the one that it replaces: typed or raw, and of the same PRNG
-        implementation. The counts of an ``nnx.Rngs`` are ignored: those of the recording are kept.
+      rngs: one key, a dict of keys by stream, or an ``nnx.Rngs``. One key replaces the only root
+        key of the tree, or that of ``params`` if there are several. Streams without a new key keep
+        theirs. Each key must be of the same kind as the one that it replaces: typed or raw, and of
+        the same PRNG implementation. The counts of an ``nnx.Rngs`` are ignored: those of the
+        recording are kept.
 
     Returns:
       The tree with new root keys in its ``LazyParam`` leaves, in the initializers of
@@ -33,7 +34,8 @@ def reseed(tree: Any, rngs: Any) -> Any:
       are unchanged.
 
     Raises:
-      RngsError: a key is of another kind, or none is for a stream that the tree uses.
+      RngsError: a key is not of the kind that it replaces, is no key at all, or no stream of the
+        tree is named.
       RecordError: the model's Python code looked at a value that came from one of these keys, so
         that under another key it might have made other leaves.
 
@@ -104,7 +106,7 @@ def _by_stream(rngs: Any, roots: Mapping[str, AnyKey]) -> dict[str, AnyKey]:
         if roots and stream not in roots:
             raise errors.RngsError(
                 f"reseed: wanted a dict of keys by stream ({', '.join(map(repr, sorted(roots)))}), "
-                "got one key. Say which it replaces."
+                f"got one key. Say which it replaces, as in {{{min(roots)!r}: key}}."
             )
         return {stream: Key.of(rngs)} if roots else {}
     fresh = {}
@@ -123,7 +125,8 @@ def _by_stream(rngs: Any, roots: Mapping[str, AnyKey]) -> dict[str, AnyKey]:
     if roots and not used:
         known, got = (", ".join(map(repr, sorted(streams))) for streams in (roots, fresh))
         raise errors.RngsError(
-            f"reseed: wanted a key for a stream that the tree uses ({known}), got {got or 'none'}."
+            f"reseed: wanted a key for a stream that the tree uses ({known}), got keys for "
+            f"{got or 'none'}. Name the stream, as in {{{min(roots)!r}: key}}."
         )
     return used
 
@@ -134,8 +137,8 @@ def _check(stream: str, key: AnyKey, replaced: AnyKey) -> None:
     wanted, got = ((k.typed, k.impl, k.shape) for k in (replaced, key))
     if wanted != got:
         raise errors.RngsError(
-            f"reseed: rngs[{stream!r}]: wanted a key of the kind that it replaces, "
-            f"{_kind(replaced)}, got {_kind(key)}. Make it so, or record the model again."
+            f"reseed: rngs[{stream!r}]: wanted a key of the same kind as the one that it replaces, "
+            f"{_kind(replaced)}, got {_kind(key)}. Pass such a key, or record the model again."
         )
 
 

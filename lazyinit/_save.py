@@ -1,4 +1,4 @@
-"""``save``: a tree -> a Hugging Face folder of safetensors files, rules read backwards."""
+"""The verb ``save``: a tree -> a Hugging Face folder of safetensors; rules are read backwards."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -53,11 +53,10 @@ def save(
     """Writes the leaves of a tree as safetensors, as Hugging Face's libraries read them.
 
     It writes one file, ``model.safetensors``, or several and an index. The host holds a piece of
-    one tensor at a time: arrays are gathered from their shards by pieces, and stored leaves are
-    copied from file to file.
-    A reader of the folder finds the old checkpoint or the new one at every instant, also if the
-    process is killed; other files in the folder stay. With several processes all of them must
-    call this, and the first one writes.
+    one tensor at a time: arrays are gathered from their shards piece by piece, and stored leaves
+    are copied from file to file. At every instant a reader of the folder finds either the old
+    checkpoint or the new one, even if the process is killed; other files in the folder stay. With
+    several processes, all of them must call this, and the first one writes.
 
     Args:
       tree: any pytree of arrays, numbers and thunks.
@@ -67,27 +66,30 @@ def save(
       at: the path of the subtree to save, as for ``fill``; ``""`` for the whole tree.
       max_shard_size: bytes of values in one file: a number, or text such as ``"5GB"`` (five
         billion) or ``"512MiB"``. A tensor that is larger has a file of its own.
-      metadata: entries for the metadata of the files, all of them text; they go over those of
-        ``like``. transformers wants an entry ``"format"``, and ``"pt"`` stands for PyTorch's names
-        and layouts: without this argument the files say so, unless ``like`` says another.
-      lazy: what to do with leaves that are not made yet: ``"refuse"``, or ``"make"`` them one by
-        one, on the default device, and let each go once it is written.
+      metadata: entries for the metadata of the files, text under text. They replace entries of the
+        same name that ``like`` has. The transformers library wants an entry ``"format"``, whose
+        value ``"pt"`` stands for PyTorch's names and layouts. Without this argument the files have
+        that value, unless ``like`` has another.
+      lazy: what to do with leaves that are not made yet. ``"refuse"`` raises an error; ``"make"``
+        makes them one by one, on the default device, and frees each once it is written.
       like: a folder, such as the one that the tree was filled from, whose other files are copied:
-        ``config.json``, tokenizer, model card and code, also from folders below; and the metadata
-        of its safetensors. Weights of any format, unfinished or hidden files, and links to folders
-        are not copied. The copies are made first, and removed if the checkpoint is not written.
-      format: ``"orbax"`` lets Orbax write the tree as it is, as its ``StandardCheckpointer`` does.
-        Nothing may be at ``folder`` yet. Leaves that are not made are made first, all together,
-        where ``materialize`` would put them. Arguments about names and files (``rules``, ``at``,
-        ``metadata``, ``like``) are refused, and ``max_shard_size`` is ignored.
-      progress: as for ``materialize``; of several processes, only the one that writes shows it.
+        ``config.json``, tokenizer, model card and code, also those in folders within it. So is the
+        metadata of its safetensors. Weights of any format, unfinished or hidden files, and links to
+        folders are not copied. The copies are made first, and removed if the checkpoint cannot be
+        written.
+      format: ``"safetensors"``; or ``"orbax"``, with which Orbax writes the tree as it is, as its
+        ``StandardCheckpointer`` does. Nothing may be at ``folder`` then. Leaves that are not made
+        yet are made first, all together, where ``materialize`` would put them. Arguments about
+        names and files (``rules``, ``at``, ``metadata``, ``like``) are refused, and
+        ``max_shard_size`` is ignored.
+      progress: as for ``materialize``; only the process that writes shows it.
 
     Raises:
       NotMaterializedError: leaves are not made yet, and ``lazy`` does not say to make them.
-      SaveError: leaves are no arrays, or have a dtype that safetensors lacks (names all of them);
-        another process is saving to the folder; there is no folder ``like``, or another file is
-        where one of its files would go; for Orbax, something is at ``folder``, or it cannot hold a
-        leaf.
+      SaveError: leaves are no arrays, or have a dtype that safetensors lacks (all of them are
+        named); another process is saving to the folder; there is no folder ``like``, or a different
+        file is where one of its files would go; or, with Orbax, something is at ``folder``, or
+        Orbax cannot hold a leaf.
       WordError: ``format`` is unknown, or ``progress`` is of the wrong kind.
       FillError: a rule cannot be read backwards.
       CastError: a leaf from a checkpoint has a value that its dtype cannot hold.
@@ -119,8 +121,8 @@ def save(
     if not leaves:
         everything = [p.path for p, _ in places(tree)]
         raise errors.PathError(
-            f"{at}: at= wants a subtree of the tree, which has {len(everything)} leaves and none "
-            f"there{errors.nearest(at, everything)}"
+            f"{at}: wanted at= to be the path of a subtree, but none of the tree's "
+            f"{len(everything)} leaves lies below it{errors.nearest(at, everything)}"
             if at
             else "save: wanted a tree with leaves, got one that has none."
         )
@@ -161,14 +163,17 @@ def save(
 
 
 def _check_truth(like: Path | None, tensors: Mapping[str, Source]) -> None:
-    """Raises a ``SaveError`` if the copied ``config.json`` would call plain numbers quantized."""
+    """Raises a ``SaveError`` if the copied ``config.json`` would say that numbers are quantized.
+
+    That would be wrong of plain numbers, which have no scales beside them.
+    """
     method = quantization_of(config_of(like)) if like is not None else {}
     if quantizes_weights(method) and not tells_scales(tensors):
         raise errors.SaveError(
             f"like={like}: its config.json says that weights are quantized, by "
-            f"{method.get('quant_method')!r:.80}, and what is to be saved is plain numbers, which "
-            "readers would then take for quantized. Carry the files over from a copy of that "
-            "folder whose config.json has no quantization_config, or save without like=."
+            f"{method.get('quant_method')!r:.80}, but the tree has plain numbers, which readers "
+            "would then take for quantized ones. Pass a copy of that folder whose config.json has "
+            "no quantization_config, or leave like= out."
         )
 
 
@@ -177,8 +182,8 @@ def _save_orbax(
 ) -> None:
     if given:
         raise errors.SaveError(
-            f"{', '.join(given)}: wanted none with format='orbax', which writes the tree as it is. "
-            "Change the tree first, or write safetensors."
+            f"{', '.join(given)}: wanted no such argument with format='orbax', which writes the "
+            "tree as it is. Change the tree before you save it, or write safetensors."
         )
     leaves = [(place.path, leaf) for place, leaf in places(tree)]
     _check(list(places(tree)), lazy)
@@ -201,7 +206,7 @@ def _is_below(place: Place, at: str) -> bool:
 def _check(leaves: Sequence[tuple[Place, Any]], lazy: Lazy) -> None:
     not_made = [
         f"{place.path}: wanted an array or a leaf from a checkpoint, got {leaf!r}, which is not "
-        'made yet. Make it with lazyinit.materialize, or one by one with lazy="make".'
+        'made yet. Make it with lazyinit.materialize, or let save make it with lazy="make".'
         for place, leaf in leaves
         if isinstance(leaf, LazyParam | OverlapParam | DerivedParam)
     ]
@@ -221,12 +226,15 @@ def _problem(path: str, leaf: Any) -> str:
     if compat.is_tracer(leaf):
         return f"{path}: wanted an array with values, got a tracer. Save outside of jax.jit."
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
-        return f"{path}: wanted an array with values, got one that was deleted or donated."
+        return (
+            f"{path}: wanted an array with values, got one that was deleted or donated. Save the "
+            "array that took its place."
+        )
     return ""
 
 
 def _words(place: Place, leaf: Any) -> tuple[Place, Source]:
-    """Returns the place and the source of a key's words; makes these few bytes at once."""
+    """Returns the place and the source of a key's words; a lazy key is made at once."""
     end = f"/{KEY_DATA}/{implementation(leaf.dtype)}"
     named = replace(place, path=place.name + end, name=place.name + end, boxed="")
     if isinstance(leaf, StoredParam) and isinstance(leaf.source, KeyData):

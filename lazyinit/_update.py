@@ -1,8 +1,8 @@
-"""The verb ``update``: new values from a checkpoint into arrays that are there.
+"""The verb ``update``: replaces the arrays of a model by those of a checkpoint.
 
 A model that serves or trains gets the weights of another step. Its arrays say all that ``fill`` and
 ``materialize`` need: shapes, dtypes and shardings. A few arrays are read at a time, and the old
-ones are freed as soon as the new ones are there, so that no second model is ever in memory.
+ones are freed as soon as the new ones are there, so that memory never holds a second model.
 """
 
 import os
@@ -28,7 +28,7 @@ from lazyinit.record.function import nnx_modules
 from lazyinit.rules.rule import Rules
 from lazyinit.tensors.memory import HeldTensor
 
-TOGETHER = 2**28  # Bytes of leaves that are read at a time, while the old arrays are still there.
+TOGETHER = 2**28  # Bytes of leaves that are read together, before the old arrays are freed.
 
 
 @agree.telling
@@ -45,9 +45,9 @@ def update(
     donate: bool = True,
     progress: ProgressLike = False,
 ) -> tuple[Any, Report]:
-    """Reads new values for the arrays of a model or a tree, each with the sharding of the old one.
+    """Reads new arrays for a model or a tree, each with the sharding of the array that it replaces.
 
-    Names, shapes, dtypes and policies are checked first; then arrays are read and replaced, a few
+    Names, shapes, dtypes and policies are checked first. Then arrays are read and replaced, a few
     at a time. A leaf that the checkpoint lacks keeps its value.
 
     Args:
@@ -59,12 +59,12 @@ def update(
       on_missing: as for ``fill``. ``"warn"`` and ``"init"`` leave the leaf as it is.
       on_unexpected: as for ``fill``.
       on_mismatch: as for ``fill``. ``"init"`` leaves the leaf as it is.
-      on_cast: as for ``fill``. Leaves whose dtype has a smaller range than that of their tensor
-        are read twice, first to see whether the dtype can hold all values.
+      on_cast: as for ``fill``. If the dtype of a leaf has a smaller range than that of its tensor,
+        the tensor is read twice: the first time to see whether the dtype can hold all its values.
       donate: whether each old array is deleted as soon as its new one is there, as
-        ``jax.jit(donate_argnums=...)`` does: nobody who still holds it can use it any more. An
-        array of the checkpoint itself, or one that also stays elsewhere in the tree, is kept.
-      progress: as for ``materialize``. If a callback raises, that is an ``UpdateError``, too.
+        ``jax.jit(donate_argnums=...)`` does: code that still holds the old array cannot use it any
+        more. An array is kept if it is also in the checkpoint, or stays elsewhere in the tree.
+      progress: as for ``materialize``. An error that a callback raises becomes an ``UpdateError``.
 
     Returns:
       The model, or the tree with the new arrays in the same containers; and the report of ``fill``.
@@ -72,8 +72,9 @@ def update(
     Raises:
       LazyinitError: any error of ``fill``; a ``CastError`` for a value that its leaf cannot hold;
         a ``HostsError`` if other processes are about to read something else. Nothing has changed.
-      UpdateError: reading failed half-way. Its ``tree``, like an NNX model, has the new array or
-        the old one for each leaf. Call it again, or go on with that tree.
+      UpdateError: reading failed half-way. The ``tree`` of the error has for each leaf either the
+        new array or the old one, and so has an NNX model. Call ``update`` again, or go on with
+        that tree.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, lazyinit as li
@@ -134,8 +135,9 @@ def update(
     except Exception as error:
         done = sum(now[n] is not old for n, old in enumerate(leaves))
         raise errors.UpdateError(
-            f"{opened.origin}: wanted to read {len(asked)} leaves, {done} were, then: {error}\n"
-            "The others are as they were. Call it again, or go on with the tree of this error.",
+            f"{opened.origin}: wanted to read {len(asked)} leaves, got {done}, then: {error}\n"
+            "The other leaves are as they were. Call update again, or go on with the tree of this "
+            "error.",
             as_it_is(),
         ) from error
     finally:
@@ -157,7 +159,7 @@ def _passed_on(tell: Tell) -> Callable[[Progress], None]:
 
 
 def _groups(leaves: Sequence[tuple[int, str, Thunk]]) -> Iterator[list[tuple[int, str, Thunk]]]:
-    """Yields the leaves in groups of some ``TOGETHER`` bytes."""
+    """Yields the leaves in groups; a group ends once it has ``TOGETHER`` bytes or more."""
     group, size = [], 0
     for each in leaves:
         group.append(each)

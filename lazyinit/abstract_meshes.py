@@ -1,4 +1,4 @@
-"""Meshes without devices: how they are written as text, and what stands for their devices."""
+"""Meshes without devices: how they are written as text, and values that stand for devices."""
 
 import re
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def mesh_of(mesh: MeshLike) -> Mesh | AbstractMesh:
     for part in mesh.split(","):
         found = _AXIS.fullmatch(part)
         if found is None or found[1] in axes:
-            fault = "twice the same axis" if found else repr(part)
+            fault = f"the axis {found[1]!r} twice" if found else repr(part)
             raise errors.ShardingError(
                 f"mesh {mesh!r}: wanted axes and their sizes, such as 'data=4,model=8', got "
                 f"{fault}."
@@ -67,11 +67,12 @@ def is_abstract(sharding: Sharding | None) -> bool:
 
 
 def devices_of(sharding: Any, hosts: int = 1) -> tuple[MeshDevice, ...]:
-    """Returns what stands for the devices of a sharding on a mesh without devices, in its order.
+    """Returns values that stand for the devices of a mesh without devices, in the mesh's order.
 
     Args:
       sharding: a sharding on such a mesh.
-      hosts: the number of hosts; each has as many devices, one host after the other.
+      hosts: the number of hosts, all with the same number of devices. The first devices are on
+        host 0, the next ones on host 1, and so on.
 
     Raises:
       PlanError: the hosts cannot have the same number of devices.
@@ -86,6 +87,6 @@ def devices_of(sharding: Any, hosts: int = 1) -> tuple[MeshDevice, ...]:
 
 
 def platform_of(sharding: Any) -> str:
-    """Returns the platform of a sharding on a mesh without devices; JAX's if the mesh has none."""
+    """Returns the platform that a mesh without devices is meant for; JAX's if it names none."""
     kind = sharding.mesh.abstract_device
     return jax.default_backend() if kind is None else kind.platform

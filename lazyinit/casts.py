@@ -1,7 +1,7 @@
-"""The ``dtype`` argument: what each leaf is cast to.
+"""Resolves the ``dtype`` argument, which says what each leaf is cast to.
 
-Whatever form it has (one dtype for all, ``"file"``, a mapping from paths to these), it is resolved
-to one dtype per leaf before anything is allocated.
+The argument has several forms (one dtype for all, ``"file"``, a mapping from paths to these). All
+of them become one dtype per leaf, before anything is allocated.
 """
 
 import sys
@@ -23,12 +23,12 @@ DtypeLike: TypeAlias = "Dtype | Mapping[Any, Dtype] | None"
 def resolve(
     dtype: DtypeLike, tree: Any, leaves: Sequence[tuple[str, Any]], selected: Sequence[bool]
 ) -> list[Any]:
-    """Returns the dtype that each leaf will have, which is its own unless another is asked for.
+    """Returns the dtype that each leaf will have: its own, unless another is asked for.
 
     Args:
       dtype: ``None``; a dtype for floating-point leaves, except for the statistics of a BatchNorm;
-        ``"file"``, the dtype in which a checkpoint has a leaf; or a mapping from globs and filters
-        of NNX to one of these: the first that selects a leaf decides, also for statistics.
+        ``"file"``, for the dtype that a leaf has in its checkpoint; or a mapping from globs and
+        filters of NNX to one of these. The first that selects a leaf decides, also for statistics.
       tree: the tree (any pytree).
       leaves: the paths and leaves of the tree.
       selected: which of the leaves are to be cast; the others keep their dtypes.
@@ -57,7 +57,7 @@ def resolve(
 
 
 def _target(path: str, leaf: Any, own: Any, wanted: Any) -> Any:
-    """Returns the dtype that one leaf will have, of what is wanted for it."""
+    """Returns the dtype that one leaf will have, given its own and the one that is wanted."""
     if isinstance(wanted, str) and wanted == "file":
         is_read = not isinstance(leaf, DerivedParam)  # A computed leaf is in no file.
         (source, *_) = (*(origins(leaf)[0] if is_read else ()), None)

@@ -1,6 +1,6 @@
 """Sums over the elements of an array that come out the same however the array is cut.
 
-Each element is multiplied by a number that its place alone decides, and the products are added up
+Each element is multiplied by a number that only its place decides, and the products are added up
 modulo a prime. So each process can add up the blocks of an array that it holds, in any order, and
 the sums of all blocks add up to the sum of the array.
 
@@ -28,10 +28,10 @@ import numpy as np
 PRIME = 2**24 - 3
 COLUMNS = 6
 
-_BLOCK = 256  # Indices along an axis that have a draw of their own.
-_EXACT = 2**13  # Products that are added up in a float64.
-_WIDE = 256  # Rows of as many words are long enough: they are not joined with the next axis.
-_PIECE = 2**17  # Elements summed at a time: they are float64 meanwhile, in a processor's cache.
+_BLOCK = 256  # Indices along an axis in one run: a place is its run and its index within the run.
+_EXACT = 2**13  # The most products that are added up in one float64.
+_WIDE = 256  # Words of a row of the matrix; shorter rows are joined along the next axis.
+_PIECE = 2**17  # The most elements that are summed at a time: as float64 they fit into a cache.
 # The most multiplications in one product of matrices. For more, OpenBLAS starts threads, which spin
 # and wait for each other while other threads need the cores.
 _PRODUCT = 2**18
@@ -52,7 +52,9 @@ def sums(values: np.ndarray, start: Sequence[int]) -> np.ndarray:
 
 
 def cuts(shape: Sequence[int], start: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
-    """Yields indices that cut a block into pieces, of whole runs of 256 or within one such run.
+    """Yields indices that cut a block into pieces.
+
+    Along each axis, a piece is made of whole runs of 256 indices, or lies within one run.
 
     Args:
       shape: the shape of the block.
@@ -80,9 +82,9 @@ def _cuts_along(start: int, stop: int, most: int) -> Iterator[slice]:
 
 
 def _piece(values: np.ndarray, start: Sequence[int]) -> np.ndarray:
-    """Returns the sums of a piece, int64[COLUMNS], which along each axis is in runs of 256."""
+    """Returns the sums of one of the pieces that ``cuts`` makes, int64[COLUMNS]."""
     words = _words(values)
-    weights: list[np.ndarray] = []  # [indices, COLUMNS] for each axis, an axis of runs as two.
+    weights: list[np.ndarray] = []  # [indices, COLUMNS] per axis; an axis of several runs has two.
     for axis, (first, size) in enumerate(zip(start, values.shape, strict=True)):
         run, place = divmod(first, _BLOCK)
         runs = _drawn(f"runs of axis {axis}", run, max(1, size // _BLOCK))
@@ -107,7 +109,7 @@ def _piece(values: np.ndarray, start: Sequence[int]) -> np.ndarray:
 
 
 def _words(values: np.ndarray) -> np.ndarray:
-    """Returns the bits of the elements as words along one more axis, the lowest first."""
+    """Returns the bits of the elements as words along one more axis, the lowest word first."""
     size = values.dtype.itemsize
     values = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(*values.shape, 1)
     if size > 1:

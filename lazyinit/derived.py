@@ -1,4 +1,4 @@
-"""Leaves that are computed from other leaves, and what any leaf is made of in the end.
+"""Leaves that are computed from other leaves, and what any leaf is made of.
 
 A ``LazyParam`` is a program whose input is a key. A ``DerivedParam`` is a program whose inputs are
 other leaves, too: what a function computes of a thunk, or a moving average of a parameter that a
@@ -39,7 +39,7 @@ class DerivedParam(Thunk):
       inputs: the leaves that it is computed from, of any kind of thunk.
       rng_path: the root keys that it depends on, besides its inputs.
       weak_type: whether the array will be weakly typed, as JAX calls it.
-      sharding: where it goes if nothing else is asked for; ``None`` is the default device.
+      sharding: where the array goes if nothing else is asked for; ``None`` is the default device.
       path: where in the tree it was recorded; only messages use it.
 
     Example:
@@ -91,8 +91,9 @@ def _derived_param(*fields: Any) -> DerivedParam:
 def origins(leaf: object) -> tuple[tuple[Source, ...], tuple[LazyParam, ...]]:
     """Returns the sources that a leaf is read from, and the thunks that initialize it.
 
-    There is at most one of each; an ``OverlapParam`` has both. A ``DerivedParam`` has those of all
-    its inputs, each once. What is no thunk has neither, since it is there already.
+    A ``StoredParam`` has one source, a ``LazyParam`` is its own only thunk, and an ``OverlapParam``
+    has one of each. A ``DerivedParam`` has those of all its inputs, each once. A leaf that is no
+    thunk has none.
     """
     match leaf:
         case StoredParam():
@@ -125,6 +126,6 @@ def parts_of(leaf: Thunk) -> Iterator[Thunk]:
 
 
 def struct_of(leaf: Thunk) -> jax.ShapeDtypeStruct:
-    """Returns what a trace needs to know of a thunk: shape, dtype, weak type and sharding."""
+    """Returns what a trace needs to know of a thunk: its shape, dtype, weak type and sharding."""
     weak_type = bool(getattr(leaf, "weak_type", False))
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding, weak_type=weak_type)

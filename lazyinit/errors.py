@@ -53,7 +53,7 @@ class PicklingError(LazyinitError, pickle.PicklingError, TypeError):
 
 
 class CheckpointError(LazyinitError, ValueError):
-    """A checkpoint that is broken, unsafe or of an unknown format; the message names the file."""
+    """A checkpoint that is broken, unsafe or of an unknown format. The message names the file."""
 
 
 class FillError(LazyinitError, ValueError):
@@ -69,7 +69,7 @@ class SaveError(LazyinitError, ValueError):
 
 
 class UpdateError(LazyinitError, RuntimeError):
-    """An update that failed half-way: ``tree`` has some of the new arrays, and else the old."""
+    """An update that failed half-way. ``tree`` has the new array or the old one for each leaf."""
 
     def __init__(self, message: str, tree: object = None) -> None:
         """Takes the message, and the tree as it is now."""
@@ -82,7 +82,7 @@ class PlanError(LazyinitError, ValueError):
 
 
 class WordError(LazyinitError, ValueError):
-    """An argument that takes one of a few words, and was given another."""
+    """An argument that is not one of the few values that it may have."""
 
 
 class BitsError(LazyinitError, ValueError):
@@ -90,11 +90,11 @@ class BitsError(LazyinitError, ValueError):
 
 
 class HostsError(LazyinitError, RuntimeError):
-    """Processes that are about to do different things. Each of them has this error, at once."""
+    """Processes that are about to do different things. Each of them raises this error at once."""
 
 
 class HostAbsentError(HostsError, TimeoutError):
-    """A process that the others waited for, and that did not come or failed on its way."""
+    """A process that the others waited for, and that failed or did not make their call in time."""
 
 
 class DigestError(LazyinitError, TypeError):
@@ -102,18 +102,18 @@ class DigestError(LazyinitError, TypeError):
 
 
 class LazyinitWarning(UserWarning):
-    """Something worth knowing: a slower way is taken, say, or the version is not a tested one."""
+    """Something worth knowing: that a slower way is taken, say, or that a version is not tested."""
 
 
 class WriteError(LazyinitError, OSError):
-    """A file that cannot be written, for lack of space or permission. The old file is kept."""
+    """A file that cannot be written, for lack of space or permission. The old file is unchanged."""
 
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 def warn(message: str) -> None:
-    """Gives one warning, which names the line outside of this package that led here."""
+    """Gives one warning, with the line of the user's code that called this package."""
     if sys.version_info >= (3, 12):
         warnings.warn(message, LazyinitWarning, skip_file_prefixes=(_PACKAGE,))
     else:  # Drop with Python 3.11.

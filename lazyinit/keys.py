@@ -19,7 +19,7 @@ from lazyinit import compat
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A PRNG key by value, so that a leaf can be compared, hashed and held by any thread.
+    """A PRNG key by value, so that a leaf can be compared, hashed and handed to any thread.
 
     Attributes:
       data: the key's words, uint32, as bytes.
@@ -35,12 +35,12 @@ class Key:
 
     @classmethod
     def of(cls, key: jax.Array | np.ndarray) -> "AnyKey":
-        """Returns the value of a typed or raw key. A traced key has none: its tracer is kept."""
+        """Returns a typed or raw key by value; of a traced key, which has none, a ``TracedKey``."""
         if compat.is_tracer(key):
             return TracedKey(key)
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         impl = jax.random.key_impl(key) if typed else compat.setting("jax_default_prng_impl")
-        with jax.ensure_compile_time_eval():  # Somebody may be recording within another trace.
+        with jax.ensure_compile_time_eval():  # The caller may be within another trace.
             words = np.asarray(jax.random.key_data(key) if typed else key)
         return cls(words.tobytes(), words.shape, str(impl), bool(typed))
 
@@ -50,7 +50,7 @@ class Key:
         if not self.typed:
             return words
         with jax.ensure_compile_time_eval():  # A value, whatever trace the caller is in.
-            # Not jnp.asarray: that compiles a program, to copy what it is given (jax 0.10.2).
+            # jnp.asarray would compile a program that copies its argument (jax 0.10.2).
             return jax.random.wrap_key_data(jax.device_put(words), impl=self.impl)
 
 
@@ -84,7 +84,7 @@ class RngPath:
 
     Attributes:
       roots: each stream's root key, by the stream's name. Empty if the leaf needs no key.
-      folded: what Flax folds into the one root, as names and a count: ``("head", 1)``.
+      folded: what Flax folds into the only root key, as names and a count: ``("head", 1)``.
       fold: the 32-bit value that stands for ``folded`` (the head of its SHA-1, see
         ``flax.core.scope.LazyRng``), or ``-1`` where the root itself is the key.
     """
@@ -103,14 +103,14 @@ class RngPath:
         return RngPath, (dict(self.roots), self.folded, self.fold)
 
     def key(self) -> Any:
-        """Returns what ``init_fn`` takes: the key, or a dict of root keys unless there is one."""
+        """Returns what ``init_fn`` takes: one key, or else a dict of root keys by stream."""
         keys = {stream: root.array() for stream, root in self.roots.items()}
         if len(keys) != 1 or self.fold < 0:
             return next(iter(keys.values())) if len(keys) == 1 else keys
         (root,) = self.roots.values()
         if not isinstance(root, Key) or root.typed:
             return jax.random.fold_in(root.array(), np.uint32(self.fold))
-        # Raw words mean what they meant when they were given, whatever the default is now.
+        # The PRNG implementation is that of the recording, even if JAX's default is another now.
         typed = jax.random.fold_in(replace(root, typed=True).array(), np.uint32(self.fold))
         return jax.random.key_data(typed)
 

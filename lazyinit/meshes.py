@@ -1,7 +1,7 @@
-"""Puts recorded placements on the devices that this process has, and makes values of meshes.
+"""Puts recorded placements on the devices that this process has, and pickles placements.
 
 A recording may be made under a mesh without devices, be pickled, or be used in a process that has
-other devices. Axis names, sizes and types are what it keeps.
+other devices. So it keeps the names, sizes and types of the mesh's axes, and no devices.
 """
 
 import contextlib
@@ -29,16 +29,17 @@ R = TypeVar("R")
 
 
 def concrete(mesh: AbstractMesh, path: str) -> Mesh:
-    """Returns a mesh of devices for a recorded one: the mesh that is set, if it has the same axes.
+    """Returns a mesh of devices for a recorded mesh, which has none.
 
-    If not, it makes one of this process's devices.
+    That is the mesh which is set around the call, if it has the same axes; if not, a new mesh of
+    this process's devices.
 
     Args:
       mesh: the mesh that was set while a leaf was recorded.
       path: the path of the leaf, for messages.
 
     Raises:
-      ShardingError: another mesh is set, or none, and this process has too few devices.
+      ShardingError: no mesh with these axes is set, and this process has too few devices for one.
     """
     is_set = compat.mesh_around()
     if is_set is not None and _is_like(is_set, mesh):
@@ -47,9 +48,9 @@ def concrete(mesh: AbstractMesh, path: str) -> Mesh:
     if mesh.size > len(devices):
         raise errors.ShardingError(
             f"{path}: wanted a mesh like the one that it was recorded under, {dict(mesh.shape)}, "
-            f"got {'none' if is_set is None else dict(is_set.shape)}, and {len(devices)} devices "
-            "to make one of. Call materialize within jax.set_mesh(mesh), or say where it goes: "
-            "sharding=..."
+            f"got {'none' if is_set is None else dict(is_set.shape)}, and only {len(devices)} "
+            "devices to make such a mesh of. Call materialize within jax.set_mesh(mesh), or say "
+            "where the leaf goes: sharding=..."
         )
     grid = np.array(devices[: mesh.size]).reshape(mesh.axis_sizes)
     return Mesh(grid, mesh.axis_names, axis_types=mesh.axis_types)
@@ -78,9 +79,9 @@ def on_devices(sharding: Sharding | None, path: str) -> Sharding | None:
 
 
 def on_one_device(constant: Any) -> Any:
-    """Returns a constant that is replicated over a mesh on one device, and any other unchanged.
+    """Copies a constant that is replicated over several devices to one; returns others unchanged.
 
-    A value that is computed from it is then on that device, too.
+    A value that is computed from the copy is then on one device, too.
     """
     if (
         not isinstance(constant, jax.Array)
@@ -94,7 +95,12 @@ def on_one_device(constant: Any) -> Any:
 
 
 def parts_of(mesh: Any, axes: Any) -> int:
-    """Returns into how many parts axes of a mesh (a name, several or none) cut a dimension."""
+    """Returns the number of parts into which axes of a mesh cut a dimension of an array.
+
+    Args:
+      mesh: the mesh.
+      axes: a part of a ``PartitionSpec``: the name of an axis, several of them, or ``None``.
+    """
     if axes is None or axes is PartitionSpec.UNCONSTRAINED:
         return 1
     names = axes if isinstance(axes, tuple) else (axes,)
@@ -102,7 +108,7 @@ def parts_of(mesh: Any, axes: Any) -> int:
 
 
 def under(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Returns a context in which this mesh is set, or none is. It cannot be used within a trace."""
+    """Returns a context in which a mesh is set, or no mesh is; JAX forbids it within a trace."""
     if mesh is not None:
         return jax.set_mesh(mesh)
     if compat.mesh_around() is None:
@@ -113,8 +119,8 @@ def under(mesh: Mesh | None) -> AbstractContextManager[Any]:
 def outside(run: Callable[[], R]) -> R:
     """Calls a function under no mesh and in no trace, and returns its result.
 
-    Within a trace JAX does not allow leaving a mesh. But meshes and traces belong to a thread, so
-    the function is called in another one.
+    JAX does not allow a function to leave a mesh within a trace. But meshes and traces belong to
+    one thread, so the function is called in another thread.
     """
     if compat.mesh_around() is None and jax.sharding.get_abstract_mesh().empty:
         return run()
@@ -129,7 +135,11 @@ def outside(run: Callable[[], R]) -> R:
 
 
 def to_pickle(sharding: Sharding | None) -> Any:
-    """Returns a placement as a value that can be pickled; ``None`` if it cannot be kept."""
+    """Returns a placement as a value that can be pickled.
+
+    ``None`` stands for the default device, which is also all that is kept of a placement of another
+    class than ``NamedSharding`` and ``SingleDeviceSharding``.
+    """
     match sharding:
         case NamedSharding(mesh=Mesh() as mesh):
             grid: Any = mesh.devices
@@ -145,7 +155,11 @@ def to_pickle(sharding: Sharding | None) -> Any:
 
 
 def from_pickle(value: Any) -> Sharding | None:
-    """Returns the placement that ``to_pickle`` wrote, without devices that this process lacks."""
+    """Returns the placement that ``to_pickle`` wrote.
+
+    If this process lacks its devices, a mesh comes back without devices, and a single device comes
+    back as ``None``, the default device.
+    """
     if value is None:
         return None
     named, mesh, spec, kind = value

@@ -1,4 +1,4 @@
-"""What a leaf is before it is an array.
+"""What a leaf is before it becomes an array.
 
 A leaf that is not made yet is a thunk: a plain frozen value, and a pytree leaf. A ``LazyParam`` is
 made from a key by an initializer, a ``StoredParam`` is read from a ``Source``, an ``OverlapParam``
@@ -28,7 +28,7 @@ NO_KEY = RngPath({})
 
 
 def cast_dtype(own: Any, wanted: Any) -> Any:
-    """Returns the dtype a leaf will have: ``wanted`` if it is floating-point, else its own.
+    """Returns the dtype that a leaf will have: ``wanted`` for floating-point leaves, else its own.
 
     Args:
       own: the dtype of the leaf, which may be that of typed PRNG keys.
@@ -50,7 +50,7 @@ def leaf_in_treescope(leaf: Any, path: str | None, subtree_renderer: Any) -> Any
 
 
 class Thunk:
-    """The base of all leaves that are not made yet, with the attributes of a ``ShapeDtypeStruct``.
+    """The base of leaves that are not made yet, with the attributes of a ``jax.ShapeDtypeStruct``.
 
     A thunk has no ``__jax_array__``, which would make ``jax.eval_shape`` evaluate it.
     """
@@ -187,7 +187,7 @@ class StoredParam(Thunk):
     Attributes:
       shape: the shape that the array will have.
       dtype: the dtype that it will have; values of another ``source.dtype`` are cast when read.
-      source: reads it, from certain tensors of a file, through changes of their layout.
+      source: reads the values from tensors of a file, through changes of their layout.
       sharding: where it goes if nothing else is asked for; ``None`` is the default device.
       path: where in the tree it was filled in; only messages use it.
     """
@@ -213,7 +213,7 @@ def _stored_param(*fields: Any) -> StoredParam:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class OverlapParam(Thunk):
-    """A parameter that is initialized, and then read from a checkpoint in part. A pytree leaf.
+    """A parameter that is initialized, and then in part read from a checkpoint. A pytree leaf.
 
     Attributes:
       shape: the shape that the array will have.
@@ -245,7 +245,11 @@ class OverlapParam(Thunk):
 
 
 def placement_of(leaf: Any) -> Sharding | None:
-    """Returns the sharding of whatever replaces a leaf, which is an array, a shape or a thunk."""
+    """Returns the sharding for the array that replaces a leaf; ``None`` is the default device.
+
+    Args:
+      leaf: an array, a shape or a thunk.
+    """
     if isinstance(leaf, jax.Array) and not leaf.committed:
         return None  # Nobody asked for the device that an uncommitted array is on.
     return getattr(leaf, "sharding", None)

@@ -1,4 +1,4 @@
-"""Paths of leaves: how they are printed, which of them ``paths=`` selects, and which are near.
+"""Paths of leaves: how they are printed, and which of them ``paths=`` selects.
 
 A tree comes in, and its leaves with their paths go out, or a tree with other leaves. A path is
 what ``jax.tree_util.keystr(path, simple=True, separator="/")`` prints, for trees of every kind:
@@ -89,7 +89,7 @@ def _rebuilt(node: Any, leaves: Iterator[Any]) -> Any:
         return result
     in_order = {key: result[key] for key in node}
     if not isinstance(node, dict):
-        make: Any = type(node)  # flax.core.FrozenDict, for one.
+        make: Any = type(node)  # For example flax.core.FrozenDict.
         return make(in_order)
     result.clear()
     result.update(in_order)
@@ -97,7 +97,7 @@ def _rebuilt(node: Any, leaves: Iterator[Any]) -> Any:
 
 
 def select(paths: Paths, tree: Any) -> list[bool]:
-    """Says for each leaf of any pytree, in JAX's order, whether ``paths`` selects it.
+    """Tells for each leaf of any pytree, in JAX's order, whether ``paths`` selects it.
 
     Args:
       paths: ``None`` for all; a glob; a filter of Flax NNX (``nnx.Param``); several of both; or a
@@ -132,7 +132,7 @@ def select(paths: Paths, tree: Any) -> list[bool]:
 
 
 def of_random_streams(tree: Any) -> list[bool]:
-    """Says for each leaf, in JAX's order, whether it is the key or the count of an NNX stream."""
+    """Tells for each leaf, in JAX's order, whether it is the key or the count of an NNX stream."""
     nnx = sys.modules.get("flax.nnx")
     return [False] * len(jax.tree.leaves(tree)) if nnx is None else _filtered(nnx.RngState, tree)
 
@@ -171,7 +171,7 @@ def by_path(given: Any, tree: Any) -> Any:
 
 
 def _filtered(wanted: Filter, tree: Any) -> list[bool]:
-    """Says for each leaf whether a filter of Flax NNX selects the variable that it is in."""
+    """Tells for each leaf whether a filter of Flax NNX selects the variable that holds it."""
     selects = sys.modules["flax.nnx"].filterlib.to_predicate(wanted)
     hits = []
     for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):

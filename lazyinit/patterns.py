@@ -2,7 +2,7 @@
 
 A text comes in, and a ``Pattern`` goes out, which matches names. A name is a sequence of keys
 with ``/`` between them. In every pattern ``*`` stands for a part of one key, and the key ``**``
-for any number of keys. Beyond that the two uses differ in what people need:
+for any number of keys. Beyond that, globs and the patterns of rules differ:
 
 - ``glob`` reads what ``paths``, sharding rules and policies take. It selects a subtree by its
   root, and knows ``?`` and ``[...]`` as a shell does. Here ``.`` is a character like any other.
@@ -98,7 +98,11 @@ class Pattern:
         return Captures(tuple(texts), tuple((number, found[number]) for number in named))
 
     def write(self, captures: Captures) -> str:
-        """Returns the ``/``-joined name with these captures; other numbers stay ``{n}``."""
+        """Returns the ``/``-joined name with these captures; a number not among them stays ``{n}``.
+
+        Args:
+          captures: what each wildcard of this pattern stands for, and numbers by their names.
+        """
         texts, numbers = iter(captures.texts), dict(captures.numbers)
         written = ""
         for place, part in enumerate(self.parts):
@@ -109,7 +113,10 @@ class Pattern:
         return written.removesuffix("/")
 
     def sample(self) -> str:
-        """Returns a name that fits, and fits another pattern only if all names that fit this do."""
+        """Returns a name that fits this pattern, made of text that stands in no other pattern.
+
+        So another pattern fits that name only if it fits all names that fit this pattern.
+        """
         texts = {"*": _SAMPLE, "**/": f"{_SAMPLE}/{_SAMPLE}/"}
         wild = (texts.get(part, "") for part in self.parts[1::2] if part[0] != "{")
         return self.write(Captures(tuple(wild), tuple((n, _SAMPLE_NUMBER) for n in self.numbers)))
@@ -133,8 +140,9 @@ def glob(text: str) -> Pattern:
         return _compiled(text, _IN_GLOBS)
     except re.error as error:
         raise errors.PathError(
-            f"{text}: wanted a glob, got a class that is none: {error.msg}. Write a range from its "
-            "first character to its last, as in '[a-z]', or a bracket of a name as r'\\['."
+            f"{text}: wanted a glob, got one with a class that cannot be read: {error.msg}. Write "
+            "a range from its first character to its last, as in '[a-z]'. If the bracket belongs "
+            "to a name, write it as r'\\['."
         ) from error
 
 
@@ -174,8 +182,8 @@ def pattern(text: str) -> Pattern:
     return _compiled(slashed(text), _IN_RULES)
 
 
-# What splits a pattern: an escaped character, a key ``**``, or another wildcard or number. The name
-# of a number is that of a Python group.
+# What splits a pattern: an escaped character, a key ``**``, or another wildcard or number. Numbers
+# have names that a group of a regular expression may have.
 _ESCAPED = r"\\[\\*?\[\]{}./]"
 _IN_GLOBS = re.compile(rf"({_ESCAPED}|(?<![^/])\*\*/|\*|\?|\[[^\]/]+\])")
 _IN_RULES = re.compile(rf"({_ESCAPED}|(?<![^/])\*\*/|\*|\{{[A-Za-z_]\w*\}})")
@@ -187,11 +195,12 @@ _SAMPLE, _SAMPLE_NUMBER = "\ue000", "918273645"  # Text that no name is expected
 
 
 def _compiled(text: str, wild: re.Pattern[str]) -> Pattern:
-    """Returns the pattern of a text; ``wild`` tells what is no plain text in it."""
+    """Returns the pattern of a text; ``wild`` finds the parts of it that are not plain text."""
     bare = _BARE.fullmatch(text)
     assert bare is not None, text  # _BARE matches any text.
     parts = [""]
-    # A backslash at the end would escape the "/" that is added, so that one is escaped for it.
+    # A backslash at the end would escape the "/" that is added. With a second backslash before it
+    # it is a plain character.
     ends_so = _ENDS_WITH_BACKSLASH.search(bare[1])
     for place, part in enumerate(wild.split(bare[1] + ("\\/" if ends_so else "/"))):
         if place % 2 and part[0] != "\\":
@@ -242,13 +251,13 @@ def check_alike(
     if not some or not all(every) or len({pattern(each).wildcards for each in every}) > 1:
         raise errors.FillError(
             f"{rule}: wanted two patterns with the same wildcards in the same order, got {shown}. "
-            "Write it as Rule('**/kernel', '**.weight'), and a '*' or '{' of a name itself with a "
-            "backslash before it: lazyinit.escape writes any name so."
+            "Write the rule as Rule('**/kernel', '**.weight'). If a '*' or '{' belongs to a name, "
+            "write a backslash before it, as lazyinit.escape does."
         )
     one, other = ({frozenset(pattern(p).numbers) for p in side} for side in (some, others or some))
     if len(one) > 1 or len(other) > 1 or len(one.pop() ^ other.pop()) > apart:
         raise errors.FillError(
-            f"{rule}: wanted the same numbers in all patterns, but for one that is stacked or "
-            f"unstacked, got {shown}. Write it as "
+            f"{rule}: wanted the same numbers in all patterns, except for one that is stacked or "
+            f"unstacked, got {shown}. Write the rule as "
             "Rule('layers/kernel', 'h.{n}.weight', [Stack(axis=0)])."
         )

@@ -1,7 +1,7 @@
-"""Progress: what a verb is doing now, and how much of it is done.
+"""Shows progress: what a verb is doing now, and how much of it is done.
 
 The verbs report the bytes that they have done, from the thread that called them. A few times a
-second this is passed on to a bar in a terminal or a notebook, or to the user's own function.
+second their report goes to a bar in a terminal or a notebook, or to the user's own function.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ class Progress:
     The callback is called at most ten times a second, and once when all bytes are done, on the
     thread that called the verb. An error that it raises ends the verb, as an error of reading or
     writing would: no array is returned, and the checkpoint that was there before is unchanged.
-    (Orbax has written its folder by the last call.)
+    (With ``format="orbax"``, the folder is already written when the last call comes.)
 
     Attributes:
       action: what is done now: ``"compile"``, ``"make"``, ``"move"``, ``"read"`` or ``"write"``.
-      path: the path of the leaf, or the name of the tensor, to which it is done.
+      path: the path of the leaf, or the name of the tensor, with which it is done.
       done_bytes: the bytes of arrays made, or of values written, so far.
       total_bytes: the bytes of all that the verb was asked for.
 
@@ -69,14 +69,14 @@ def check_progress(progress: object) -> None:
     """
     if not isinstance(progress, bool) and not callable(progress):
         raise errors.WordError(
-            f"progress: wanted True, False or a function of one lazyinit.Progress, got "
+            f"progress: wanted True, False or a function that takes a lazyinit.Progress, got "
             f"{progress!r:.80}."
         )
 
 
 @contextlib.contextmanager
 def reporting(progress: ProgressLike, total: int) -> Iterator[Tell]:
-    """Gives the function that a verb reports its progress to.
+    """Gives a verb the function to which it reports its progress, within a ``with`` block.
 
     Args:
       progress: whether to show a bar, if there is a terminal or a notebook; or a callback.
@@ -111,7 +111,7 @@ class _Throttled:
 
 
 def watched(tell: Tell, names: Mapping[int, str], read: Read = pieces) -> Read:
-    """Returns a function that reads sources, and reports each piece of them as written.
+    """Returns a function that reads sources as ``read`` does, and reports each piece as written.
 
     Args:
       tell: the function that is told of each piece.
@@ -121,7 +121,7 @@ def watched(tell: Tell, names: Mapping[int, str], read: Read = pieces) -> Read:
 
     def telling(source: Source) -> Iterable[np.ndarray]:
         for piece in read(source):
-            # Reported before it is written: the caller may not come back after the last piece.
+            # Reported before it is written, because the caller may stop at the last piece.
             tell("write", names.get(id(source), ", ".join(source.names)), piece.nbytes)
             yield piece
             del piece  # It may be a view of an array made on demand, which can then be freed.
@@ -157,7 +157,7 @@ def _in_terminal(console: Any, total: int) -> Iterator[Callable[[Progress], None
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(),
     )
-    # Without a thread of its own, which would take Python's lock from those that work.
+    # The bar gets no thread of its own, which would take Python's lock from threads that work.
     with bars.Progress(*columns, console=console, auto_refresh=False, expand=True) as bar:
         task = bar.add_task("", total=total)
 

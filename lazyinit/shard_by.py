@@ -1,7 +1,7 @@
 """Builders of values for ``sharding``: by rules, by size, by the metadata of variables.
 
-Each returns a frozen value that maps a path and a leaf, or the whole tree, to shardings on one
-mesh. The axes that it names are checked against the mesh at once.
+Each returns a frozen value that maps a path and a leaf, or the whole tree, to shardings. A builder
+that names axes of a mesh checks at once that the mesh has them.
 """
 
 import math
@@ -78,7 +78,7 @@ def shard_by_rules(
 
 @dataclass(frozen=True, slots=True)
 class ShardFsdp:
-    """A sharding callable: the largest dimension that divides evenly is cut over the axis.
+    """A sharding callable: each leaf is cut along its largest dimension that divides evenly.
 
     Attributes:
       mesh: the devices.
@@ -144,16 +144,16 @@ class ShardByMetadata:
             said = self.said(node)
         except (TypeError, ValueError) as error:
             raise errors.ShardingError(
-                f"{path}: wanted metadata that says where it goes, got what Flax cannot read: "
-                f"{error}"
+                f"{path}: wanted metadata that says where the leaf goes, got some that Flax cannot "
+                f"read: {error}"
             ) from error
         spec, own = (said.spec, said.mesh) if isinstance(said, NamedSharding) else (said, None)
         spec = PartitionSpec() if spec is None else spec
         mesh = self.mesh or own or getattr(node, "mesh", None) or compat.mesh_around()
         if mesh is None:
             raise errors.ShardingError(
-                f"{path}: wanted a mesh, got none: its metadata has none, and none is set. Call "
-                "shard_by_metadata(mesh), or set one with jax.set_mesh."
+                f"{path}: wanted a mesh, got none: the leaf's metadata has no mesh, and no mesh is "
+                "set. Call shard_by_metadata(mesh), or set a mesh with jax.set_mesh."
             )
         if isinstance(mesh, AbstractMesh) and mesh is not self.mesh:
             mesh = meshes.concrete(mesh, path)
@@ -195,14 +195,14 @@ def shard_by_metadata(
     Args:
       mesh: the devices, or a mesh without any, as for ``shard_by_rules``; ``None`` for the mesh in
         each variable's own metadata, or else the one that is set.
-      logical_rules: which mesh axis (or axes, or ``None``) each logical name goes to, as Flax takes
-        them; without it, a variable's own rules and those of ``nn.logical_axis_rules`` hold. A name
-        without a rule is taken for a mesh axis; in a box of ``nn.with_logical_partitioning`` it
-        stands for no axis, as in ``nn.logical_to_mesh``.
+      logical_rules: which mesh axis (or axes, or ``None``) each logical name goes to, in the form
+        that Flax takes. Without it, a variable's own rules and those of ``nn.logical_axis_rules``
+        hold. A name without a rule is taken for a mesh axis; but in a box of
+        ``nn.with_logical_partitioning`` it stands for no axis, as in ``nn.logical_to_mesh``.
 
     Returns:
-      A value for ``sharding``. Leaves without metadata are replicated. Its use raises a
-      ``ShardingError``, with the path, if there is no mesh, or if the mesh lacks an axis.
+      A value for ``sharding``. It replicates leaves without metadata. When it is used, it raises a
+      ``ShardingError`` that names the leaf, if there is no mesh or the mesh lacks an axis.
     """
     return ShardByMetadata(None if mesh is None else mesh_of(mesh), _pairs(logical_rules))
 
@@ -215,10 +215,10 @@ def is_box(node: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ShardOnMesh:
-    """The ``TreeSharding`` that a mesh, passed as ``sharding``, stands for.
+    """A ``TreeSharding`` on one mesh; it is what a mesh that is passed as ``sharding`` stands for.
 
-    A leaf is placed on this mesh as its recording under a mesh placed it, or else as its metadata
-    says. A leaf with neither is replicated.
+    A leaf that was recorded under a mesh is cut as the recording says, and any other leaf as its
+    metadata says. A leaf for which neither says anything is replicated.
 
     Attributes:
       mesh: the devices, or a mesh without any.

@@ -2,8 +2,8 @@
 
 A mesh comes in, with the bytes that each of its devices may hold, and a tree. Rules go out, which
 people can print, keep and edit. What a model's own metadata says is kept. Beyond that each large
-leaf is cut along its largest dimensions: first over the axes that are named after tensor
-parallelism, then over others, then over those of data parallelism, until the whole tree fits.
+leaf is cut along its largest dimensions, until the whole tree fits: first over axes with names of
+tensor parallelism, then over axes with other names, then over those of data parallelism.
 """
 
 import math
@@ -30,7 +30,7 @@ _DATA = frozenset(["batch", "data", "data_parallel", "dp", "replica"])
 
 @dataclass(frozen=True, slots=True)
 class ShardAuto:
-    """A ``TreeSharding`` that cuts leaves over as few axes of a mesh as it takes to fit.
+    """A ``TreeSharding`` that cuts leaves over as few axes of a mesh as are needed to fit.
 
     Attributes:
       mesh: the devices, or a mesh without any.
@@ -64,15 +64,15 @@ class ShardAuto:
             each = {p: self._nbytes({p: x}, specs) for p, x in leaves.items()}
             most = max(each, key=lambda path: each[path])
             raise errors.ShardingError(
-                f"{most}: wanted leaves of at most {self.hbm:,} bytes on each device, got "
-                f"{needed:,} though they are cut over all axes of {dict(self.mesh.shape)}, most "
-                f"for this one ({each[most]:,}). Take a larger mesh, axes that divide its shape "
-                f"{leaves[most].shape}, or more memory: hbm=..."
+                f"{most}: wanted at most {self.hbm:,} bytes of leaves on each device, got "
+                f"{needed:,}, although leaves are cut over all axes of {dict(self.mesh.shape)}. "
+                f"This leaf takes the most of them, {each[most]:,}. Take a larger mesh, or one "
+                f"whose axes divide the leaf's shape {leaves[most].shape}, or allow more: hbm=..."
             )
         return ShardByRules(self.mesh, _as_rules(specs))
 
     def _said(self, tree: Any) -> Iterator[tuple[str, _Spec]]:
-        """Yields what metadata, or a recording under a mesh, says of each leaf."""
+        """Yields each path with the axes that a recording under a mesh, or metadata, names."""
         metadata = ShardByMetadata(self.mesh, ())
         named = iter(paths.leaves_with_paths(tree))
         for node in jax.tree.leaves(tree, is_leaf=is_box):
@@ -92,8 +92,9 @@ class ShardAuto:
     def _spec(self, leaf: Any, said: _Spec, axes: Sequence[str]) -> _Spec:
         """Returns the axes that cut each dimension of a leaf: those of ``said``, then of ``axes``.
 
-        Each of these cuts the dimension that is largest after the cuts before it, one that is still
-        whole if there is one. An axis that divides no dimension cuts none.
+        Each axis of ``axes`` cuts one of the dimensions that it divides: the largest that nothing
+        has cut yet, or if all are cut, the one of which the largest parts are left. An axis that
+        divides no dimension cuts none.
         """
         spec = list(said[: len(leaf.shape)]) + [()] * (len(leaf.shape) - len(said))
         if math.prod(leaf.shape) < self.min_size:
@@ -114,7 +115,7 @@ class ShardAuto:
         return meshes.parts_of(self.mesh, axes)
 
     def _nbytes(self, leaves: Mapping[str, Any], specs: Mapping[str, _Spec]) -> int:
-        """Returns the bytes of leaves on each device; a leaf at two places is one array."""
+        """Returns the bytes of leaves on each device; a leaf at two paths counts once."""
         found: dict[Any, int] = {}
         for path, leaf in leaves.items():
             spec = specs[path]
@@ -128,20 +129,21 @@ def shard_auto(mesh: MeshLike, hbm: int | str | None = None, *, min_size: int = 
 
     Placements of a recording under a mesh, and axes of the mesh that Flax's metadata names, are
     kept. Beyond them each leaf is cut along its largest dimensions that divide evenly, over one
-    axis of the mesh after the other: first those called after tensor parallelism (``model``,
-    ``tensor``, ``tp``), last those of data parallelism (``data``, ``dp``, ``batch``). With ``hbm``
-    no more axes are taken than needed, since each costs communication.
+    axis of the mesh after the other. Axes with names of tensor parallelism (``model``, ``tensor``,
+    ``tp``) come first, and those of data parallelism (``data``, ``dp``, ``batch``) come last. With
+    ``hbm``, no more axes are taken than needed, since each costs communication.
 
     Args:
       mesh: the devices, or a mesh without any, as for ``shard_by_rules``.
-      hbm: the memory that the leaves may take on each device: bytes, or text such as ``"16GiB"``;
-        ``None`` to cut over all axes. An optimizer's state, which ``lazyinit.plan`` counts, and
-        activations need room beside it.
+      hbm: the memory that the leaves may take on each device, in bytes, or as text such as
+        ``"16GiB"``; ``None`` to cut over all axes. Leave room beside it for activations and for an
+        optimizer's state, which ``lazyinit.plan`` counts.
       min_size: elements; smaller leaves are replicated.
 
     Returns:
       A value for ``sharding``. Its ``rules(tree)`` prints what it chooses, as rules to keep, to
-      edit and to pass to ``shard_by_rules``. Using it raises ``ShardingError`` if nothing fits.
+      edit and to pass to ``shard_by_rules``. When it is used, it raises a ``ShardingError`` if the
+      tree does not fit even if it is cut over all axes.
 
     Raises:
       ShardingError: ``mesh`` is no mesh, or ``hbm`` is no size.
@@ -163,15 +165,15 @@ def shard_auto(mesh: MeshLike, hbm: int | str | None = None, *, min_size: int = 
 
 
 def _rank(axis: str) -> int:
-    """Returns when an axis is used: 0 for tensor parallelism, 1 for others, 2 for data."""
+    """Returns the turn of an axis: 0 for tensor parallelism, 1 for others, 2 for data."""
     return 0 if axis in _TENSOR else 2 if axis in _DATA else 1
 
 
 def _as_rules(specs: Mapping[str, _Spec]) -> tuple[tuple[str, PartitionSpec], ...]:
-    """Returns rules that give these specs; leaves that differ in numbers alone share one.
+    """Returns rules that give these specs, one for all leaves that differ only in numbers.
 
-    Leaves that no rule selects are replicated. So a replicated leaf needs a rule only if another
-    rule would select it.
+    Leaves that no rule selects are replicated. So a replicated leaf needs a rule of its own only if
+    another rule would select it.
     """
     alike: dict[str, dict[str, _Spec]] = {}
     for path, spec in specs.items():

@@ -1,7 +1,7 @@
-"""The ``sharding`` argument: where each leaf goes.
+"""Resolves the ``sharding`` argument, which says where each leaf goes.
 
-Whatever form it has (one sharding for all, a prefix pytree of them, a callable), it is resolved
-to one sharding per leaf, and checked against the shapes, before anything is allocated.
+The argument has several forms (one sharding for all, a prefix pytree of them, a callable). All of
+them become one sharding per leaf, checked against the shapes, before anything is allocated.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,12 +37,12 @@ def resolve(
     *,
     needs_devices: bool = True,
 ) -> list[Sharding | None]:
-    """Returns one sharding per leaf; ``None`` if none is asked for, or the leaf is not selected.
+    """Returns one sharding per leaf; ``None`` if the leaf is not selected or nothing says where.
 
     Args:
       sharding: ``None``; a ``jax.sharding.Sharding`` for all; a prefix pytree of them; a callable
-        ``(path, leaf) -> Sharding``; a ``TreeSharding``; or a mesh, or its axes as text, on which
-        each leaf goes as ``ShardOnMesh`` says.
+        ``(path, leaf) -> Sharding``; a ``TreeSharding``; or a mesh, or its axes as text, which
+        stands for ``ShardOnMesh``.
       tree: the tree (any pytree).
       leaves: the paths and leaves of the tree.
       selected: which of the leaves to place; the others, and leaves that are no arrays, are
@@ -51,7 +51,7 @@ def resolve(
 
     Raises:
       ShardingError: a sharding is of the wrong kind, the prefix pytree has none for a leaf, or the
-        shards of a leaf would not be equal; names all such leaves.
+        shards of a leaf would not be equal; all such leaves are named.
     """
     # A Python number among the leaves stays one: it is never placed.
     selected = [s and hasattr(x, "shape") for s, (_, x) in zip(selected, leaves, strict=True)]
@@ -94,7 +94,7 @@ def _default(path: str, leaf: Any, needs_devices: bool) -> Sharding | None:
     except errors.ShardingError:
         if needs_devices:
             raise
-        return leaf.sharding  # It is on a mesh with more devices than there are here.
+        return leaf.sharding  # Its mesh has more devices than there are here.
 
 
 def _from_prefix(
@@ -176,7 +176,7 @@ def describe(sharding: Sharding | None) -> str:
 
 
 def devices_in_order(sharding: Sharding) -> Sequence[Any]:
-    """Returns the devices of a sharding in order; arrays of one program must share that order."""
+    """Returns the devices of a sharding in order; arrays of one program must agree in it."""
     if abstract_meshes.is_abstract(sharding):
         return abstract_meshes.devices_of(sharding)
     if isinstance(sharding, NamedSharding):

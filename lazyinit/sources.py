@@ -1,7 +1,7 @@
-"""An array that can be read in part: what a ``StoredParam`` is read from.
+"""Sources: arrays that can be read in part. A ``StoredParam`` is read from one.
 
-The readers of formats make sources. Rules wrap them in others, which translate an index into one of
-the source below. This file has only the interface.
+The readers of formats make sources. Rules wrap a source in another one, which turns an index into
+its own array into an index into the source below. This file has only the interface.
 """
 
 from dataclasses import dataclass
@@ -42,22 +42,22 @@ class Source(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype as stored; ``ml_dtypes`` for bfloat16 and its like."""
+        """The dtype as stored; bfloat16 and others that NumPy lacks are those of ``ml_dtypes``."""
         ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names, in the checkpoint, of the tensors that it reads."""
+        """The names in the checkpoint of the tensors that it reads."""
         ...
 
     @property
     def origin(self) -> str:
-        """The file that the tensors are in, or a word for another place, for people to read."""
+        """The file that holds the tensors, or a word for another place, for people to read."""
         ...
 
     @property
     def extents(self) -> tuple[Extent, ...]:
-        """Where in files the tensors are; empty if they are in chunks or in memory."""
+        """Where in files the bytes of the tensors are; empty if they are in chunks or in memory."""
         ...
 
     def read(self, index: Index) -> np.ndarray:
@@ -72,7 +72,7 @@ class Source(Protocol):
         ...
 
 
-_name_of_dtype = cache(str)  # NumPy spells one out in 5 us, and trees have few.
+_name_of_dtype = cache(str)  # NumPy takes 5 us for a name, and a tree has few dtypes.
 
 
 def describe(shape: Shape, dtype: np.dtype | str) -> str:

@@ -1,7 +1,7 @@
 """Writes and reads sharding rules as JSON, which people can keep and edit.
 
-``{"**/kernel": [null, "model"], "embed": [["data", "model"]]}``: a pattern is a glob, and a spec
-has for each dimension an axis of the mesh, several, or ``null``.
+``{"**/kernel": [null, "model"], "embed": [["data", "model"]]}``: each pattern is a glob. Its spec
+has an entry for each dimension: an axis of the mesh, a list of axes, or ``null``.
 """
 
 import json
@@ -38,7 +38,9 @@ def read(path: str | Path) -> SpecRules:
     try:
         pairs = json.loads(Path(path).read_text(), object_pairs_hook=tuple)
     except (OSError, ValueError) as error:
-        raise errors.ShardingError(f"{path}: wanted rules as JSON: {error}") from error
+        raise errors.ShardingError(
+            f"{path}: wanted a file with rules as JSON, got an error: {error}"
+        ) from error
     if not isinstance(pairs, tuple):
         raise errors.ShardingError(
             f"{path}: wanted a JSON object from patterns to specs, such as "
@@ -50,8 +52,8 @@ def read(path: str | Path) -> SpecRules:
 def _spec(path: str | Path, pattern: str, spec: Any) -> PartitionSpec:
     if not isinstance(spec, list) or not all(map(_is_axes, spec)):
         raise errors.ShardingError(
-            f"{path}: {pattern}: wanted for each dimension an axis, a list of axes or null, "
-            f'such as [null, "model"], got {json.dumps(spec):.80}.'
+            f"{path}: {pattern}: wanted a list with an axis, a list of axes or null for each "
+            f'dimension, such as [null, "model"], got {json.dumps(spec):.80}.'
         )
     return PartitionSpec(*(tuple(axes) if isinstance(axes, list) else axes for axes in spec))
 

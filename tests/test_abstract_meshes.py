@@ -40,7 +40,7 @@ def test_text_is_read_as_it_is_written(axes, space):
         ("data=-1", "'data=-1'"),
         ("data=four", "'data=four'"),
         ("4=data", "'4=data'"),
-        ("data=4,data=2", "twice the same axis"),
+        ("data=4,data=2", "the axis 'data' twice"),
     ],
 )
 def test_text_that_is_no_mesh_is_refused(text, fault):

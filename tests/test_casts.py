@@ -148,8 +148,8 @@ def bits(array):
 def said(origin, dtype, to, value, made):
     return (
         f"{origin}: tensor 'w': wanted values that {to} holds, got {value} ({dtype}), which would "
-        f"become {made}. Choose a dtype that holds it, or ask for what overflows: "
-        f"on_cast=\"overflow\", or Cast('{to}', overflow=True) in rules."
+        f"become {made}. Choose a dtype that holds it, or let it overflow, with "
+        f"on_cast=\"overflow\" or with Cast('{to}', overflow=True) in rules."
     )
 
 

@@ -172,7 +172,7 @@ def test_an_error_of_the_callback_in_update_says_how_far_it_came(told, monkeypat
     monkeypatch.setattr("lazyinit._update.TOGETHER", 1)
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     values = {"bias": np.ones(2, np.float32), "kernel": np.ones((3, 2), np.float32)}
-    with pytest.raises(li.errors.UpdateError, match="wanted to read 2 leaves, 1 were, then: at 32"):
+    with pytest.raises(li.errors.UpdateError, match="wanted to read 2 leaves, got 1, then: at 32"):
         li.update(model, values, progress=failing_at(10))
     assert (model.bias[...] == 1).all()
     assert not (model.kernel[...] == 1).any()
@@ -193,7 +193,7 @@ def test_thousands_of_small_steps_are_told_ten_times_a_second(monkeypatch):
 
 @pytest.mark.parametrize("wrong", [None, "yes", 1])
 def test_what_is_no_progress_is_refused_before_anything_is_done(tmp_path, wrong):
-    message = "progress: wanted True, False or a function of one lazyinit.Progress, got"
+    message = "progress: wanted True, False or a function that takes a lazyinit.Progress, got"
     calls = [
         lambda: li.materialize(stored(), progress=wrong),
         lambda: li.save(VALUES, tmp_path / "x", progress=wrong),

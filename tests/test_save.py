@@ -90,7 +90,7 @@ def test_a_subtree_is_saved_alone(tmp_path, at):
     eager = MLP().init(KEY, X)
     li.save(eager, tmp_path, at=at)
     assert set(load_file(tmp_path / "model.safetensors")) == {"bias", "kernel"}
-    with pytest.raises(li.errors.PathError, match="params/haed: at= wants a subtree of the tree"):
+    with pytest.raises(li.errors.PathError, match="params/haed: wanted at= to be the path of"):
         li.save(eager, tmp_path, at="params/haed")
 
 
@@ -142,7 +142,7 @@ def test_lazy_leaves_are_refused_by_name(tmp_path):
         li.save(tree, tmp_path / "new")
     lazy = [path for path, x in li.paths.leaves_with_paths(tree) if isinstance(x, li.LazyParam)]
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == lazy
-    assert 'Make it with lazyinit.materialize, or one by one with lazy="make".' in str(caught.value)
+    assert 'lazyinit.materialize, or let save make it with lazy="make".' in str(caught.value)
     assert not (tmp_path / "new").exists()
 
 

@@ -148,15 +148,15 @@ def test_what_does_not_fit_says_the_path_and_what_was_wanted():
     )
     assert refused(mesh, state_of(("a", "a"))).startswith(f"q: {P('a', 'a')} does not fit its mesh")
     assert refused(mesh, state_of((None, "b"), (8, 6))).startswith("q: dimension 1 of shape (8, 6)")
-    assert refused(mesh, state_of(7)).startswith("q: wanted metadata that says where it goes")
+    assert refused(mesh, state_of(7)).startswith("q: wanted metadata that says where the")
     clash = state_of(("in", None), sharding_rules=(("in", "b"),))
     assert refused(li.shard_by_metadata(MESH, {"in": "a"}), clash).startswith(
-        "q: wanted metadata that says where it goes, got what Flax cannot read: Inconsistent"
+        "q: wanted metadata that says where the leaf goes, got some that Flax cannot read: Incons"
     )
 
 
 def test_without_any_mesh_it_says_where_to_get_one():
     assert refused(li.shard_by_metadata(), state_of(("a", None))) == (
-        "q: wanted a mesh, got none: its metadata has none, and none is set. Call "
-        "shard_by_metadata(mesh), or set one with jax.set_mesh."
+        "q: wanted a mesh, got none: the leaf's metadata has no mesh, and no mesh is set. Call "
+        "shard_by_metadata(mesh), or set a mesh with jax.set_mesh."
     )

@@ -63,8 +63,8 @@ def test_no_more_axes_are_taken_than_it_takes():
 
 def test_what_does_not_fit_is_an_error_that_names_the_largest_leaf():
     message = (
-        r"^embed: wanted leaves of at most 1,000 bytes on each device, got [\d,]+ though they are "
-        r"cut over all axes of {'model': 2}, most for this one \(65,536\)\. Take a larger mesh"
+        r"^embed: wanted at most 1,000 bytes of leaves on each device, got [\d,]+, although leaves "
+        r"are cut over all axes of {'model': 2}\. This leaf takes the most of them, 65,536\. Take a"
     )
     with pytest.raises(li.errors.ShardingError, match=message):
         li.plan(decoder(), li.shard_auto("model=2", hbm=1000))

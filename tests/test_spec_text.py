@@ -23,13 +23,13 @@ def test_what_is_written_is_read(tmp_path_factory, rules):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "wanted rules as JSON: Expecting"),
+        ("{", "wanted a file with rules as JSON, got an error: Expecting"),
         ("[1]", "wanted a JSON object from patterns to specs, such as {"),
         ("3", "wanted a JSON object from patterns to specs, such as {"),
-        ('{"w": "model"}', "w: wanted for each dimension an axis, a list of axes or null, such as"),
-        ('{"w": [3]}', "w: wanted for each dimension an axis, a list of axes or null, such as"),
-        ('{"w": [["a", null]]}', "w: wanted for each dimension an axis, a list of axes or null"),
-        ('{"w": {"a": 1}}', "w: wanted for each dimension an axis, a list of axes or null, such"),
+        ('{"w": "model"}', "w: wanted a list with an axis, a list of axes or null for each dim"),
+        ('{"w": [3]}', "w: wanted a list with an axis, a list of axes or null for each dimension"),
+        ('{"w": [["a", null]]}', "w: wanted a list with an axis, a list of axes or null for each"),
+        ('{"w": {"a": 1}}', "w: wanted a list with an axis, a list of axes or null for each dim"),
     ],
 )
 def test_what_are_no_rules_is_refused(tmp_path, text, message):
@@ -41,5 +41,5 @@ def test_what_are_no_rules_is_refused(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ShardingError, match="nowhere.json: wanted rules as JSON: .*No such file"):
+    with pytest.raises(ShardingError, match="nowhere.json: wanted a file .*No such file"):
         spec_text.read(tmp_path / "nowhere.json")

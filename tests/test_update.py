@@ -218,7 +218,7 @@ def test_what_fails_half_way_leaves_new_arrays_and_old_ones(is_module, monkeypat
     new = tensors(state)
     checkpoint, _ = watched(new, state, failing=["2"])
     model = nnx.Dict({n: nnx.Param(x) for n, x in state.items()}) if is_module else state
-    message = r"^the store: wanted to read 4 leaves, 2 were, then: 2: the disk is gone"
+    message = r"^the store: wanted to read 4 leaves, got 2, then: 2: the disk is gone"
     with pytest.raises(li.errors.UpdateError, match=message) as error:
         li.update(model, checkpoint)
     want = {**new, "2": np.full(100, 2.0), "3": np.full(100, 3.0)}

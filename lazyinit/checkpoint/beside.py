@@ -48,7 +48,7 @@ def folder_like(like: str | os.PathLike[str]) -> Path:
       SaveError: it is an address, a file or a folder of Orbax, or nothing is there.
     """
     folder = Path(like)
-    wanted = "wanted a folder on this machine whose files are carried over, got"
+    wanted = "wanted a folder on this machine whose files can be copied, got"
     if "://" in os.fspath(like):
         raise errors.SaveError(f"like={os.fspath(like)}: {wanted} an address. Download it first.")
     if folder.is_file():
@@ -56,9 +56,12 @@ def folder_like(like: str | os.PathLike[str]) -> Path:
     if not folder.is_dir():
         there = folder.parent.iterdir() if folder.parent.is_dir() else ()
         near = errors.nearest(folder.name, [path.name for path in there])
-        raise errors.SaveError(f"like={folder}: {wanted} a path where nothing is{near}.")
+        raise errors.SaveError(f"like={folder}: {wanted} a path where nothing is{near or '.'}")
     if _is_orbax(folder):
-        raise errors.SaveError(f"like={folder}: {wanted} what Orbax wrote, which is weights alone.")
+        raise errors.SaveError(
+            f"like={folder}: {wanted} a folder that Orbax wrote, which has only weights. Pass the "
+            "folder with config.json."
+        )
     return folder
 
 
@@ -137,7 +140,7 @@ def _problem(path: Path) -> str:
         got = "a link to nowhere" if path.is_symlink() else "something else"
         return f"{path}: wanted a file, got {got}. Fetch the folder again, or remove it."
     if _head(path).startswith(_POINTER):
-        return f"{path}: wanted a file, got a pointer to it of Git LFS. Run git lfs pull."
+        return f"{path}: wanted a file, got a pointer of Git LFS to it. Run git lfs pull."
     return ""
 
 
@@ -145,11 +148,11 @@ def _clash(file: SideFile, target: Path) -> str:
     there = target / file.name
     blocked = next((p for p in there.parents if p.is_relative_to(target) and p.is_file()), None)
     if blocked is not None:
-        return f"{blocked}: wanted a folder, for {file.path}, got a file. Save elsewhere."
+        return f"{blocked}: wanted a folder to copy {file.path} to, got a file. Save elsewhere."
     if there.exists() and not (there.is_file() and filecmp.cmp(there, file.path, shallow=False)):
         return (
-            f"{there}: wanted {file.path} carried over to here, got another that is there already. "
-            "Remove it, or save elsewhere."
+            f"{there}: wanted to copy {file.path} to this path, but a different file is there. "
+            "Remove that one, or save elsewhere."
         )
     return ""
 

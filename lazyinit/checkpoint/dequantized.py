@@ -58,13 +58,13 @@ def dequantized(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Checkpoint:
     where = f"{checkpoint.origin}: config.json says quant_method {method!r:.80}"
     if scheme is None:
         raise errors.CheckpointError(
-            f"{where}: wanted one among {', '.join(_SCHEMES)}. Fetch the model as it was before it "
-            f"was quantized, or {_ELSE}"
+            f"{where}: wanted a method among {', '.join(_SCHEMES)}. Fetch the model as it was "
+            f"before it was quantized, or {_ELSE}"
         )
     if why := scheme.refused(said):
         raise errors.CheckpointError(
-            f"{where}, which is not dequantized here in this form: {why}. Fetch the model as it "
-            f"was before it was quantized, or {_ELSE}"
+            f"{where}, which lazyinit does not dequantize in this form: {why}. Fetch the model as "
+            f"it was before it was quantized, or {_ELSE}"
         )
     made: dict[str, Source] = {}
     taken: set[str] = set()
@@ -83,8 +83,9 @@ def dequantized(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Checkpoint:
         return checkpoint
     if not made:
         raise errors.CheckpointError(
-            f"{where}, and none of its {len(checkpoint)} tensors is quantized so. If they are "
-            "plain, take that out of config.json; else fetch the folder again."
+            f"{where}, but none of the {len(checkpoint)} tensors is quantized in that way. If "
+            "they are plain numbers, remove quantization_config from config.json. If not, fetch "
+            "the folder again."
         )
     plain = {
         name: source
@@ -131,7 +132,7 @@ def _made(
         weight.name != weight.main and weight.name in weight.checkpoint
     )
     if is_twice:
-        raise weight.wrong("", f"it to be the one tensor for {weight.name!r}", "two")
+        raise weight.wrong("", f"it to be the only tensor for {weight.name!r}", "two")
     for name in (weight.main, *weight.parts.values()):
         source = weight.checkpoint[name]
         if isinstance(source, RefusedTensor):
@@ -147,6 +148,6 @@ def _left(checkpoint: Checkpoint, taken: set[str], where: str) -> Iterator[str]:
         is_small = source.dtype.itemsize == 1 and source.dtype.name not in ("bool", "uint8")
         if is_small or _OF_A_WEIGHT.fullmatch(name):
             yield (
-                f"{where}, and tensor {name!r}, {describe(source.shape, source.dtype)}, is "
-                "quantized in no way that goes with it. Fetch the folder again."
+                f"{where}, but tensor {name!r}, {describe(source.shape, source.dtype)}, is "
+                "quantized in another way. Fetch the folder again."
             )

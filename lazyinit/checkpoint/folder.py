@@ -24,8 +24,8 @@ def local_path(target: str | os.PathLike[str]) -> Path:
     """
     if "://" in os.fspath(target):
         raise errors.SaveError(
-            f"{os.fspath(target)}: wanted a path on this machine, got an address. Write it here, "
-            "and upload it."
+            f"{os.fspath(target)}: wanted a path on this machine, got an address. Write to a path "
+            "here, and upload what is there."
         )
     return Path(target)
 
@@ -42,7 +42,7 @@ def planned(
     limit = bytes_of(max_shard_size, "max_shard_size", errors.SaveError)
     wrong = list(problems(tensors))
     wrong += [
-        f"metadata: wanted text under text, got {key!r}: {value!r:.80}."
+        f"metadata: wanted keys and values that are text, got {key!r}: {value!r:.80}."
         for key, value in metadata.items()
         if not isinstance(key, str) or not isinstance(value, str)
     ]
@@ -92,8 +92,8 @@ def _copy(file: SideFile, stream: BinaryIO) -> None:
         source = file.path.open("rb")
     except OSError as error:
         raise errors.CheckpointError(
-            f"{file.path}: wanted the file, to carry it over, which cannot be read any more: "
-            f"{error.strerror}."
+            f"{file.path}: wanted to copy this file, but it can no longer be read: "
+            f"{error.strerror}. Save again."
         ) from error
     with source:
         shutil.copyfileobj(source, stream)

@@ -87,7 +87,7 @@ def open_shards(
         if missing:
             raise errors.CheckpointError(
                 f"{folder}: wanted {count} shards, got {len(files)}: number {missing[0]} is "
-                "missing. Fetch it, or pass a shard itself."
+                "missing. Fetch it, or pass one of the shards itself."
             )
         return _joined(folder, [folder / files[n] for n in sorted(files)], open_file)
     return None
@@ -102,7 +102,7 @@ def _joined(
             if name in tensors:
                 raise errors.CheckpointError(
                     f"{path}: tensor {name!r}: wanted it in one shard, but {tensors[name].origin} "
-                    "holds it, too. Pass a shard itself."
+                    "holds it, too. Pass one of the shards itself."
                 )
             tensors[name] = source
     return Checkpoint(str(folder), tensors)

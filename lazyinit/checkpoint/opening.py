@@ -69,8 +69,8 @@ def open_checkpoint(
         return memory.open_tree(checkpoint)
     if not isinstance(checkpoint, str | os.PathLike):
         raise errors.CheckpointError(
-            f"checkpoint: wanted a path or a mapping from name to array, "
-            f"got {type(checkpoint).__name__}. Pass open_checkpoint's result or one of those."
+            f"checkpoint: wanted a path, a mapping from names to arrays, or what open_checkpoint "
+            f"returns, got {type(checkpoint).__name__}."
         )
     if "://" in os.fspath(checkpoint):
         from lazyinit.formats import remote
@@ -103,9 +103,9 @@ def _open_dequantized(checkpoint: Any, like: Any) -> Checkpoint:  # Any: see ope
     said = quantization_of(config_of(checkpoint))
     if not said:
         raise errors.CheckpointError(
-            f"{opened.origin}: dequantize=True wanted a folder on this machine whose config.json "
-            "has a quantization_config, got none. Open it without, and say by rules with "
-            "lazyinit.Dequantize what scales are for."
+            f"{opened.origin}: dequantize=True wants a folder on this machine whose config.json "
+            "has a quantization_config, got none. Leave dequantize= out, and say in rules with "
+            "lazyinit.Dequantize which scales belong to which values."
         )
     return dequantized(opened, said)
 
@@ -117,8 +117,8 @@ def _open_like(checkpoint: Any, like: Any) -> Checkpoint:  # Any: see open_check
         is_file = path is not None and path.is_file()
         if path is None or (is_file and format_of(_head(path)) != "npy"):
             raise errors.CheckpointError(
-                f"{path or 'checkpoint'}: wanted a file of Equinox on this machine, got another "
-                "checkpoint, whose tensors have names. Open it without like=."
+                f"{path or 'checkpoint'}: like= wants a file of Equinox on this machine, got a "
+                "checkpoint whose tensors have names. Leave like= out."
             )
         from lazyinit.formats import equinox
 
@@ -150,8 +150,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     else:
         found = "it is empty."
     raise errors.CheckpointError(
-        f"{folder}: wanted {', '.join(folders.OWN_NAMES[:6])} or what Orbax writes in this folder; "
-        f"{found}"
+        f"{folder}: wanted {', '.join(folders.OWN_NAMES[:6])} or what Orbax writes in this "
+        f"folder, but {found}"
     )
 
 

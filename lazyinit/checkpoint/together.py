@@ -43,8 +43,8 @@ def write_together(
         raise problems[0]
     if not is_written.any():
         raise errors.WriteError(
-            "save: the first process could not write the checkpoint; what was there before still "
-            "is. Its own error says why."
+            "save: wanted the first process to write the checkpoint, but it failed. Its own error "
+            "says why. What was there before is unchanged."
         )
 
 

@@ -183,6 +183,7 @@ def _memory() -> int:
 
 @functools.cache
 def _context() -> Any:
+    """Returns the context of TensorStore that all arrays share: it says how much is cached."""
     import tensorstore
 
     # The index of a database is read again and again; values are read once and not kept.
@@ -196,7 +197,7 @@ def _import(folder: str) -> Any:
         import tensorstore
     except ImportError as error:
         raise errors.CheckpointError(
-            f"{folder}: wanted TensorStore, which Orbax writes with, got none. "
+            f"{folder}: wanted the package tensorstore, which reads what Orbax writes, got none. "
             "Run pip install tensorstore."
         ) from error
     return tensorstore

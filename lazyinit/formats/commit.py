@@ -269,5 +269,5 @@ def _os_errors(path: Path) -> Iterator[None]:
             raise
         raise errors.WriteError(
             f"{path}: it could not be written: {error.strerror or error}. What was there before "
-            "still is."
+            "is unchanged."
         ) from error

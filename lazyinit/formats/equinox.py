@@ -52,7 +52,7 @@ def open_file(path: str | os.PathLike[str], like: Any) -> Checkpoint:  # Any: a 
         rest = f", and {file.size - end} bytes more" * (end < file.size)
         problems.append(
             f"{file.path}: wanted {len(leaves)} arrays, as like= has, got {len(found)}{rest}. "
-            "Pass the tree that was saved."
+            "Pass the tree that was saved as like=."
         )
     if problems:
         raise errors.CheckpointError(errors.listing(problems))

@@ -154,7 +154,7 @@ def _filesystem(url: str) -> tuple[Any, str]:  # Any: fsspec has no types.
     except ImportError as error:
         package = f" and pip install {_PACKAGES[protocol]}" if protocol in _PACKAGES else ""
         raise errors.CheckpointError(
-            f"{url}: wanted what reads {protocol}:// addresses, got: {error}. "
+            f"{url}: wanted a package that reads {protocol}:// addresses, got an error: {error}. "
             f"Run pip install 'lazyinit-jax[remote]'{package}."
         ) from error
     except ValueError as error:

@@ -123,7 +123,7 @@ def _blocks(entry: GgufEntry) -> tuple[int, int] | str:
     gguf = _import()
     if gguf is None:
         return (
-            "wanted the package gguf, which knows its type, got none. Run pip install "
+            "wanted the package gguf, which reads its type, got none. Run pip install "
             "'lazyinit-jax[gguf]'."
         )
     try:

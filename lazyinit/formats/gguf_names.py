@@ -64,9 +64,9 @@ def as_transformers(opened: Checkpoint) -> Checkpoint:
     if architecture not in MODEL_TYPES:
         got = f"the architecture {architecture!r}" if architecture else "no architecture"
         raise errors.CheckpointError(
-            f"{opened.origin}: names='transformers': wanted a GGUF file of "
-            f"{', '.join(MODEL_TYPES)}, got {got}. Open it without names=, and write rules for "
-            "the names that it has."
+            f"{opened.origin}: names='transformers' wants a GGUF file of a model among "
+            f"{', '.join(MODEL_TYPES)}, got {got}. Leave names= out, and write rules for the names "
+            "that the file has."
         )
     tensors = {
         name: source
@@ -101,7 +101,7 @@ def _halves_apart(tensor: str, source: Source, opened: Checkpoint, key: str) -> 
     if not heads or rows % (2 * heads):
         raise errors.CheckpointError(
             f"{opened.origin}: tensor {tensor!r}: wanted rows that {key} divides in pairs, got "
-            f"{rows} rows and {text} heads. Open it without names=."
+            f"{rows} rows and {text} heads. Leave names= out."
         )
     pairs = reshaped(source, (heads, rows // heads // 2, 2, *rest))
     apart = transposed(pairs, (0, 2, 1, *range(3, 3 + len(rest))))

@@ -74,7 +74,10 @@ def _source(file: File, name: str, dataset: Any) -> Source:  # Any: h5py.Dataset
     if dataset.shape is None:
         return RefusedTensor(file, name, "wanted an array, got a dataset without a shape.")
     if dataset.is_virtual or dataset.external:
-        problem = "wanted values in this file, got a dataset whose values lie in others."
+        problem = (
+            "wanted values in this file, got a dataset whose values lie in other files. Copy them "
+            "into this file."
+        )
         return RefusedTensor(file, name, problem, dataset.shape)
     dtype = dataset.dtype
     if dtype.itemsize == 2 and dataset.attrs.get("dtype") == "bfloat16":  # As Keras marks it.

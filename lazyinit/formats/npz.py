@@ -155,8 +155,8 @@ def _problem(dtype: np.dtype) -> str:
     """Returns why values of a dtype cannot be read; ``""`` if they can."""
     if dtype.hasobject:
         return (
-            "wanted an array of numbers, got one of Python objects, which only a pickle could "
-            "hold, and a pickle can run code. Save the file without it."
+            "wanted an array of numbers, got one of Python objects, which lie in the file as a "
+            "pickle, and a pickle can run code. Save the file without this array."
         )
     if dtype not in DTYPES.values():
         return (

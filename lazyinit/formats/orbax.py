@@ -68,7 +68,7 @@ def open_folder(folder: Path) -> Checkpoint:
         return open_folder(steps[0])
     if steps:
         raise errors.CheckpointError(
-            f"{folder}: wanted one step, got {len(steps)}. Open one of their folders; the newest "
+            f"{folder}: wanted one step, got {len(steps)}. Open the folder of one step; the newest "
             f"is {str(steps[-1])!r}."
         )
     raise errors.CheckpointError(

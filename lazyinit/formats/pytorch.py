@@ -89,8 +89,8 @@ def open_archive(
     tree_bytes = members[folder + _PICKLE]
     if tree_bytes.is_deflated or tree_bytes.size > HEADER_LIMIT:
         raise errors.CheckpointError(
-            f"{file.path}: wanted a pickle stored as it is, of at most {HEADER_LIMIT} bytes, got "
-            f"one of {tree_bytes.size}. Save it again with torch.save."
+            f"{file.path}: wanted an uncompressed pickle of at most {HEADER_LIMIT} bytes, got one "
+            f"of {tree_bytes.size}. Save it again with torch.save."
         )
     _check_byte_order(file, members.get(folder + _BYTE_ORDER))
     with open(file.path, "rb") as stream:
@@ -127,8 +127,8 @@ def open_pickle(path: str | os.PathLike[str]) -> Checkpoint:
         _, system = _read(file.path, head)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise errors.CheckpointError(
-                f"{file.path}: wanted little-endian values, got others. Save it again on a "
-                "little-endian machine."
+                f"{file.path}: wanted little-endian values, got values in another order of bytes. "
+                "Save it again on a little-endian machine."
             )
         reader, tree = _read(file.path, head)
         _, keys = _read(file.path, head)
@@ -264,7 +264,8 @@ def _tensor(
     dtype = DTYPES.get(spec.dtype)
     if dtype is None:
         problem = (
-            f"wanted a dtype among {', '.join(DTYPES)}, got {spec.dtype:.40}. Save it as such."
+            f"wanted a dtype among {', '.join(DTYPES)}, got {spec.dtype:.40}. Save it in one of "
+            "these."
         )
         return RefusedTensor(file, name, problem)
     shape = check_shape(file.path, name, list(spec.shape), dtype)

@@ -39,8 +39,8 @@ def _view(
     marks = metadata[0] if metadata and isinstance(metadata[0], dict) else {}
     if marks.get("conj") or marks.get("neg"):
         return Odd(
-            "wanted values as they are, got a view that conjugates or negates them. Save "
-            "tensor.resolve_conj().resolve_neg()."
+            "wanted a tensor that has the stored values, got a view that conjugates or negates "
+            "them. Save tensor.resolve_conj().resolve_neg()."
         )
     return TensorSpec(storage, dtype or storage.dtype, offset, tuple(shape), tuple(stride))
 
@@ -115,7 +115,9 @@ def _first(args: Args) -> Any:
 def _of_class(args: Args) -> Any:
     function, _, inner, _ = args
     made = KNOWN.get((function.module, function.name))
-    return made(inner) if made is not None else Odd("wanted a dense tensor, got a class of others.")
+    if made is None:
+        return Odd("wanted a dense tensor, got a tensor of another class. Save a dense one.")
+    return made(inner)
 
 
 def _complex(args: Args) -> complex:

@@ -71,8 +71,8 @@ def open_url(url: str) -> Checkpoint:
     tried = ", nor ".join(there for there, _ in tries)
     raise errors.CheckpointError(
         f"{url}: wanted a file of safetensors or GGUF, or a folder of safetensors under Hugging "
-        f"Face's names; there is no {tried}. Download what has another format or other names, and "
-        "open it here."
+        f"Face's names, but there is no {tried}. If the checkpoint has another format or other "
+        "names, download it, and open it here."
     )
 
 
@@ -166,8 +166,8 @@ def _explained(file: RemoteFile, read: Callable[[Fetch], T], wanted: str = "safe
             raise not_weights(file.path, kind) from error
         if (found := format_of(head)) not in (wanted, "safetensors"):
             raise errors.CheckpointError(
-                f"{file.path}: wanted {wanted}, as safetensors and GGUF alone are read at an "
-                f"address, got {_OTHERS.get(found, found)}. Download the file, and open it here."
+                f"{file.path}: wanted {wanted}, got {_OTHERS.get(found, found)}. Only safetensors "
+                "and GGUF can be read at an address: download the file, and open it here."
             ) from error
         raise
 

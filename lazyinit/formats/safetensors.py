@@ -106,8 +106,8 @@ class TensorEntry:
         if self.unread:
             held: Any = make(replace(self, shape=(self.nbytes,), dtype=TYPES["U8"], unread=""))
             problem = (
-                f"wanted a dtype among {', '.join(TYPES)}, got {self.unread}, of which the format "
-                "does not say how values lie in bytes. Save it in another."
+                f"wanted a dtype among {', '.join(TYPES)}, got {self.unread}: the format does not "
+                "say how such values lie in bytes. Save it in another dtype."
             )
             return RefusedTensor(held.file, self.name, problem, self.shape, self.dtype)
         if self.dtype != FLOAT4:
@@ -235,7 +235,7 @@ def _entry(
     begin, end = offsets
     tensor = TensorEntry(name, shape, dtype, start + begin, unread)
     if unread and math.prod(shape) % 4:
-        raise damaged(path, name, "a number of values of six bits that fill whole bytes", shape)
+        raise damaged(path, name, "as many values of six bits as fill whole bytes", shape)
     if dtype == FLOAT4 and math.prod(shape) % 2:
         raise damaged(path, name, "an even number of F4, of which a byte holds two", shape)
     if end - begin != tensor.nbytes:

@@ -45,13 +45,13 @@ def open_index(
         except FileNotFoundError as error:
             raise errors.CheckpointError(
                 f"{path}: the shard {name!r} is missing from the folder"
-                f"{errors.nearest(name, siblings)}. Fetch it, or fetch the checkpoint again."
+                f"{errors.nearest(name, siblings) or '.'} Fetch it, or fetch the checkpoint again."
             ) from error
     for tensor, name in weight_map.items():
         if tensor not in shards[name]:
             raise errors.CheckpointError(
                 f"{path}: tensor {tensor!r}: wanted it in {name!r}, which does not hold it"
-                f"{errors.nearest(tensor, shards[name])}. {FETCH_AGAIN}"
+                f"{errors.nearest(tensor, shards[name]) or '.'} {FETCH_AGAIN}"
             )
     tensors = {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
     tied = ties.read_note(metadata, tensors)

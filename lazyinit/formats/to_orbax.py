@@ -26,8 +26,8 @@ def check_orbax(folder: Path, arrays: Mapping[str, Any]) -> None:
     """
     if folder.exists():
         raise errors.SaveError(
-            f"{folder}: wanted a path where nothing is, got one where something is. Orbax would "
-            "remove that before the new checkpoint is there. Save elsewhere, then move it."
+            f"{folder}: wanted a path where nothing is, got one that exists. Orbax would remove "
+            "what is there before it writes the new checkpoint. Save elsewhere, then move it."
         )
     _orbax(folder)
     empty = [
@@ -52,7 +52,7 @@ def write_orbax(folder: Path, tree: Any) -> None:  # Any: a pytree, as Orbax tak
             checkpointer.save(folder.absolute(), args=orbax.args.StandardSave(tree))
     except Exception as error:  # Orbax's and TensorStore's are plain ValueErrors and the like.
         raise errors.WriteError(
-            f"{folder}: Orbax could not write it: {error!s:.500}. Nothing is there under that name."
+            f"{folder}: Orbax could not write it: {error!s:.500}. Nothing is left at that path."
         ) from error
 
 
@@ -66,7 +66,7 @@ def _orbax(folder: Path) -> Any:  # Any: a module.
         import orbax.checkpoint as orbax
     except ImportError as error:
         raise errors.SaveError(
-            f"{folder}: wanted Orbax, which writes its folders itself, got none. "
+            f"{folder}: wanted the package orbax-checkpoint, which writes such folders, got none. "
             "Run pip install orbax-checkpoint."
         ) from error
     return orbax

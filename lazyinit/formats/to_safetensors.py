@@ -103,7 +103,7 @@ def _plan(group: Sequence[tuple[str, Source]], metadata: Mapping[str, str]) -> F
     if len(text) > HEADER_LIMIT:
         raise errors.SaveError(
             f"safetensors: wanted a header of at most {HEADER_LIMIT} bytes, got {len(text)} for "
-            f"{len(group)} tensors. Write more files: a smaller max_shard_size."
+            f"{len(group)} tensors. Write more files, with a smaller max_shard_size."
         )
     lying = tuple((name, Packed(x) if x.dtype == FLOAT4 else x) for name, x in ordered)
     return FilePlan(lying, struct.pack("<Q", len(text)) + text, metadata)

@@ -174,20 +174,27 @@ def _tensor(
     file: File, name: str, said: _Said, pieces: Mapping[Shape | None, _Piece]
 ) -> Source | None:
     if any(piece.where.is_changed for piece in pieces.values()):
-        problem = "wanted values as they are, got a piece that is compressed. Save it without."
+        problem = (
+            "wanted uncompressed values, got a compressed piece. Save the checkpoint again without "
+            "compression."
+        )
         return RefusedTensor(file, name, problem, said.shape)
     if not said.dtype:
         return next(iter(pieces.values())).open(name) if pieces else None
     if said.dtype not in DTYPES:
         problem = (
-            f"wanted a dtype among {', '.join(DTYPES)}, got {said.dtype:.40}. Save it as such."
+            f"wanted a dtype among {', '.join(DTYPES)}, got {said.dtype:.40}. Save it in one of "
+            "these."
         )
         return RefusedTensor(file, name, problem, said.shape)
     dtype = DTYPES[said.dtype]
     shape = check_shape(file.path, name, list(said.shape), dtype)
     grid = _grid(shape, said.chunks)
     if grid is None:
-        problem = "wanted pieces that lie as a grid and cover it, got others."
+        problem = (
+            "wanted pieces that form a grid and cover the tensor, got pieces that do not. Convert "
+            "the checkpoint to a file of torch.save."
+        )
         return RefusedTensor(file, name, problem, shape)
     parts: dict[Shape, Source] = {}
     for offset, sizes in said.chunks.items():

@@ -119,7 +119,7 @@ def _member(file: File, stream: io.FileIO, info: zipfile.ZipInfo) -> Member:
         raise broken("it is encrypted. Decrypt the archive first.")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise broken(
-            f"wanted it stored or deflated, got method {info.compress_type}. "
+            f"wanted compression method 0 (stored) or 8 (deflated), got {info.compress_type}. "
             "Save it again with numpy.savez or numpy.savez_compressed."
         )
     is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
@@ -128,8 +128,8 @@ def _member(file: File, stream: io.FileIO, info: zipfile.ZipInfo) -> Member:
         not is_deflated and info.file_size != info.compress_size
     ):
         raise broken(
-            f"{info.compress_size} bytes cannot become the {info.file_size} that it promises. "
-            f"{FETCH_AGAIN}"
+            f"its {info.compress_size} bytes cannot become the {info.file_size} bytes that it "
+            f"promises. {FETCH_AGAIN}"
         )
     head = b""
     if 0 <= info.header_offset < file.size:

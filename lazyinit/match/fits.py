@@ -98,8 +98,8 @@ class Group:
                 if (row, column) not in self._cells:
                     missing = joined_like(self._written(text, column, self._number), self.labels[0])
                     raise errors.FillError(
-                        f"{self.labels[0]}: {self.rule} wants {missing!r} "
-                        "beside it, which is not there. Write another rule for it."
+                        f"{self.labels[0]}: {self.rule} wants {missing!r} beside it, but nothing "
+                        "has that name. Write another rule for this one."
                     )
         rows = (tuple(self._cells[row, n][1] for n in columns) for row in range(len(patterns)))
         return Grid(tuple(rows), bool(self._number))

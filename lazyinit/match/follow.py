@@ -134,10 +134,10 @@ def tied(
             same[path] = one
         else:
             problems.append(
-                f"{path}: wanted the tensor of {one_path!r}, since they are one leaf, got "
-                f"{leaf.source!r}, which holds other values than {one.source!r}. Make it a leaf of "
-                "its own, with jax.numpy.copy in what is recorded, or fill from a checkpoint that "
-                "has one of the two."
+                f"{path}: wanted the same values as at {one_path!r}, because both paths are one "
+                f"leaf, got {leaf.source!r}, which holds other values than {one.source!r}. Make "
+                "this path a leaf of its own, with jax.numpy.copy in the recorded function, or "
+                "fill from a checkpoint that has only one of the two tensors."
             )
     return same, problems
 

@@ -112,9 +112,10 @@ def named(checkpoint: Checkpoint, renames: Sequence[Rename]) -> tuple[dict[str, 
                 used.add(id(rename))
         if name in names:
             raise errors.FillError(
-                f"{checkpoint.origin}: tensors {names[name]!r} and {tensor!r} both go by {name!r}, "
-                "as '.' and '/' mean the same. Call one of them otherwise in a mapping: {new: "
-                "tensor for name, tensor in lazyinit.open_checkpoint(...).items()}."
+                f"{checkpoint.origin}: wanted tensors with different names, got {names[name]!r} "
+                f"and {tensor!r}, which are both read as {name!r}, because '.' and '/' mean the "
+                "same. Give one of them another name in a mapping: {new: tensor for name, tensor "
+                "in lazyinit.open_checkpoint(...).items()}."
             )
         names[name] = tensor
     return names, used

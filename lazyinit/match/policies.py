@@ -72,8 +72,8 @@ class Policy:
         for pattern, choice in given.items():
             if not isinstance(pattern, str):
                 raise errors.FillError(
-                    f"{argument}: wanted a mapping from globs such as 'params/head/**', got the "
-                    f"glob {pattern!r}. Write it as a string."
+                    f"{argument}: wanted a mapping from globs such as 'params/head/**', got one "
+                    f"from {pattern!r}. Write each glob as a string."
                 )
             choices.append((pattern, _checked(f"{argument}[{pattern!r}]", choice, words)))
             selects = glob(slashed(pattern)).selects

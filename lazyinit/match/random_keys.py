@@ -51,12 +51,13 @@ def match_keys(
         if impl not in (None, "", wanted):
             problems.append(
                 f"{place.path}: the model wants keys of {wanted}, tensor {tensor!r} holds keys of "
-                f"{impl}. Make the model with such keys, or leave the tensor out."
+                f"{impl}. Make the model with such keys, or leave the tensor out of the checkpoint."
             )
         elif source.shape != shape or source.dtype != "uint32":
             problems.append(
                 f"{place.path}: the model wants keys of {wanted}, {describe(shape, 'uint32')} as "
-                f"words, tensor {tensor!r} holds {describe(source.shape, source.dtype)}."
+                f"words, tensor {tensor!r} holds {describe(source.shape, source.dtype)}. Leave the "
+                "tensor out of the checkpoint."
             )
         else:
             found[place.path] = Match((tensor,), KeyData(source, leaf.dtype))

@@ -70,7 +70,7 @@ def find_map(
         names = " and ".join(f"lazyinit.maps.{each.name}" for each in fits)
         raise errors.FillError(
             f"{checkpoint.origin}: wanted one ready map for model_type {family!r} that explains "
-            f"all of it, got {names}. Say which as rules=."
+            f"all of it, but {names} all do. Pass the right one as rules=..."
         )
     if fits:
         return Meant(fits[0].name, fits[0].rules_for(config))

@@ -63,8 +63,8 @@ def initialized(absent: Sequence[str], leaves: int, checkpoint: Checkpoint) -> s
     shown = ", ".join(absent[:10]) + f" and {len(absent) - 10} more" * (len(absent) > 10)
     return (
         f"{absent[0]}: {len(absent)} of {leaves} leaves have no tensor in {checkpoint.origin} and "
-        f'keep their initial values: {shown}. Say that this is meant with on_missing="init", or '
-        "map them in rules."
+        f'keep their initial values: {shown}. If you mean this, say so with on_missing="init"; if '
+        "not, map the leaves in rules."
     )
 
 
@@ -80,10 +80,12 @@ def missing(
     for place in places:
         entry = entries[place.path]
         names = dict.fromkeys(name for name, _ in place.candidates(at, makers))
-        tried = " or ".join(map(repr, names)) or f"anything, as it lies outside at={at!r}"
+        tried = f"called {' or '.join(map(repr, names))}"
+        if not names:
+            tried = f"for it, because the leaf lies outside of at={at!r}"
         yield (
             f"{place.path}: the model wants {entry.array}, "
-            f"{checkpoint.origin} holds no tensor called {tried}. "
+            f"{checkpoint.origin} holds no tensor {tried}. "
             'Make it with on_missing="init", or map it in rules.'
         )
 
@@ -91,7 +93,7 @@ def missing(
 def left_over(entry: LeafReport) -> str:
     """Returns the message for a tensor that makes no leaf."""
     return (
-        f"{entry.path}: wanted a leaf for this tensor, {entry.array}, "
+        f"{entry.path}: wanted a leaf for this tensor, {entry.array}, but "
         'the tree has none. Pass over it with on_unexpected="report", or map it in rules.'
     )
 
@@ -113,8 +115,8 @@ def nothing_matches(
     if checkpoint.metadata.get(ARCHITECTURE) in MODEL_TYPES and "output_norm.weight" in checkpoint:
         problem += " open_checkpoint(path, names='transformers') has the names of transformers."
     return (
-        f"{problem} The tree has leaves such as {leaves[0].path!r}, the checkpoint tensors such as "
-        f"{next(iter(checkpoint))!r}. Say in rules which makes which: "
-        "lazyinit.Rule('**/kernel', '**.weight'). Some are proposed by "
-        "lazyinit.suggest_rules(tree, checkpoint)."
+        f"{problem} The tree has leaves such as {leaves[0].path!r}, the checkpoint has tensors "
+        f"such as {next(iter(checkpoint))!r}. Say in rules which tensor makes which leaf, as in "
+        "lazyinit.Rule('**/kernel', '**.weight'); lazyinit.suggest_rules(tree, checkpoint) "
+        "proposes rules."
     )

@@ -57,8 +57,8 @@ def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, 
         else:
             told = " and ".join(str(rule) for rule, _, _ in fits) or "none"
             problems.append(
-                f"{tensor}: wanted one rule to say what becomes of it, got {told}. Write a "
-                "narrower one for it, or lazyinit.Ignore."
+                f"{tensor}: wanted one rule to say what becomes of this tensor, got {told}. Write "
+                "a rule that fits only this tensor, or lazyinit.Ignore."
             )
     if problems:
         raise errors.FillError(errors.listing(problems))
@@ -72,8 +72,8 @@ def translate(checkpoint: Checkpoint, *, rules: Sequence[AnyRule]) -> dict[str, 
         for leaf, source in group.names(rule.leaves, rule.unstacked, grid):
             if leaf in leaves:
                 raise errors.FillError(
-                    f"{group.labels[0]}: wanted a leaf of its own, but the rules make {leaf!r} of "
-                    f"{leaves[leaf]!r} too. Write another rule for one of them."
+                    f"{group.labels[0]}: wanted a leaf of its own for this tensor, but the rules "
+                    f"make {leaf!r} of {leaves[leaf]!r}, too. Write another rule for one of them."
                 )
             leaves[leaf] = source
     return leaves

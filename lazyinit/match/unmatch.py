@@ -102,8 +102,8 @@ class _Tensors:
         held = self.sources.setdefault(name, source)
         if held.shape != source.shape:
             raise errors.FillError(
-                f"{paths[0]}: wanted a tensor of its own, but the rules call it {name!r} as they "
-                f"do {self._makers[name][0]}, and the shapes {list(source.shape)} and "
+                f"{paths[0]}: wanted a tensor of its own for this leaf, but the rules call both it "
+                f"and {self._makers[name][0]} {name!r}, and the shapes {list(source.shape)} and "
                 f"{list(held.shape)} differ. Write another rule for one of them."
             )
         if held != source:
@@ -119,9 +119,9 @@ class _Tensors:
                 made.setdefault(path, []).append(name)
         found = match(leaves, Checkpoint("", self.sources), rules=self._rules, at=at).matches
         problems = [
-            f"{path}: wanted tensors {names} to be read back, got "
-            f"{list(found[path].tensors) if path in found else 'none'}. Write a rule for this leaf "
-            "before the others, or rename what stands in its way."
+            f"{path}: wanted rules that read this leaf back from {names}, got rules that read it "
+            f"from {list(found[path].tensors) if path in found else 'no tensor'}. Write a rule for "
+            "this leaf before the others, or give the other leaf's tensor another name."
             for path, names in made.items()
             if path not in found or found[path].problem or [*found[path].tensors] != names
         ]

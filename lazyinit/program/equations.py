@@ -245,8 +245,8 @@ class Program:
 def _unpickled(version: str, pickled: bytes) -> Program:
     if version != jax.__version__:
         raise errors.PicklingError(
-            f"a pickled lazy tree: wanted one of jax {jax.__version__}, got one of jax {version}, "
-            "whose equations may mean something else. Record it again."
+            f"a pickled lazy tree: wanted one that jax {jax.__version__} recorded, got one of jax "
+            f"{version}, whose equations may mean something else. Record the model again."
         )
     return Program(*pickle.loads(pickled))
 

@@ -66,8 +66,8 @@ def trace(
     except _NO_VALUE as error:
         raise errors.RecordError(
             f"{where}: the model's Python code wants the value of an array that has none. "
-            "Pass arrays in place of shapes, or sizes and flags as Python values; and let no "
-            "branch inside of jax.jit, scan and the like look at a computed array."
+            "Pass an array in place of a shape, or a Python value for a size or a flag. Inside of "
+            "jax.jit, scan and the like, do not branch on the value of a computed array."
             f"\n{error}"
         ) from error
 
@@ -236,9 +236,9 @@ class _Builder:
                 stack += equation.inputs
         if by_order := sorted({self._by_order[v] for v in kept & self._by_order.keys()}):
             errors.warn(
-                f"lazyinit: {', '.join(by_order)} of an array that is cut over a mesh: the bits of "
-                "eager JAX depend there on how it is cut. What is made will have those that it has "
-                "on one device, on whatever devices it is made."
+                f"lazyinit: {', '.join(by_order)} of an array that is cut over a mesh: the bits "
+                "that eager JAX gives depend on how the array is cut. lazyinit gives the bits that "
+                "eager JAX gives on one device, on whatever devices a leaf is made."
             )
         equations = {id(e): self._anywhere(e) for v, e in self.producers.items() if v in kept}
         return Program(

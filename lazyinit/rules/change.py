@@ -204,7 +204,7 @@ def axis_of(axis: int, ndim: int, change: Change) -> int:
     """
     if not -ndim <= axis < ndim:
         raise errors.FillError(
-            f"{change}: wanted an axis of the leaf or tensor, which has {ndim} in all."
+            f"{change}: wanted an axis of the leaf or tensor, which has {ndim} in all, got {axis}."
         )
     return axis % ndim
 

@@ -127,9 +127,9 @@ class Dequantize:
         data that ran through the model, or by a search.
         """
         raise errors.FillError(
-            f"wanted a layout that can be read backwards, got {self}, which would have to choose "
-            "scales anew, and a leaf does not tell how they were chosen. Save plain numbers, with "
-            "the rules as they are without it: those that lazyinit.maps.quantized was given."
+            f"wanted a layout that can be read backwards, got {self}, which would need new scales, "
+            "and a leaf does not tell how to choose them. Save plain numbers: pass the rules "
+            "without it, which are those that lazyinit.maps.quantized was given."
         )
 
     def _scaled(self, values: Source, scales: Source) -> Source:

@@ -276,7 +276,7 @@ def _pieces(
     if sum(sizes) != total:
         raise errors.FillError(
             f"{change}: wanted parts of {' + '.join(map(str, sizes))} along axis {axis}, got a "
-            f"tensor of shape {list(source.shape)}. Say other sizes as parts=."
+            f"tensor of shape {list(source.shape)}. Pass the sizes that it has as parts=."
         )
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     return [cut(source, {axis: (end - size, end)}) for end, size in zip(ends, sizes, strict=True)]

@@ -96,7 +96,7 @@ class _Resized(OneByOne):
         size = self.size if self.size >= 0 else size_along(wanted, self.axis)
         if size < 0:
             raise errors.FillError(
-                f"{self}: wanted the size of the leaf, which nothing tells here. Say it as size=."
+                f"{self}: wanted the size of the leaf, which nothing tells here. Pass it as size=."
             )
         return size
 
@@ -104,7 +104,7 @@ class _Resized(OneByOne):
         """Returns the size along the axis before the change, or raises a ``FillError``."""
         if self.back < 0:
             raise errors.FillError(
-                f"{self}: wanted the size that the tensor had, which the leaf does not tell. Say "
+                f"{self}: wanted the size that the tensor had, which the leaf does not tell. Pass "
                 "it as back=."
             )
         return self.back

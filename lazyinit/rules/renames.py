@@ -61,7 +61,7 @@ class Rename:
             return _renamed(self.name, self.tensor, name)
         if self.back is None:
             raise errors.FillError(
-                f"{self}: wanted a rule that can be read backwards, got a regular expression. Say "
+                f"{self}: wanted a rule that can be read backwards, got a regular expression. Pass "
                 "what undoes it as back=(re.compile(...), ...)."
             )
         return _substituted(*self.back, name)

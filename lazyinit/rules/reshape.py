@@ -150,7 +150,7 @@ class Reshape(OneByOne):
         """Returns the source in the shape of the tensor."""
         if not self.back:
             raise errors.FillError(
-                f"{self}: wanted the shape that the tensor had, which the leaf does not tell. Say "
+                f"{self}: wanted the shape that the tensor had, which the leaf does not tell. Pass "
                 "it as back=."
             )
         return self._under(self.back, source)

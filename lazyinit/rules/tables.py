@@ -152,8 +152,8 @@ def _rule(
         changes.append(Reshape(shape, back))
     if missing := set(pattern(tensor).numbers) - set(pattern(leaf).numbers):
         raise errors.FillError(
-            f"wanted a leaf for each tensor, got {leaf!r} for all that {{{missing.pop()}}} counts "
-            f"in {tensor!r}"
+            f"wanted a leaf for each tensor, got {leaf!r} for all the tensors that "
+            f"{{{missing.pop()}}} counts in {tensor!r}"
         )
     return Rule(leaf, tensor, changes, across_collections=True, optional=True)
 

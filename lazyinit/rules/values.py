@@ -49,7 +49,7 @@ class Scale(OneByOne):
     def __post_init__(self) -> None:
         numbers = (self.by, self.plus, self.power)
         if not self.by or not all(math.isfinite(number) for number in numbers):
-            raise errors.FillError(f"{self}: wanted finite numbers, and by= another than 0.")
+            raise errors.FillError(f"{self}: wanted finite numbers, and for by= one other than 0.")
         try:
             made = jnp.dtype(self.dtype)
         except TypeError:
@@ -79,8 +79,8 @@ class Scale(OneByOne):
             factor = float(factor.astype(jnp.dtype(self.dtype)))
         if not factor or not math.isfinite(factor):
             raise errors.FillError(
-                f"{self}: wanted a factor that {self.dtype} can hold, got one that it makes "
-                f"{factor:g}. Say dtype='float64'."
+                f"{self}: wanted a factor that {self.dtype} can hold, got one that becomes "
+                f"{factor:g} in it. Pass dtype='float64'."
             )
         return Affine(source, factor, float(self.plus), inverted)
 
@@ -159,7 +159,7 @@ class ResizeGrid(OneByOne):
         size = size_along(wanted, self.axis)
         if size < 0 and not self.to:
             raise errors.FillError(
-                f"{self}: wanted the size of the leaf, which nothing tells here. Say it as to=."
+                f"{self}: wanted the size of the leaf, which nothing tells here. Pass it as to=."
             )
         to = self._grid(self.to, size if size >= 0 else self.first + math.prod(self.to), "to")
         if have == to:
@@ -173,8 +173,8 @@ class ResizeGrid(OneByOne):
     def restored(self, source: Source) -> Source:
         """Raises a ``FillError``: interpolation cannot be undone."""
         raise errors.FillError(
-            f"wanted a layout that can be read backwards, got {self}, which is lossy. Save without "
-            "it: the file then has the grid of the leaf."
+            f"wanted a layout that can be read backwards, got {self}, which is lossy. Save with "
+            "rules that do not have it: the file then has the grid of the leaf."
         )
 
     def _grid(self, said: tuple[int, ...], size: int, name: str) -> tuple[int, int]:
@@ -186,7 +186,7 @@ class ResizeGrid(OneByOne):
             what = f"{self.first} places and a {f'{rows} x {columns} grid' if said else 'square'}"
             raise errors.FillError(
                 f"{self}: wanted {what} along axis {self.axis} of the "
-                f"{'tensor' if name == 'grid' else 'leaf'}, got {size} places. Say first= and "
+                f"{'tensor' if name == 'grid' else 'leaf'}, got {size} places. Pass first= and "
                 f"{name}=(rows, columns)."
             )
         return rows, columns

@@ -101,7 +101,7 @@ def told(source: Source, path: str = "") -> Iterator[None]:
         raise errors.CastError(
             f"{above}{source.origin}: {tensors}wanted values that {dtype} holds, got {error.value} "
             f"({error.value.dtype}), which would become {error.made}. Choose a dtype that holds "
-            'it, or ask for what overflows: on_cast="overflow", or '
+            'it, or let it overflow, with on_cast="overflow" or with '
             f"Cast({str(dtype)!r}, overflow=True) in rules."
         ) from None
 

@@ -72,8 +72,9 @@ class HeldTensor(Tensor):
             return parts[wanted]
         if sum(part.size for part in parts.values()) < math.prod(map(len, wanted)):
             raise errors.CheckpointError(
-                f"{self.origin}: tensor {self.name!r}: part of it lies on devices of another "
-                "process. Pass arrays that every process holds in full, or a file."
+                f"{self.origin}: tensor {self.name!r}: wanted an array that this process holds in "
+                "full, got one of which a part lies on devices of another process. Pass arrays "
+                "that every process holds in full, or a file."
             )
         values = np.empty([len(r) for r in wanted], array.dtype)
         for part, data in parts.items():
@@ -218,8 +219,8 @@ def nested(tensors: Mapping[str, Source]) -> dict[str, Any]:
             node = node.setdefault(key, {}) if isinstance(node, dict) else node
         if not isinstance(node, dict) or last in node:
             raise errors.SaveError(
-                f"{name}: wanted a name of its own, but another tensor's name begins with it, or "
-                "it with another's: a tree holds one or the other. Rename it in rules."
+                f"{name}: wanted a place of its own in the tree, but another tensor is at the same "
+                "place, below it or above it. Give this tensor another name in rules."
             )
         node[last] = source
     return tree

@@ -26,8 +26,8 @@ def as_array(origin: str, name: str, tensor: Any) -> np.ndarray:  # Any: torch.T
     if dtype is None or tensor.layout != torch.strided or tensor.is_meta:
         raise errors.CheckpointError(
             f"{origin}: tensor {name!r}: wanted a dense tensor with values, of a dtype among "
-            f"{', '.join(DTYPES)}, got {tensor.layout}, {tensor.dtype}, on {tensor.device}. Pass "
-            "it as such."
+            f"{', '.join(DTYPES)}, got {tensor.layout}, {tensor.dtype}, on {tensor.device}. "
+            "Convert it to such a tensor first."
         )
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     # Not reshape, which keeps any stride that an axis of one element has. Bytes are handed over, as

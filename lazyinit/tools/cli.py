@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # The reader of the output, such as ``head``, has closed it.
         sys.stderr.close()
     except KeyboardInterrupt:
-        print("lazyinit: interrupted; what was there before still is", file=sys.stderr)
+        print("lazyinit: interrupted. What was there before is unchanged.", file=sys.stderr)
     return 2
 
 

@@ -97,7 +97,7 @@ def convert(
         else:
             raise errors.SaveError(
                 f"{path}: wanted a folder, or a file that ends in {', '.join(_WRITTEN)}, got "
-                f"{path.suffix!r}, which is read and not written."
+                f"{path.suffix!r}, which lazyinit reads but does not write."
             )
     return tensors
 

@@ -91,13 +91,15 @@ def tree_of_config(path: Path) -> dict[str, StoredParam]:
     if shapes is None:
         known = sorted(_FAMILIES)
         raise errors.PlanError(
-            f"{path}: wanted a model_type out of {', '.join(known)}, got {family!r}"
-            f"{errors.nearest(str(family), known)}. Plan a checkpoint, or package.module:factory."
+            f"{path}: wanted a model_type among {', '.join(known)}, got {family!r}"
+            f"{errors.nearest(str(family), known) or '.'} Plan a checkpoint of the model instead, "
+            "or package.module:factory."
         )
     if config.said.get("quantization_config"):
         raise errors.PlanError(
-            f"{path}: wanted a model as it was trained, got a quantization_config, which does not "
-            "say what its tensors are. Plan the checkpoint itself."
+            f"{path}: wanted the configuration of a model that is not quantized, got one with a "
+            "quantization_config, which does not say which tensors there are. Plan the checkpoint "
+            "itself."
         )
     dtype = config.dtype()
     return {
@@ -116,7 +118,7 @@ class _Config:
         found = default if found is None else found
         if not isinstance(found, int) or isinstance(found, bool) or found < 1:
             got = "nothing" if found is None else repr(found)
-            raise errors.PlanError(f"{self.path}: wanted {name} as a number from 1, got {got}.")
+            raise errors.PlanError(f"{self.path}: wanted {name} to be 1 or more, got {got}.")
         return found
 
     def sizes(self, *names: str) -> Sequence[int]:

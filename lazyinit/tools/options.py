@@ -31,7 +31,7 @@ def rules_of(name: str, option: str = "--rules") -> tuple[AnyRule, ...]:
             return getattr(maps, known[name.lower()])
         raise errors.FillError(
             f"{option} {name}: wanted one of torch, {', '.join(known)}, or module:NAME of rules"
-            f"{errors.nearest(name, list(known))}."
+            f"{errors.nearest(name, list(known)) or '.'}"
         )
     try:
         return tuple(getattr(importlib.import_module(module), attribute))

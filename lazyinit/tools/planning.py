@@ -47,7 +47,7 @@ def tree_of(target: str) -> Any:
     if not any(hasattr(leaf, "shape") for _, leaf in leaves):
         raise errors.PlanError(
             f"{target}: wanted a factory that makes an NNX module, or returns arrays, got one that "
-            f"returns {type(recorded).__name__}. Of a Linen module, return module.init(key, x)."
+            f"returns {type(recorded).__name__}. For a Linen module, return module.init(key, x)."
         )
     return recorded
 
@@ -83,7 +83,7 @@ def _recorded(target: str, factory: Any) -> Any:
     if needed:
         raise errors.PlanError(
             f"{target}: wanted a function without arguments, got one that needs "
-            f"{', '.join(needed)}. Write one that makes the model with those that you want."
+            f"{', '.join(needed)}. Write one that makes the model with arguments of your choice."
         )
     try:
         made = lazy(factory)()
@@ -117,15 +117,15 @@ def optimizer_of(name: str) -> Any:
     if not callable(make):
         known = [known for known in dir(optax) if known.islower()]
         raise errors.PlanError(
-            f"--optimizer {name}: wanted one of optax, such as adamw, or module:NAME"
-            f"{errors.nearest(name, known)}."
+            f"--optimizer {name}: wanted an optimizer of optax, such as adamw, or module:NAME"
+            f"{errors.nearest(name, known) or '.'}"
         )
     try:
         made: Any = make(1e-3)
     except TypeError as error:
         raise errors.PlanError(
-            f"--optimizer {name}: wanted one that needs a learning rate alone: {error}. Make it in "
-            "a module, and pass module:NAME."
+            f"--optimizer {name}: wanted an optimizer that needs only a learning rate: {error}. "
+            "Make it in a module of yours, and pass module:NAME."
         ) from error
     return made
 

@@ -304,7 +304,12 @@ WRONG = [
         {},
         "wanted int32[2, 4]",
     ),
-    ("ct_int4_group", {f"{STEM}_zero_point": np.ones((1, 2), "i4")}, {}, "wanted none, as weights"),
+    (
+        "ct_int4_group",
+        {f"{STEM}_zero_point": np.ones((1, 2), "i4")},
+        {},
+        "wanted no such tensor, as",
+    ),
     ("ct_int4_group", {f"{STEM}_g_idx": np.ones(3, "i4")}, {}, "wanted int32 or int64[64], got"),
     ("ct_int4_group", {f"{STEM}_g_idx": np.full(64, 2, "i4")}, {}, "wanted groups from 0 to 1"),
     (
@@ -313,7 +318,7 @@ WRONG = [
         {},
         "wanted values in words, int32",
     ),
-    ("ct_int4_group", {STEM: np.ones((8, 64), "f4")}, {}, "wanted it to be the one tensor for"),
+    ("ct_int4_group", {STEM: np.ones((8, 64), "f4")}, {}, "wanted it to be the only tensor f"),
     ("ct_nvfp4", {f"{STEM}_scale": np.ones((8, 4), "f4")}, {}, "wanted float8_e4m3fn[8, 4], got f"),
     ("ct_nvfp4", {f"{STEM}_global_scale": np.ones(2, "f4")}, {}, "wanted one number, float32[1]"),
     ("ct_nvfp4", {f"{STEM}_packed": np.ones((8, 8), "i4")}, {}, "wanted two values to a byte"),
@@ -333,27 +338,27 @@ WRONG = [
     ),
     ("mxfp4", {"m.experts.down_proj_blocks": np.ones((2, 6, 32), "u1")}, {}, "blocks of 16 bytes"),
     ("bnb_int8", {"l.q.weight": np.ones((8, 2, 2), "i1")}, {}, "wanted values int8[rows, columns]"),
-    ("bnb_int8", {"l.q.weight_format": np.array(1, "u1")}, {}, "wanted 0, values by rows, got 1"),
+    ("bnb_int8", {"l.q.weight_format": np.array(1, "u1")}, {}, "stands for values in rows, got 1"),
     ("bnb_nf4_float16", {"l.q.weight": np.ones((255, 1), "u1")}, {}, "wanted 256 bytes for values"),
     ("bnb_nf4_float16", {"l.q.weight.quant_map": np.ones(15, "f4")}, {}, "wanted float32[16], got"),
     ("bnb_nf4_float16", {STATE: np.zeros(9, "u1")}, {}, "wanted bytes of JSON"),
     ("bnb_nf4_float16", {STATE: np.frombuffer(b"[]", "u1")}, {}, "wanted a JSON object, got []"),
-    ("bnb_nf4_float16", {STATE: state(quant_type="fp4")}, {}, "wanted quant_type as its name has"),
+    ("bnb_nf4_float16", {STATE: state(quant_type="fp4")}, {}, "wanted the quant_type in its name"),
     ("bnb_nf4_float16", {STATE: state(shape=[-1])}, {}, "wanted a shape, got [-1]"),
-    ("bnb_nf4_float16", {STATE: state(shape=[1 << 62])}, {}, "wanted a shape that can be counted"),
+    ("bnb_nf4_float16", {STATE: state(shape=[1 << 62])}, {}, "wanted a shape of fewer than 2**60"),
     ("bnb_nf4_float16", {STATE: state(dtype="int8")}, {}, "wanted dtype float32, float16 or bfl"),
-    ("bnb_nf4_float16", {STATE: state(blocksize=0)}, {}, "wanted blocksize: an even count, got 0"),
+    ("bnb_nf4_float16", {STATE: state(blocksize=0)}, {}, "even number above 0 as blocksize, got 0"),
     (
         "bnb_nf4_float16",
         {STATE: state(nested_offset="x", nested_blocksize=2)},
         {},
-        "offset: a number",
+        "wanted a number as nested_offset",
     ),
     (
         "bnb_nf4_float16",
         {STATE: state(nested_offset=1, nested_blocksize=2)},
         {},
-        "where there is ne",
+        "if and only if there is ne",
     ),
     (
         "gptq_int4",
@@ -384,7 +389,7 @@ WRONG = [
     ("gptq_int4", {}, {"dynamic": {"a": {}}}, "modules differ in how they are quantized"),
     ("awq", {}, {"version": "gemv"}, "the format 'gemv' is not among gemm"),
     ("awq", {}, {"zero_point": False}, "wanted zero points, got zero_point false"),
-    ("ct_int8", {}, {"config_groups": 3}, "wanted config_groups that say how, got 3"),
+    ("ct_int8", {}, {"config_groups": 3}, "to say how weights are quantized, got 3"),
     ("ct_int8", {}, {"format": "marlin-24"}, "the format 'marlin-24' is not among"),
     ("ct_int8", {}, {"sparsity_config": {"format": "sparse-bitmask"}}, "weights are sparse"),
     ("ct_int8", {}, {"transform_config": {"u": 1}}, "weights are rotated"),
@@ -394,9 +399,9 @@ WRONG = [
         {"format": "pack-quantized"},
         "the tensor of a weight in the format 'pack-quan",
     ),
-    ("ct_int8", {}, {"quant_method": "hqq"}, "says quant_method 'hqq': wanted one among awq, bits"),
-    ("ct_int8", {}, {"quant_method": ["a"]}, "says quant_method ['a']: wanted one among awq, bits"),
-    ("ct_int8", {}, {"quant_method": "mxfp4"}, "is quantized in no way that goes with it. Fetch"),
+    ("ct_int8", {}, {"quant_method": "hqq"}, "says quant_method 'hqq': wanted a method among awq"),
+    ("ct_int8", {}, {"quant_method": ["a"]}, "says quant_method ['a']: wanted a method among awq"),
+    ("ct_int8", {}, {"quant_method": "mxfp4"}, "is quantized in another way. Fetch the folder a"),
     (
         "gptq_int4",
         {},
@@ -442,8 +447,8 @@ def test_targets_that_are_none_are_refused(targets):
 def test_a_configuration_that_says_quantized_of_plain_tensors_is_refused():
     plain = open_tree({"l.q.weight": np.ones((2, 3), "float32")})
     message = (
-        "the mapping: config.json says quant_method 'gptq', and none of its 1 tensors is quantized "
-        "so. If they are plain, take that out of config.json; else fetch the folder again."
+        "the mapping: config.json says quant_method 'gptq', but none of the 1 tensors is quantized "
+        "in that way. If they are plain numbers, remove quantization_config from config.json. If "
     )
     with pytest.raises(errors.CheckpointError, match=re.escape(message)):
         dequantized(plain, config_of_case("gptq_int4")["quantization_config"])
@@ -471,7 +476,7 @@ def test_where_the_cache_or_activations_alone_are_quantized_all_is_as_it_is(grou
     assert (set(opened), opened.dequantized) == (set(tensors), "")
     li.save(tensors, tmp_path / "again", like=folder)  # Its configuration is true of them.
     packed = {"l.q.weight_packed": np.ones((2, 3), "int32")}
-    with pytest.raises(errors.CheckpointError, match="'l.q.weight_packed'.*is quantized in no way"):
+    with pytest.raises(errors.CheckpointError, match="'l.q.weight_packed'.*is quantized in anoth"):
         dequantized(open_tree({**tensors, **packed}), {**said, **groups})
 
 
@@ -493,7 +498,7 @@ def test_all_weights_that_are_wrong_are_named_at_once():
 def test_a_folder_without_a_configuration_is_not_guessed(tmp_path):
     folder = written(tmp_path / "f", "gptq_int4")
     (folder / "config.json").write_text("{}")
-    message = f"{folder}/model.safetensors: dequantize=True wanted a folder on this machine whose config.json has a q"
+    message = f"{folder}/model.safetensors: dequantize=True wants a folder on this machine whose config.json has a q"
     with pytest.raises(errors.CheckpointError, match=re.escape(message)):
         li.open_checkpoint(folder, dequantize=True)
 

@@ -52,7 +52,8 @@ def test_a_path_may_be_text_or_an_object(tmp_path, path):
 @pytest.mark.parametrize("value", [3, None, [1], np.ones(2)])
 def test_what_is_no_path_and_no_mapping_is_refused(value):
     message = (
-        f"wanted a path or a mapping from name to array, got {type(value).__name__}. Pass open"
+        "wanted a path, a mapping from names to arrays, or what open_checkpoint returns, got "
+        f"{type(value).__name__}."
     )
     with pytest.raises(errors.CheckpointError, match=f"^checkpoint: {message}"):
         open_checkpoint(value)

@@ -64,4 +64,4 @@ def test_what_two_processes_hold_is_in_the_files_of_one(tmp_path):
 def test_an_error_of_the_first_process_reaches_the_second(tmp_path):
     first, second = two_processes(PROGRAM, str(tmp_path), "one process fails")
     assert "file: it could not be written: File exists" in first["error"]
-    assert "the first process could not write the checkpoint" in second["error"]
+    assert "wanted the first process to write the checkpoint, but it" in second["error"]

@@ -107,5 +107,7 @@ def test_a_traced_key_cannot_be_pickled():
 
 
 def test_another_version_of_jax_is_refused():
-    with pytest.raises(li.errors.PicklingError, match="wanted one of jax .*, got one of jax 0.1.0"):
+    with pytest.raises(
+        li.errors.PicklingError, match="wanted one that jax .*, got one of jax 0.1.0"
+    ):
         equations._unpickled("0.1.0", b"")

@@ -224,7 +224,7 @@ def test_a_failed_commit_takes_back_the_index(tmp_path, monkeypatch):
 
     real = os.replace
     monkeypatch.setattr(commit.os, "replace", lambda *names: (real(*names), refuse()))
-    with pytest.raises(li.errors.WriteError, match="no. What was there before still is"):
+    with pytest.raises(li.errors.WriteError, match="no. What was there before is unchanged"):
         write(tmp_path, 2, "sharded")
     monkeypatch.undo()
     assert files(tmp_path) == before
@@ -245,7 +245,7 @@ def test_a_failed_commit_takes_back_what_came_along(tmp_path, monkeypatch, new):
         real(source, target)
 
     monkeypatch.setattr(commit.os, "replace", refuse)
-    with pytest.raises(li.errors.WriteError, match="no. What was there before still is"):
+    with pytest.raises(li.errors.WriteError, match="no. What was there before is unchanged"):
         write(folder, 2, new, like=like)
     monkeypatch.undo()
     assert files(folder) == before

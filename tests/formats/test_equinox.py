@@ -107,7 +107,7 @@ def test_a_tree_is_for_files_of_equinox(tmp_path, given):
     checkpoint = tmp_path / "a.npz" if given == "npz" else {"w": np.ones(2)}
     start = re.escape(str(checkpoint)) if given == "npz" else "checkpoint"
     with pytest.raises(
-        errors.CheckpointError, match=f"^{start}: wanted a file of Equinox on this ma"
+        errors.CheckpointError, match=f"^{start}: like= wants a file of Equinox on th"
     ):
         open_checkpoint(checkpoint, like={"w": np.ones(2)})
 

@@ -336,7 +336,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, missing):
     url = "https://127.0.0.1:1/f"
     refused_in(
         lambda: RemoteFile.at(url),
-        f"{url}: wanted what reads https:// addresses, got: ",
+        f"{url}: wanted a package that reads https:// addresses, got an error: ",
         missing,
         "Run pip install 'lazyinit-jax[remote]'.",
     )
@@ -351,7 +351,7 @@ def test_a_missing_filesystem_names_its_package(monkeypatch, url, package):
     scheme = url.partition(":")[0]
     refused_in(
         lambda: RemoteFile.at(url),
-        f"{url}: wanted what reads {scheme}:// addresses, got: ",
+        f"{url}: wanted a package that reads {scheme}:// addresses, got an error: ",
         f"Run pip install 'lazyinit-jax[remote]' and pip install {package}.",
     )
 

@@ -154,9 +154,7 @@ def test_values_of_six_bits_are_refused_by_name_and_the_others_read(tmp_path, ki
     assert (
         opened["six"].dtype.name == {"F6_E2M3": "float6_e2m3fn", "F6_E3M2": "float6_e3m2fn"}[kind]
     )
-    message = (
-        f"got {kind}, of which the format does not say how values lie in bytes. Save it in ano"
-    )
+    message = f"got {kind}: the format does not say how such values lie in bytes. Save it in ano"
     with pytest.raises(errors.CheckpointError, match=f"tensor 'six': .*{message}"):
         everything(opened["six"])
     tree = {"six": li.LazyParam((2, 4), "float32", None)}
@@ -165,5 +163,5 @@ def test_values_of_six_bits_are_refused_by_name_and_the_others_read(tmp_path, ki
     entries["six"]["shape"] = [2, 3]
     text = json.dumps(entries).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(range(8)))
-    with pytest.raises(errors.CheckpointError, match="wanted a number of values of six bits that"):
+    with pytest.raises(errors.CheckpointError, match="wanted as many values of six bits as fill"):
         li.open_checkpoint(path)

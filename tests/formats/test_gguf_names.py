@@ -207,15 +207,15 @@ def test_a_converted_file_has_the_names_of_transformers(tmp_path, capsys):
 def test_an_architecture_that_is_not_known_is_refused_and_the_file_still_opens(tmp_path):
     path = written(tmp_path, "gemma")
     with refused(
-        f"{path}: names='transformers': wanted a GGUF file of llama, qwen2, qwen3, qwen3moe, got "
-        "the architecture 'gemma'. Open it without names="
+        f"{path}: names='transformers' wants a GGUF file of a model among llama, qwen2, qwen3, "
+        "qwen3moe, got the architecture 'gemma'. Leave names= out"
     ):
         open_checkpoint(path, names="transformers")
     assert "blk.0.attn_q.weight" in open_checkpoint(path)
 
 
 def test_another_format_is_refused_and_so_is_another_word():
-    with refused("qwen3moe, got no architecture. Open it without names="):
+    with refused("qwen3moe, got no architecture. Leave names= out"):
         open_checkpoint({"a": np.ones(2)}, names="transformers")
     with pytest.raises(li.LazyinitError, match="names: wanted one of 'file', 'transformers', got"):
         open_checkpoint({"a": np.ones(2)}, names="transformer")  # pyright: ignore
@@ -226,6 +226,6 @@ def test_heads_that_do_not_fit_the_rows_are_refused(tmp_path, heads):
     path = written(tmp_path, "llama", heads=heads)
     with refused(
         "tensor 'blk.0.attn_q.weight': wanted rows that llama.attention.head_count divides in "
-        f"pairs, got 32 rows and {heads or 'none'} heads. Open it without names=."
+        f"pairs, got 32 rows and {heads or 'none'} heads. Leave names= out."
     ):
         open_checkpoint(path, names="transformers")

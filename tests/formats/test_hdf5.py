@@ -93,7 +93,7 @@ def test_values_in_other_files_are_refused_alone(path, kind):
             layout = h5py.VirtualLayout((4,), "f4")
             layout[:] = h5py.VirtualSource("other.h5", "x", (4,))
             file.create_virtual_dataset("odd", layout)
-    odd(path, "wanted values in this file, got a dataset whose values lie in others")
+    odd(path, "wanted values in this file, got a dataset whose values lie in other files")
 
 
 def test_links_are_not_followed(path):

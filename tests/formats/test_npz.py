@@ -226,9 +226,9 @@ def overlap(content, directory, second):
     ("change", "message"),
     [
         (put(8, "<H", 1), "member 'b.npy': it is encrypted"),
-        (put(10, "<H", 12), "member 'b.npy': wanted it stored or deflated, got method 12"),
-        (put(24, "<I", 2**31), "member 'b.npy': 640 bytes cannot become the 2147483648"),
-        (put(20, "<I", 2**31), "member 'b.npy': 2147483648 bytes cannot become the 640"),
+        (put(10, "<H", 12), "member 'b.npy': wanted compression method 0 .* got 12"),
+        (put(24, "<I", 2**31), "member 'b.npy': its 640 bytes cannot become the 2147483648"),
+        (put(20, "<I", 2**31), "member 'b.npy': its 2147483648 bytes cannot become the 640"),
         (put(42, "<I", 2**31), "member 'b.npy': wanted its header at byte 2147483648, got none"),
         (reversed_offset, "member 'b.npy': wanted its header at byte 4, got none"),
         (rename, "the name 'a.npy' stands twice"),
@@ -273,9 +273,7 @@ def test_a_promise_that_no_compression_can_keep_is_refused(tmp_path):
         struct.pack_into("<I", content, second + 24, 2**31)
 
     path = broken(tmp_path / "a.npz", bomb, DEFLATED)
-    with pytest.raises(
-        errors.CheckpointError, match="cannot become the 2147483648 that it promises"
-    ):
+    with pytest.raises(errors.CheckpointError, match="cannot become the 2147483648 bytes that it"):
         open_checkpoint(path)
 
 

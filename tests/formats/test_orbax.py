@@ -126,7 +126,7 @@ def test_a_manager_with_one_step_is_that_step(tmp_path):
 def test_a_manager_with_several_steps_names_the_newest(tmp_path, prefix):
     root = managed(tmp_path / "run", 2, 10, step_prefix=prefix)
     newest = root / (f"{prefix}_10" if prefix else "10")
-    message = refused(root, "wanted one step, got 2. Open one of their folders; the newest is ")
+    message = refused(root, "wanted one step, got 2. Open the folder of one step; the newest is ")
     assert message.endswith(f"is {str(newest)!r}.")
     assert everything(open_checkpoint(newest)["w"]).tolist() == [10, 10, 10]
 
@@ -168,7 +168,7 @@ def test_a_folder_that_lacks_its_tree_is_refused(tmp_path, save):
 
 def test_an_empty_folder_is_no_orbax_folder(tmp_path):
     assert not orbax.is_folder(tmp_path)
-    refused(tmp_path, "or what Orbax writes in this folder; it is empty")
+    refused(tmp_path, "or what Orbax writes in this folder, but it is empty")
 
 
 def unfinished(path, monkeypatch, save):
@@ -200,7 +200,7 @@ def test_a_step_that_was_not_finished_is_no_step(tmp_path, monkeypatch):
     assert left.name.startswith("2.")
     assert everything(open_checkpoint(root)["w"]).tolist() == [1, 1, 1]
     shutil.rmtree(root / "1")
-    refused(root, "or what Orbax writes in this folder; it holds '2.orbax")
+    refused(root, "or what Orbax writes in this folder, but it holds '2.orbax")
 
 
 def bytes_read():
@@ -404,7 +404,7 @@ def test_without_tensorstore_its_package_is_named(tmp_path, monkeypatch):
     path = OCDBT(tmp_path, {"w": np.ones(3)})
     chunked._context.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorstore", None)
-    message = refused(path, "wanted TensorStore, which Orbax writes with, got none")
+    message = refused(path, "wanted the package tensorstore, which reads what Orbax writes, got")
     assert message.endswith("Run pip install tensorstore.")
 
 

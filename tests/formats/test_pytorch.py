@@ -226,7 +226,7 @@ def test_pytorch_is_not_needed(tmp_path, monkeypatch, how):
     ("kind", "how", "message"),
     [
         *((k, h, "dense tensor") for k in ("coo", "csr", "quantized") for h in (ARCHIVE, LEGACY)),
-        ("bits", ARCHIVE, "wanted a dtype among bool, .*, got bits8. Save it as such"),
+        ("bits", ARCHIVE, "wanted a dtype among bool, .*, got bits8. Save it in one"),
         ("nested", ARCHIVE, r"got what _rebuild_nested_tensor makes, .* Save tensor.to_dense\(\)"),
         *(
             ("meta", h, "got a tensor of the meta device, which has none")
@@ -280,7 +280,7 @@ def compressed_but(path, stored):
 
 def test_a_compressed_pickle_is_refused(tmp_path):
     path = compressed_but(saved(tmp_path / "x.pt", {"w": torch.ones(2)}), ())
-    message = refused(path, "wanted a pickle stored as it is, of at most 100000000 bytes, got one")
+    message = refused(path, "wanted an uncompressed pickle of at most 100000000 bytes, got one")
     assert message.endswith("Save it again with torch.save.")
 
 
@@ -452,7 +452,7 @@ def test_an_old_file_of_another_byte_order_is_refused(tmp_path):
     at = content.index(b"little_endian") + len(b"little_endianq\0")
     assert content[at : at + 1] == pickle.NEWTRUE
     path.write_bytes(content[:at] + pickle.NEWFALSE + content[at + 1 :])
-    refused(path, "wanted little-endian values, got others. Save it again on a little-endian mach")
+    refused(path, "wanted little-endian values, got values in another order of bytes. Save it")
 
 
 def test_pickles_of_an_old_file_beyond_the_limit_are_refused(tmp_path, monkeypatch):

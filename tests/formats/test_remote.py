@@ -104,7 +104,8 @@ def test_what_is_not_there_is_told_with_what_was_tried(server, memory, path, tri
         refused_in(
             lambda url=url: li.open_checkpoint(url),
             f"{url}: wanted a file of safetensors or GGUF, or a folder of safetensors under Hugging "
-            f"Face's names; there is no {there_is_no}. Download what has another format or other names, and open",
+            f"Face's names, but there is no {there_is_no}. If the checkpoint has another format or "
+            "other names, download it, and open it here.",
         )
 
 
@@ -424,8 +425,8 @@ def test_another_format_is_named_with_the_way_out(server, memory, write, got, tm
     for url in (f"{server.url}/other/{path.name}", f"{memory}/{path.name}"):
         refused_in(
             lambda url=url: li.open_checkpoint(url),
-            f"{url}: wanted safetensors, as safetensors and GGUF alone are read at an address, got "
-            f"{got}. Download the file, and open it here.",
+            f"{url}: wanted safetensors, got {got}. Only safetensors and GGUF can be read at an "
+            "address: download the file, and open it here.",
         )
 
 
@@ -461,7 +462,10 @@ def test_a_gguf_file_is_read_by_ranges_of_its_blocks(server, memory, quantized):
         (b"GGUF\x03", "wanted a GGUF header with at most 1 bytes more, got 4"),
         (b"", "wanted a GGUF header with at most 0 bytes more, got 4"),
         (b"GGML" * 3, "wanted a GGUF header with its mark, got b'GGML'"),
-        (b"PK\x03\x04" + b"\0" * 99, "wanted gguf, as safetensors and GGUF alone are read at an"),
+        (
+            b"PK\x03\x04" + b"\0" * 99,
+            "wanted gguf, got a zip archive, such as PyTorch's or NumPy's. Only safe",
+        ),
         (PAGE, "wanted a file of weights, got a page of a web site"),
     ],
 )

@@ -94,9 +94,9 @@ def test_converting_writes_a_tree_of_the_names(tmp_path, capsys):
     assert_leaves_same(restored(tmp_path / "o", tree), tree)
     assert main(["diff", "--values", str(tmp_path / "o"), str(tmp_path / "x.npz")]) == 0
     assert main(arguments) == 2
-    assert "wanted a path where nothing is, got one where something is" in capsys.readouterr().err
+    assert "wanted a path where nothing is, got one that exists" in capsys.readouterr().err
     clashing = li.open_checkpoint({"a": np.ones(2), "a/b": np.ones(2)})
-    with pytest.raises(li.errors.SaveError, match="a/b: wanted a name of its own"):
+    with pytest.raises(li.errors.SaveError, match="a/b: wanted a place of its own"):
         convert(clashing, tmp_path / "p", format="orbax")
     assert not (tmp_path / "p").exists()
 
@@ -105,11 +105,15 @@ def test_what_orbax_cannot_take_is_refused_before_it_is_asked(tmp_path):
     tree = {"w": np.ones(2)}
     (tmp_path / "there").mkdir()
     cases = [
-        ((tree, "there"), {}, "there: wanted a path where nothing is, got one where something is"),
+        ((tree, "there"), {}, "there: wanted a path where nothing is, got one that exists"),
         (({"w": np.ones((0, 2))}, "x"), {}, "w: wanted an array with elements, as Orbax holds no"),
         (({"w": "text"}, "x"), {}, "w: wanted an array, got str. Leave it out of the tree."),
-        ((tree, "x"), {"at": "w"}, "at: wanted none with format='orbax', which writes the tree"),
-        ((tree, "x"), {"rules": li.TORCH, "like": tmp_path}, "rules, like: wanted none with"),
+        ((tree, "x"), {"at": "w"}, "at: wanted no such argument with format='orbax', which"),
+        (
+            (tree, "x"),
+            {"rules": li.TORCH, "like": tmp_path},
+            "rules, like: wanted no such argument",
+        ),
     ]
     for (leaves, name), options, message in cases:
         with pytest.raises(li.errors.SaveError, match=re.escape(message)):

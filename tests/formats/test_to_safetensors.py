@@ -109,7 +109,7 @@ def test_problems_are_collected(tmp_path):
     with pytest.raises(li.errors.SaveError) as caught:
         write(tmp_path, {"x": np.ones(2, "c16"), "y": np.ones(2, "c16")}, metadata=(("step", 3),))
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["x", "y", "metadata"]
-    assert "wanted text under text, got 'step': 3" in str(caught.value)
+    assert "wanted keys and values that are text, got 'step': 3" in str(caught.value)
 
 
 def test_a_header_beyond_the_formats_limit_is_refused(monkeypatch):

@@ -110,7 +110,7 @@ def test_numbers_are_read_and_other_objects_are_passed_over(tmp_path):
 )
 def test_pieces_that_leave_a_gap_or_overlap_are_refused_by_name(tmp_path, chunks):
     source = open_checkpoint(write(tmp_path / "saved", chunks))["model.w"]
-    with pytest.raises(errors.CheckpointError, match="'model.w': wanted pieces that lie as a grid"):
+    with pytest.raises(errors.CheckpointError, match="'model.w': wanted pieces that form a grid"):
         everything(source)
 
 
@@ -122,7 +122,7 @@ def test_a_piece_that_is_changed_on_its_way_is_refused_by_name(tmp_path):
 
     source = open_checkpoint(write(tmp_path / "saved", ROWS, change))["model.w"]
     with pytest.raises(
-        errors.CheckpointError, match="got a piece that is compressed. Save it without"
+        errors.CheckpointError, match="got a compressed piece. Save the checkpoint again without"
     ):
         everything(source)
 
@@ -134,7 +134,7 @@ def test_a_dtype_that_jax_has_not_is_refused_by_name(tmp_path):
 
     source = open_checkpoint(write(tmp_path / "saved", ROWS, change))["model.w"]
     with pytest.raises(
-        errors.CheckpointError, match="wanted a dtype among .*, got bits8. Save it as"
+        errors.CheckpointError, match="wanted a dtype among .*, got bits8. Save it in"
     ):
         everything(source)
 

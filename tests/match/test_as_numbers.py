@@ -65,7 +65,7 @@ def test_values_whose_scales_nothing_explains_are_an_error_without_a_configurati
 @pytest.mark.parametrize("method", ["hqq", "aqlm", "modelopt", "torchao", None])
 def test_a_method_that_is_not_dequantized_is_an_error_before_anything_is_made(method, tmp_path):
     folder, _ = llama(tmp_path, quantization_config={"quant_method": method, "bits": 4})
-    message = f"config.json says quant_method {method!r}: wanted one among awq, bitsandbytes, comp"
+    message = f"config.json says quant_method {method!r}: wanted a method among awq, bitsandbytes"
     with pytest.raises(errors.CheckpointError, match=re.escape(message)):
         li.from_pretrained(Tree, folder, nnx.Rngs(0), TREES["llama"])
 
@@ -144,8 +144,8 @@ def test_plain_numbers_are_not_saved_beside_a_configuration_that_says_otherwise(
     tree = {name: li.LazyParam(source.shape, "float32", None) for name, source in opened.items()}
     filled, _ = li.fill(tree, opened)
     message = (
-        f"like={folder}: its config.json says that weights are quantized, by 'fp8', and what is to "
-        "be saved is plain numbers, which readers would then take for quantized. Carry the files "
+        f"like={folder}: its config.json says that weights are quantized, by 'fp8', but the tree "
+        "has plain numbers, which readers would then take for quantized ones. Pass a copy of that "
     )
     with pytest.raises(errors.SaveError, match=re.escape(message)):
         li.save(filled, tmp_path / "to", like=folder)

@@ -301,9 +301,10 @@ def test_a_leaf_at_two_places_that_two_tensors_would_fill_is_an_error():
     with pytest.raises(FillError) as raised:
         li.fill(tree, held)
     assert str(raised.value) == (
-        "head/w: wanted the tensor of 'embed', since they are one leaf, got the mapping:head/w, "
-        "which holds other values than the mapping:embed. Make it a leaf of its own, with "
-        "jax.numpy.copy in what is recorded, or fill from a checkpoint that has one of the two."
+        "head/w: wanted the same values as at 'embed', because both paths are one leaf, got the "
+        "mapping:head/w, which holds other values than the mapping:embed. Make this path a leaf of "
+        "its own, with jax.numpy.copy in the recorded function, or fill from a checkpoint that has "
+        "only one of the two tensors."
     )
     copied = li.lazy(lambda key: {**(t := tied(key)), "embed": jnp.copy(t["embed"])})(KEY)
     made = li.materialize(li.fill(copied, held)[0])

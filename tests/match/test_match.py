@@ -89,12 +89,12 @@ def test_if_nothing_matches_the_given_rules_are_tried_elsewhere_too():
 
 
 def test_if_nothing_could_match_the_error_shows_both_sides():
-    with refused("The tree has leaves such as 'a', the checkpoint tensors such as 'x.y'."):
+    with refused("The tree has leaves such as 'a', the checkpoint has tensors such as 'x.y'."):
         fill({"a": lazy(2)}, {"x.y": ones(2)})
 
 
 def test_advice_that_would_give_two_tensors_one_name_is_not_given():
-    with refused("Say in rules which makes which"):
+    with refused("Say in rules which tensor makes which leaf"):
         fill({"p": {"b": lazy(2)}}, {"x.b": ones(2), "x.c": ones(2), "c": ones(2)})
-    with refused("Say in rules which makes which"):
+    with refused("Say in rules which tensor makes which leaf"):
         fill({"p": {"b": lazy(2)}}, {"x*.b": ones(2)})

@@ -148,7 +148,7 @@ def test_what_a_callable_raises_is_collected():
             {"**": "x"},
             "on_missing['**']: wanted one of 'warn', 'init', 'error', a callable, or a mapping",
         ),
-        ({1: "init"}, "on_missing: wanted a mapping from globs such as 'params/head/**', got the"),
+        ({1: "init"}, "on_missing: wanted a mapping from globs such as 'params/head/**', got one"),
         (
             None,
             "on_missing: wanted one of 'warn', 'init', 'error', a callable, or a mapping from globs",

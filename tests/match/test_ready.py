@@ -169,8 +169,8 @@ def test_two_maps_that_explain_all_of_it_are_an_error_that_names_both():
     ready = [ReadyMap("ONE", rules, ("f",)), ReadyMap("OTHER", rules, ("f", "g"))]
     flat, tensors = {"a": np.ones(2)}, {"x": np.ones(2)}
     message = (
-        "wanted one ready map for model_type 'f' that explains all of it, got lazyinit.maps.ONE "
-        "and lazyinit.maps.OTHER. Say which as rules=."
+        "wanted one ready map for model_type 'f' that explains all of it, but lazyinit.maps.ONE "
+        "and lazyinit.maps.OTHER all do. Pass the right one as rules=..."
     )
     with refused(message):
         found(flat, tensors, {"model_type": "f"}, ready=ready)

@@ -40,9 +40,9 @@ def test_tensors_become_leaves_by_the_narrowest_rule():
 
 
 def test_tensors_that_two_rules_fit_are_refused():
-    with refused("fc.weight: wanted one rule to say what becomes of it, got Rule('**/kernel'"):
+    with refused("fc.weight: wanted one rule to say what becomes of this tensor, got Rule('**/k"):
         translated({"fc.weight": count(2, 3)}, li.TORCH)
-    with refused("x.y: wanted one rule to say what becomes of it, got none. Write a narrower"):
+    with refused("x.y: wanted one rule to say what becomes of this tensor, got none. Write a rule"):
         translated({"x.y": count(2, 3)}, [li.Rule("a", "b")])
 
 
@@ -63,7 +63,7 @@ def test_a_size_that_no_leaf_tells_must_be_said():
 
 def test_two_tensors_cannot_make_one_leaf():
     rules = [li.Rule("**/scale", "**.weight"), li.Rule("**/scale", "**.gamma")]
-    with refused("n.gamma: wanted a leaf of its own, but the rules make 'n/scale' of the mapping"):
+    with refused("n.gamma: wanted a leaf of its own for this tensor, but the rules make 'n/scale'"):
         translated({"n.weight": count(2), "n.gamma": count(2)}, rules)
 
 

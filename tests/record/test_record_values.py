@@ -59,7 +59,7 @@ def test_a_branch_on_what_has_no_value_says_what_it_depends_on_and_where():
     message = str(error.value)
     assert message.startswith("lazy(Outer).init: ")
     assert "computed from argument 0, in Outer/inner" in message
-    assert "Pass arrays in place of shapes" in message
+    assert "Pass an array in place of a shape" in message
     assert isinstance(error.value.__cause__, jax.errors.TracerBoolConversionError)
 
 
@@ -72,7 +72,7 @@ def test_a_branch_inside_of_a_scan_says_what_to_do():
 
             return jax.lax.scan(step, 0.0, x)
 
-    with pytest.raises(li.errors.RecordError, match=r"lazy\(Module\)\.init: .*no branch inside of"):
+    with pytest.raises(li.errors.RecordError, match=r"lazy\(Module\)\.init: .* do not branch on"):
         li.lazy(Module()).init(KEY, X)
 
 

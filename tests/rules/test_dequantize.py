@@ -439,7 +439,7 @@ def test_it_is_not_read_backwards():
     for leaf in ("float32", "float8_e4m3fn"):
         tree = {"up": {"kernel": np.ones((3, 4), leaf)}}
         with pytest.raises(
-            errors.FillError, match="which would have to choose scales anew, and a leaf"
+            errors.FillError, match="which would need new scales, and a leaf does not tell"
         ):
             li.save(tree, "nowhere", rules=RULES)
     change = li.Dequantize()

@@ -100,7 +100,7 @@ def test_a_shape_that_no_checkpoint_told_is_not_read_backwards():
         "layers/0/attn/k_proj/w: Rule('layers.{n}.attn.k_proj.w', "
         "'model.layers.{n}.self_attn.k_proj.weight', [Reshape((2, 4, 6)), "
         "Transpose('a0 a1 a2 -> a2 a0 a1')], across_collections=True, optional=True): Reshape((2, "
-        "4, 6)): wanted the shape that the tensor had, which the leaf does not tell. Say it as back="
+        "4, 6)): wanted the shape that the tensor had, which the leaf does not tell. Pass it as back"
     )
     with refused(message):
         written(tree_of(tensors_of()), li.rules_from(TABLE))

@@ -89,8 +89,8 @@ def test_it_reads_no_more_than_is_asked_for_and_stacks_layer_by_layer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": 0}, "Scale(by=0): wanted finite numbers, and by= another than 0."),
-        ({"plus": np.inf}, "Scale(plus=inf): wanted finite numbers, and by= another than 0."),
+        ({"by": 0}, "Scale(by=0): wanted finite numbers, and for by= one other than 0."),
+        ({"plus": np.inf}, "Scale(plus=inf): wanted finite numbers, and for by= one other than 0."),
         ({"dtype": "int8"}, "wanted a dtype of floats, such as 'bfloat16'."),
         ({"dtype": "other"}, "wanted a dtype of floats, such as 'bfloat16'."),
     ],
@@ -103,7 +103,7 @@ def test_a_scale_that_cannot_be_is_refused(options, message):
 def test_what_cannot_be_scaled_is_refused():
     with refused("Scale(plus=1): wanted a tensor of floats, got int32[2] in"):
         li.Scale(plus=1).changed(HeldTensor("x", np.ones(2, "int32")), (2,))
-    with refused("wanted a factor that float16 can hold, got one that it makes inf. Say dtype="):
+    with refused("wanted a factor that float16 can hold, got one that becomes inf in it. Pass"):
         li.Scale(by=1e9, dtype="float16").changed(HeldTensor("x", random(2)), (2,))
     with refused("Scale(axis=3, power=0.5): wanted an axis of the leaf or tensor, which has 1 in"):
         li.Scale(axis=3).changed(HeldTensor("x", random(2)), (2,))
@@ -200,7 +200,7 @@ def test_a_resize_that_cannot_be_is_refused(options, message):
 
 def test_sizes_that_are_no_grid_are_refused():
     source = HeldTensor("x", count(10, 2))
-    with refused("wanted 0 places and a square along axis 0 of the tensor, got 10 places. Say fir"):
+    with refused("wanted 0 places and a square along axis 0 of the tensor, got 10 places. Pass f"):
         li.ResizeGrid(axis=0).changed(source, (16, 2))
     with refused("wanted 1 places and a 4 x 4 grid along axis 0 of the leaf, got 9 places. Say "):
         li.ResizeGrid(axis=0, first=1, to=(4, 4)).changed(source, (9, 2))
@@ -214,7 +214,7 @@ def test_a_resized_grid_cannot_be_saved_as_it_was():
     tree = {"p": np.ones((1, 9, 2), "float32")}
     message = (
         "p: Rule('p', 'x', ResizeGrid(axis=1)): wanted a layout that can be read backwards, got "
-        "ResizeGrid(axis=1), which is lossy. Save without it: the file then has the grid of the"
+        "ResizeGrid(axis=1), which is lossy. Save with rules that do not have it: the file then"
     )
     with refused(message):
         written(tree, [li.Rule("p", "x", li.ResizeGrid(axis=1))])

@@ -67,7 +67,7 @@ def test_a_sharded_array_is_read_across_its_shards(spec):
 
 def test_what_another_process_holds_is_refused():
     array = types.SimpleNamespace(shape=(4,), dtype=np.dtype("float32"), addressable_shards=[])
-    with pytest.raises(errors.CheckpointError, match="tensor 'x': part of it lies on devices of"):
+    with pytest.raises(errors.CheckpointError, match="'x': wanted an array that this process"):
         HeldTensor("x", array).read((slice(None),))
 
 
@@ -91,7 +91,7 @@ def test_two_arrays_of_one_path_are_refused():
 
 
 def test_what_is_neither_path_nor_mapping_is_refused():
-    with pytest.raises(errors.CheckpointError, match="checkpoint: wanted a path or a mapping"):
+    with pytest.raises(errors.CheckpointError, match="checkpoint: wanted a path, a mapping"):
         open_checkpoint(3)  # pyright: ignore
 
 
@@ -133,7 +133,7 @@ def test_a_tensor_of_pytorch_in_any_order_is_read_as_it_is():
     ],
 )
 def test_a_tensor_of_pytorch_without_dense_values_is_refused(tensor, what):
-    message = f"the mapping: tensor 'a/b': wanted a dense tensor .*, got {what}. Pass it as such"
+    message = f"the mapping: tensor 'a/b': wanted a dense tensor .*, got {what}. Convert it to such a tensor"
     with pytest.raises(errors.CheckpointError, match=message):
         open_checkpoint({"a": {"b": tensor}})
 
@@ -148,8 +148,9 @@ def test_what_another_checkpoint_holds_may_get_other_names(tmp_path):
     with pytest.raises(errors.FillError) as error:
         fill(tree, opened)
     assert str(error.value) == (
-        f"{tmp_path}/m.safetensors: tensors 'a.b' and 'a/b' both go by 'a/b', as '.' and '/' mean "
-        "the same. Call one of them otherwise in a mapping: {new: tensor for name, tensor in "
+        f"{tmp_path}/m.safetensors: wanted tensors with different names, got 'a.b' and 'a/b', "
+        "which are both read as 'a/b', because '.' and '/' mean the same. Give one of them another "
+        "name in a mapping: {new: tensor for name, tensor in "
         "lazyinit.open_checkpoint(...).items()}."
     )
     renamed = {"b" if name == "a/b" else name: tensor for name, tensor in opened.items()}

@@ -200,7 +200,8 @@ def test_an_interrupt_says_that_nothing_is_lost(checkpoint, capsys, monkeypatch)
 
     monkeypatch.setattr("lazyinit.tools.cli.open_checkpoint", interrupted)
     assert main(["inspect", str(checkpoint)]) == 2
-    assert capsys.readouterr().err == "lazyinit: interrupted; what was there before still is\n"
+    told = "lazyinit: interrupted. What was there before is unchanged.\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_file_elsewhere_is_inspected_by_ranges(checkpoint, capsys):

@@ -174,8 +174,8 @@ def test_a_file_may_take_the_place_of_its_own_source(tmp_path):
     [
         ({"a": np.ones(2)}, "x.pt", "x.pt: wanted a folder, or a file that ends in .safetensors"),
         ({}, "x.npz", "the mapping: wanted tensors to convert, got none."),
-        ({"a": np.ones(2), "a/b": np.ones(2)}, "x.msgpack", "a/b: wanted a name of its own, but"),
-        ({"a/b": np.ones(2), "a": np.ones(2)}, "x.msgpack", "a: wanted a name of its own, but"),
+        ({"a": np.ones(2), "a/b": np.ones(2)}, "x.msgpack", "a/b: wanted a place of its own in"),
+        ({"a/b": np.ones(2), "a": np.ones(2)}, "x.msgpack", "a: wanted a place of its own in"),
         ({"../a": np.ones(2)}, "x.npz", "'../a': wanted a name that is a plain path in an archive"),
         (
             {"a": np.ones(2).astype(ml_dtypes.float8_e5m2)},

@@ -156,22 +156,22 @@ def test_what_a_configuration_describes_cannot_be_read(tmp_path):
     ("text", "message"),
     [
         ("{", "wanted a configuration as JSON: "),
-        ("[]", "wanted a model_type out of gemma2, .*, got None"),
+        ("[]", "wanted a model_type among gemma2, .*, got None"),
         ('{"model_type": "lama"}', "got 'lama'; did you mean 'llama'"),
-        ('{"model_type": ["llama"]}', r"wanted a model_type out of .*, got \['llama'\]"),
-        ('{"model_type": "llama"}', "wanted hidden_size as a number from 1, got nothing"),
+        ('{"model_type": ["llama"]}', r"wanted a model_type among .*, got \['llama'\]"),
+        ('{"model_type": "llama"}', "wanted hidden_size to be 1 or more, got nothing"),
         (
             '{"model_type": "llama", "hidden_size": "8"}',
-            "wanted hidden_size as a number from 1, got '8'",
+            "wanted hidden_size to be 1 or more, got '8'",
         ),
         (
             '{"model_type": "llama", "hidden_size": true}',
-            "wanted hidden_size as a number from 1, got True",
+            "wanted hidden_size to be 1 or more, got True",
         ),
         ('{"model_type": "llama", "dtype": "b16"}', "wanted a dtype, got 'b16'"),
         (
             '{"model_type": "llama", "quantization_config": {"bits": 4}}',
-            "wanted a model as it was trained, got a quantization_config",
+            "wanted the configuration of a model that is not quantized, got one with a quant",
         ),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_platform_decides_what_is_needed_meanwhile(capsys):
         (["its_model:make", "--mesh", "a=2", "--hosts", "3"], "hosts: wanted a number that divi"),
         (["its_model:make", "--mesh", "a=2", "--copy", "b16"], "--copy b16: wanted a dtype such"),
         (["its_model:make", "--mesh", "a=2", "--smallest-mesh"], "--smallest-mesh: wanted --hbm"),
-        (["its_model:make", "--mesh", "a=2", "--rules", "x.json"], "x.json: wanted rules as JSON"),
+        (["its_model:make", "--mesh", "a=2", "--rules", "x.json"], "x.json: wanted a file with"),
         (
             ["its_model:make", "--mesh", "a=2", "--checkpoint", "its_model.py", "--map", "brt"],
             "--map brt: wanted one of torch, bert",

@@ -134,7 +134,7 @@ def test_optimizers_are_named():
         assert sizes[0] == sizes[1]
     with pytest.raises(PlanError, match=r"^--optimizer adamm: .*did you mean 'adam"):
         optimizer_of("adamm")
-    with pytest.raises(PlanError, match=r"^--optimizer multi_transform: wanted one that needs a l"):
+    with pytest.raises(PlanError, match=r"^--optimizer multi_transform: wanted an optimizer tha"):
         optimizer_of("multi_transform")
 
 

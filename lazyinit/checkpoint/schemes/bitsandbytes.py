@@ -49,11 +49,12 @@ def _source(weight: Weight, said: Mapping[str, Any]) -> Source:
 
 
 def _rows(weight: Weight) -> Source:
+    """Returns the numbers of a weight of int8 values, with one scale for each row."""
     values = weight.values
     if values.dtype != np.dtype("int8") or len(values.shape) != 2:
         raise weight.wrong("", "values int8[rows, columns]")
     if "format" in weight.parts and (held := weight.read("format", "uint8", "int8")).any():
-        raise weight.wrong("format", "0, values by rows", held.tolist())
+        raise weight.wrong("format", "0, which stands for values in rows", held.tolist())
     rows, columns = values.shape
     block = (1, max(columns, 1))
     scales = in_shape(weight.check("SCB", (rows,), "float32"), (rows, 1))
@@ -64,6 +65,7 @@ def _rows(weight: Weight) -> Source:
 
 
 def _codes(weight: Weight) -> Source:
+    """Returns the numbers of a weight of 4-bit codes, which a table and scales of blocks give."""
     state = _state(weight)
     shape, size = tuple(state["shape"]), state["blocksize"]
     count = math.prod(shape)
@@ -81,6 +83,7 @@ def _codes(weight: Weight) -> Source:
 
 
 def _scales(weight: Weight, state: Mapping[str, Any], shape: Shape) -> Source:
+    """Returns the scales of blocks, in a shape; they may be codes themselves ("nested")."""
     count = math.prod(shape)
     if "nested_offset" not in state:
         return in_shape(weight.check("absmax", (count,), "float32"), shape)
@@ -93,6 +96,7 @@ def _scales(weight: Weight, state: Mapping[str, Any], shape: Shape) -> Source:
 
 
 def _table(weight: Weight, part: str, size: int) -> tuple[float, ...]:
+    """Reads the table in a part: the number that each of ``size`` codes stands for."""
     weight.check(part, (size,), "float32")
     return tuple(weight.read(part, "float32").tolist())
 
@@ -109,21 +113,21 @@ def _state(weight: Weight) -> dict[str, Any]:
         raise weight.wrong(part, "a JSON object", state)
     shape, dtype = state.get("shape"), DTYPES.get(str(state.get("dtype")))
     if state.get("quant_type") != part.removeprefix(_STATE):
-        raise weight.wrong(part, "quant_type as its name has it", state.get("quant_type"))
+        raise weight.wrong(part, "the quant_type in its name", state.get("quant_type"))
     if not isinstance(shape, list) or not are_counts(shape) or len(shape) > MAX_NDIM:
         raise weight.wrong(part, "a shape", shape)
     if math.prod(shape) >> 60:
-        raise weight.wrong(part, "a shape that can be counted", shape)
+        raise weight.wrong(part, "a shape of fewer than 2**60 values", shape)
     if dtype is None or dtype.name not in ("float32", "float16", "bfloat16"):
         raise weight.wrong(part, "dtype float32, float16 or bfloat16", state.get("dtype"))
     is_nested = "nested_offset" in state
     for key in ("blocksize", "nested_blocksize")[: 1 + is_nested]:
         if not is_count(state.get(key)) or state[key] % 2:
-            raise weight.wrong(part, f"{key}: an even count", state.get(key))
+            raise weight.wrong(part, f"an even number above 0 as {key}", state.get(key))
     if is_nested and type(state["nested_offset"]) not in (int, float):
-        raise weight.wrong(part, "nested_offset: a number", state["nested_offset"])
+        raise weight.wrong(part, "a number as nested_offset", state["nested_offset"])
     if is_nested != ("nested_absmax" in weight.parts):
-        raise weight.wrong(part, "a nested_offset where there is nested_absmax", state)
+        raise weight.wrong(part, "nested_offset if and only if there is nested_absmax", state)
     return {**state, "dtype": dtype}
 
 

@@ -60,7 +60,7 @@ def _float8(weight: Weight, said: Mapping[str, Any]) -> Source:
         rows = 1 if scales.shape not in ((), (1,), (1, 1)) else max(values.shape[0], 1)
         block = (rows, *(max(size, 1) for size in values.shape[1:]))
     elif len(values.shape) < 2:
-        raise weight.wrong("", "values with two axes or more, of which blocks are cut")
+        raise weight.wrong("", "values with two axes or more, along which blocks are cut")
     else:
         block = (*(1 for _ in values.shape[:-2]), *sizes)
     found = weight.scales(part, values.shape, block, exponents=True)

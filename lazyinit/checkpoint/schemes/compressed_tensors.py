@@ -46,7 +46,7 @@ def _weights(checkpoint: Checkpoint) -> Iterator[Weight]:
 def _refused(said: Mapping[str, Any]) -> str:
     groups = said.get("config_groups", {} if said.get("kv_cache_scheme") else None)
     if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
-        return f"wanted config_groups that say how, got {groups!r:.80}"
+        return f"wanted config_groups to say how weights are quantized, got {groups!r:.80}"
     sparsity = said.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
         return f"weights are sparse, in the format {sparsity['format']!r:.80}"
@@ -102,6 +102,7 @@ def _float4(weight: Weight) -> Source:
 
 
 def _integers(weight: Weight, args: Mapping[str, Any]) -> Source:
+    """Returns the numbers of a weight whose integers are packed, several to a word."""
     bits, packed = args.get("num_bits"), weight.values
     if not is_count(bits) or bits not in SIGNED:
         raise _unclear(weight, "num_bits of 2, 4 or 8", bits)
@@ -132,10 +133,11 @@ def _integers(weight: Weight, args: Mapping[str, Any]) -> Source:
 def _zeros(
     weight: Weight, args: Mapping[str, Any], bits: int, counts: Shape, shape: Shape
 ) -> tuple[Source, ...]:
+    """Returns the zero points of a weight with packed integers; none if it is symmetric."""
     part = "weight_zero_point"
     if args.get("symmetric", True):
         if part in weight.parts:
-            raise weight.wrong(part, "none, as weights are symmetric")
+            raise weight.wrong(part, "no such tensor, as weights are symmetric")
         return ()
     *outer, rows, groups = counts
     words = (*outer, -(-rows * bits // 32), groups)
@@ -146,6 +148,7 @@ def _zeros(
 
 
 def _plain(weight: Weight, args: Mapping[str, Any]) -> Source:
+    """Returns the numbers of a weight whose values, float8 or int8, have a byte each."""
     values = weight.values
     is_int = values.dtype == np.dtype("int8")
     if not is_int and not (

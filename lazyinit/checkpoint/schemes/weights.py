@@ -18,7 +18,7 @@ from lazyinit.tensors.scales import Taken
 from lazyinit.tensors.views import reshaped
 
 _READ_LIMIT = 1 << 24  # The most bytes of a tensor (a shape, an order) that is read at opening.
-_ADVICE = "The tensors and config.json do not go together: fetch the folder again."
+_ADVICE = "The tensors and config.json do not fit together: fetch the folder again."
 PLACES = ("int32", "int64")  # Dtypes of tensors that hold an order of groups, or a shape.
 
 
