@@ -1,7 +1,7 @@
-"""``fill``: a tree and a checkpoint -> the filled tree and a report. No values are read or made.
+"""The verb ``fill``: a tree and a checkpoint -> the filled tree and a report.
 
 The leaves are matched with the tensors by name (``match``), the policies say what happens to leaves
-and tensors that do not fit, and all problems are raised as one error.
+and tensors that do not fit, and all problems are raised as one error. No value is read or made.
 """
 
 import os

@@ -249,7 +249,14 @@ def _source(
     make: Callable[[str, Thunk], DeviceArray],
     told: Mapping[str, bool],
 ) -> Source:
-    """Returns the source of a leaf's values."""
+    """Returns the source of a leaf's values.
+
+    Args:
+      path: the path of the leaf.
+      leaf: a thunk, an array or a number.
+      make: makes a thunk of the given path when its values are read.
+      told: the value of ``DeviceArray.is_spread``, by path; it is filled in before arrays are read.
+    """
     match leaf:
         case StoredParam():
             same = leaf.source.dtype == leaf.dtype

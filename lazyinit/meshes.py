@@ -108,7 +108,7 @@ def parts_of(mesh: Any, axes: Any) -> int:
 
 
 def under(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Returns a context in which a mesh is set, or no mesh is; JAX forbids it within a trace."""
+    """Returns a context in which ``mesh`` is set, or none is. It cannot be used within a trace."""
     if mesh is not None:
         return jax.set_mesh(mesh)
     if compat.mesh_around() is None:

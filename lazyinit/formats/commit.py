@@ -102,7 +102,7 @@ class Staged:
 
     @property
     def last(self) -> str:
-        """The name of the file that is renamed last, which makes the checkpoint count."""
+        """The name of the file that is renamed last: from then on readers see the checkpoint."""
         return SINGLE if self.names == (SINGLE,) else INDEX
 
 

@@ -273,7 +273,7 @@ class _Numbered:
             self._by_last.setdefault(name.rpartition("/")[2], []).append(name)
 
     def find(self, text: str, number: str, captures: Captures) -> Mapping[int, str]:
-        """Returns the tensors that fit a pattern with these captures, by the number left open."""
+        """Returns the tensors that fit a pattern with these captures, by what ``number`` is."""
         if (text, number) not in self._found:
             self._found[text, number] = self._look(pattern(text), number)
         return self._found[text, number].get(pattern(text).write(captures.without(number)), {})
@@ -294,5 +294,5 @@ def _constant(constant: Constant, shape: Shape | None) -> Match:
     try:
         np.broadcast_to(value, wanted)
     except ValueError:
-        return Match((), Filled(value, value.shape), "it is not broadcast to another shape")
+        return Match((), Filled(value, value.shape), "it cannot be broadcast to that shape")
     return Match((), Filled(value, wanted))

@@ -49,7 +49,7 @@ class Family:
 
     @property
     def scope(self) -> tuple[str, ...]:
-        """The text before the last number, without numbers, which tells the kind of layer."""
+        """The texts between the numbers, up to the last number; they tell the kind of layer."""
         return tuple(_NUMBER.split(self.name(["0"] * (len(self.words) - 1)))[:-2:2])
 
     @property

@@ -67,7 +67,7 @@ class Suggestion:
         return "\n".join([*at, "rules = [", *(f"    {x}," for x in _written(self.rules)), "]"])
 
     def _doubts(self) -> Iterator[tuple[str, Sequence[str]]]:
-        """Yields each kind of what is not decided or not matched: its name, and its lines."""
+        """Yields what is not decided or not matched: the name of each kind, and its lines."""
         yield "open", [f"{' or '.join(map(str, some))}?" for some in self.open]
         told = [f"{leaf}: {' or '.join(tensors)}?" for leaf, tensors in self.ambiguous.items()]
         yield "ambiguous", _few(told)

@@ -202,7 +202,7 @@ def test_sizes_that_are_no_grid_are_refused():
     source = HeldTensor("x", count(10, 2))
     with refused("wanted 0 places and a square along axis 0 of the tensor, got 10 places. Pass f"):
         li.ResizeGrid(axis=0).changed(source, (16, 2))
-    with refused("wanted 1 places and a 4 x 4 grid along axis 0 of the leaf, got 9 places. Say "):
+    with refused("wanted 1 places and a 4 x 4 grid along axis 0 of the leaf, got 9 places. Pass"):
         li.ResizeGrid(axis=0, first=1, to=(4, 4)).changed(source, (9, 2))
     with refused("ResizeGrid(axis=0, first=1): wanted the size of the leaf, which nothing tells"):
         li.ResizeGrid(axis=0, first=1).changed(source, None)
