@@ -82,6 +82,17 @@ def test_all_processes_raise_the_first_difference_and_how_many_there_are(monkeyp
     assert "[0, 0] in processes 0, 2, params threefry2x32[0, 1] in process 1. 20 more" in text
 
 
+def test_one_more_difference_is_told_as_one_leaf(monkeypatch):
+    def made(*scales):
+        pairs = zip("abc", scales, strict=True)
+        init = {name: jax.nn.initializers.normal(scale) for name, scale in pairs}
+        return entries_of({name: li.LazyParam((2,), "float32", f) for name, f in init.items()})
+
+    text, _ = run(monkeypatch, made(1.0, 1.0, 1.0), made(1.0, 2.0, 2.0))
+    assert text.startswith("b: materialize: wanted the same initializer")
+    assert " 1 more leaf differs. Every process" in text
+
+
 def test_a_leaf_that_one_lacks_is_named(monkeypatch):
     first, second = recorded(), recorded()
     del second[4]

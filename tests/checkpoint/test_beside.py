@@ -194,7 +194,7 @@ def test_what_is_no_folder_is_refused(like, tmp_path):
     refused(
         tmp_path,
         tmp_path / "liek",
-        rf"like={tmp_path}/liek: {message} a path where nothing is; did you mean 'like'\?",
+        rf"like={tmp_path}/liek: {message} a path where nothing is; did you mean 'like'\?$",
     )
 
 

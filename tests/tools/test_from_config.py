@@ -157,7 +157,7 @@ def test_what_a_configuration_describes_cannot_be_read(tmp_path):
     [
         ("{", "wanted a configuration as JSON: "),
         ("[]", "wanted a model_type among gemma2, .*, got None"),
-        ('{"model_type": "lama"}', "got 'lama'; did you mean 'llama'"),
+        ('{"model_type": "lama"}', r"got 'lama'; did you mean 'llama'\? Plan a"),
         ('{"model_type": ["llama"]}', r"wanted a model_type among .*, got \['llama'\]"),
         ('{"model_type": "llama"}', "wanted hidden_size to be 1 or more, got nothing"),
         (
