@@ -87,7 +87,7 @@ def test_a_constant_takes_the_shape_of_its_leaf():
     assert report.loaded == ("a/mask", "x")
     tree = {"a": {"mask": li.LazyParam((3,), "float32", np.zeros)}}
     with refused(
-        "a/mask: the model wants float32[3], constant [1.0, 2.0] holds float32[2]; it is n"
+        "a/mask: the model wants float32[3], constant [1.0, 2.0] holds float32[2]; it can"
     ):
         li.fill(tree, {"x": count(1)}, rules)
 
