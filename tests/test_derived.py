@@ -19,6 +19,7 @@ from oracles import assert_same
 import lazyinit as li
 from lazyinit import paths
 from lazyinit.errors import AbstractInputError, NotMaterializedError, PicklingError, RecordError
+from lazyinit.keys import Key, RngPath
 
 KEY = jax.random.key(0)
 TYPES = [AxisType.Auto, AxisType.Explicit]
@@ -344,6 +345,28 @@ def test_a_file_that_is_gone_is_an_error_before_anything_is_made(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(li.errors.CheckpointError, match="model.safetensors"):
         li.materialize(lazy)
+
+
+@pytest.mark.parametrize("axis_type", [None, *TYPES])
+def test_leaves_made_by_hand_may_be_inputs(axis_type):
+    def init(key):
+        return jax.random.normal(key, (16, 128))
+
+    hand = li.LazyParam((16, 128), jnp.dtype("float32"), init, RngPath({"params": Key.of(KEY)}))
+    # One that is made, and one that a smaller tensor is read over.
+    small = tensor(8, 128)
+    over, _ = li.fill({"x": hand}, {"x": small}, on_mismatch=li.overlap, on_missing="init")
+    tree = {"x": hand, "over": over["x"]}
+    lazy = {**tree, "twice": li.lazy(lambda t: {k: v * 2 for k, v in t.items()})(tree)}
+    sharding = None
+    if axis_type is not None:
+        mesh = jax.make_mesh((8,), ("a",), axis_types=(axis_type,))
+        sharding = NamedSharding(mesh, P("a"))
+    got = jax.tree.map(np.asarray, li.materialize(lazy, sharding=sharding))
+    x = np.asarray(jax.random.normal(KEY, (16, 128)))
+    want = {"over": np.concatenate([small, x[8:]]), "x": x}
+    twice = {name: value * 2 for name, value in want.items()}
+    assert_same(got, {"over": want["over"], "twice": twice, "x": x})
 
 
 def test_inputs_are_made_once_for_all_that_is_computed_of_them_and_let_go():

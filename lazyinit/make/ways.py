@@ -10,7 +10,7 @@ what XLA happens to do, so each of them is taken only where it is proven (``proo
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -218,7 +218,7 @@ def ways_of(jobs: Iterable[Job], proofs: AskProofs) -> list[Way]:
     whole: list[Compiled | Replayed] = []
     for job in jobs:
         if isinstance(job.leaf, LazyParam) and not isinstance(job.leaf.init_fn, Slice):
-            job = replace(job, leaf=with_slice(job.leaf, job.path))
+            job.leaf = with_slice(job.leaf, job.path)
         way = way_of([job], proofs)
         if isinstance(way, Compiled | Replayed):
             whole.append(way)
