@@ -70,8 +70,8 @@ FAULTS = [
     (
         "cost",
         "cost/tally.py",
-        "sizes.extend(largest if n else on_first)",
-        "sizes.extend(largest)",
+        "found = each if n else on_first",
+        "found = each",
         "cost/test_tally.py cost",
     ),
     (
@@ -143,8 +143,8 @@ FAULTS = [
     (
         "compat",
         "compat/placements.py",
-        "if Fact.BY_ELEMENT not in primitives.facts(equation):",
-        "if False:",
+        "return Fact.BY_ELEMENT in primitives.facts(equation) or equation",
+        "return True or equation",
         "compat record/test_record_on_mesh.py",
     ),
     (

@@ -93,7 +93,7 @@ def test_a_stream_that_the_tree_does_not_use_is_refused_if_it_is_all_there_is():
     tree = li.lazy(models.MLP()).init(KEY, X)
     li.reseed(tree, {"params": OTHER, "dropout": OTHER})
     with pytest.raises(
-        li.errors.RngsError, match=r"a stream that the tree uses \('params'\), got 'parms'"
+        li.errors.RngsError, match=r"a stream that the tree uses \('params'\), got keys for 'parms'"
     ):
         li.reseed(tree, {"parms": OTHER})
 

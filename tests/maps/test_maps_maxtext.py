@@ -46,7 +46,7 @@ def test_without_rules_the_map_for_maxtext_is_found_or_the_doubt_is_said(name, s
 
     if name.startswith("llama"):  # No tree tells whether rotary pairs lie side by side.
         with refused(
-            f"got lazyinit.maps.maxtext(config{options}) and lazyinit.maps.maxtext(config"
+            f"but lazyinit.maps.maxtext(config{options}) and lazyinit.maps.maxtext(config"
         ):
             found()
     elif not scanned and name.startswith("qwen"):
