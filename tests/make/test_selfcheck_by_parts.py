@@ -117,7 +117,7 @@ def test_each_sort_of_kinds_is_checked_once_it_is_needed(monkeypatch, elsewhere,
     def run(platform, sort):
         checked.append(sort)
         by_parts = {"part sqrt float32", "part abs float32"}
-        return Found(frozenset(by_parts if sort == "by parts" else ()))
+        return Found(frozenset(by_parts if sort == "by parts" else ["draw barrier"]))
 
     monkeypatch.setattr(selfcheck, "run", run)
     lazy, sharding, want = root
@@ -132,6 +132,27 @@ def test_each_sort_of_kinds_is_checked_once_it_is_needed(monkeypatch, elsewhere,
         assert len(list(elsewhere.iterdir())) == 3
         monkeypatch.setattr(selfcheck, "_known", {})  # As in another process.
     assert len(done) == 2
+
+
+@pytest.mark.filterwarnings("ignore::lazyinit.errors.LazyinitWarning")
+def test_kinds_without_a_dtype_are_looked_for_where_they_are_shown(monkeypatch, elsewhere):
+    """Rows of a scan have canaries of 16 bits, rows of a vmap have not."""
+    asked = []
+
+    def run(platform, sort):
+        asked.append(sort)
+        return Found(frozenset({"draw barrier", "draw rows_of_scan"}))
+
+    monkeypatch.setattr(selfcheck, "run", run)
+
+    def row(key):
+        return jax.random.uniform(key, (8, 128), "bfloat16")
+
+    keys = jax.random.split(models.KEY, 3)
+    li.materialize(li.lazy(lambda k: jax.lax.scan(lambda _, k: (None, row(k)), None, k)[1])(keys))
+    assert asked == ["narrow"]
+    li.materialize(li.lazy(jax.vmap(row))(keys))
+    assert asked == ["narrow", "wide"]
 
 
 def test_a_canary_that_shows_a_fault_of_another_sort_counts(monkeypatch, elsewhere):
