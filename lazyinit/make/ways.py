@@ -218,7 +218,7 @@ def ways_of(jobs: Iterable[Job], proofs: AskProofs) -> list[Way]:
     whole: list[Compiled | Replayed] = []
     for job in jobs:
         if isinstance(job.leaf, LazyParam) and not isinstance(job.leaf.init_fn, Slice):
-            job.leaf = with_slice(job.leaf, job.path)
+            job.leaf = with_slice(job.leaf, job.path)  # A derived leaf looks this very job up.
         way = way_of([job], proofs)
         if isinstance(way, Compiled | Replayed):
             whole.append(way)
