@@ -53,8 +53,8 @@ class Check(Shown):
             else "What is not proven is made equation by equation: the same bits, more slowly."
         )
         once = (
-            "These are all steps. materialize checks those of 16 and 8 bits, those of 32 and more, "
-            "and those of `part` when it first needs one."
+            "These are all steps. materialize checks those of 16 and 8 bits, those of 32, those of "
+            "64, and those of `part` when it first needs one."
         )
         return Table(title, ("way", "step", "dtypes", "found"), cells, notes=(once, end))
 
@@ -64,8 +64,8 @@ def check(platform: str | None = None) -> Check:
 
     ``materialize`` runs it by itself where it is needed, and remembers what it found in
     ``$LAZYINIT_CACHE``, by default ``~/.cache/lazyinit``. It checks only the sort of steps that its
-    leaves need: those of 32 bits and more, those of 16 and 8 bits, or those of derived leaves that
-    are computed by parts. ``check`` checks all three.
+    leaves need: those of 32 bits, those of 16 and 8 bits, those of 64 bits, or those of derived
+    leaves that are computed by parts. ``check`` checks all four.
 
     Args:
       platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; ``None`` for JAX's default.

@@ -16,12 +16,13 @@ from lazyinit.make.stacked import Stacked
 from lazyinit.make.steps import Step
 from lazyinit.program.slices import Work
 
-Sort: TypeAlias = Literal["wide", "narrow", "by parts"]
+Sort: TypeAlias = Literal["double", "wide", "narrow", "by parts"]
 """Sorts of kinds, each of which is checked by itself once something needs it. Leaves that are made
-from keys in a fast way (``kinds_of``) need wide kinds, whose results have 32 bits or more, narrow
-ones, whose results have 16 or 8, or both; derived leaves of which each device computes its own part
-need the third sort (``kinds_by_parts``)."""
+from keys in a fast way (``kinds_of``) need double kinds, whose results have 64 bits, wide ones,
+whose results have 32, narrow ones, whose results have 16 or 8, or several of these; derived leaves
+of which each device computes its own part need the last sort (``kinds_by_parts``)."""
 
+_DOUBLE = frozenset({"float64", "int64", "uint64"})
 _NARROW = frozenset({"bfloat16", "float16", "int16", "uint16", "int8", "uint8"})
 
 
@@ -29,7 +30,9 @@ def sort_of(way: str, dtypes: Sequence[str]) -> Sort:
     """Returns the sort of a kind, by its way (``"draw"``, ``"compile"``, ``"part"``) and dtypes."""
     if way == "part":
         return "by parts"
-    return "wide" if _NARROW.isdisjoint(dtypes) else "narrow"
+    if not _NARROW.isdisjoint(dtypes):
+        return "narrow"
+    return "wide" if _DOUBLE.isdisjoint(dtypes) else "double"
 
 
 def _sort_of_kind(kind: str) -> Sort:

@@ -1,5 +1,6 @@
 """The canaries: whether they cover what leaves need, and whether each shows a fault of its kind."""
 
+import typing
 from dataclasses import replace
 
 import jax
@@ -20,7 +21,7 @@ from lazyinit.make.stacked import Stacked
 from lazyinit.make.ways import Drawn, Job, way_of
 from lazyinit.program import partwise
 
-SORTS = ("wide", "narrow", "by parts")
+SORTS = typing.get_args(proofs.Sort)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +233,7 @@ def is_caught(covered, sort, kind):
         ("narrow", "draw random_bits uint8"),
         ("wide", "draw sign float32"),
         ("wide", "draw rows_of_scan"),
+        ("double", "draw erf_inv float64"),
         ("by parts", "part div float16"),
     ],
 )
