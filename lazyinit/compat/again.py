@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jax._src import config, core
 from jax._src.nn import initializers
 
 from lazyinit.compat.eager import EagerSteps
 
-_PLAIN = (int, float, complex, str, bool, type(None), type)
+_PLAIN = (int, str, bool, type(None), type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,13 @@ def _token(init_fn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _plain(x: Any) -> Any:
-    """Returns a hashable stand-in for a value that cannot change, ``None`` for any other."""
+    """Returns a hashable stand-in for a value that cannot change, ``None`` for any other.
+
+    Stand-ins are equal only if an initializer computes the same with one value as with the other.
+    Python's own ``==`` would not do: it takes zeros of two signs, and 1 and ``True``, for equal.
+    """
+    if type(x) in (float, complex):
+        return (type(x), np.array(x).tobytes())
     if isinstance(x, list | tuple):
         parts = tuple(map(_plain, x))
         return None if None in parts else (type(x), parts)

@@ -51,8 +51,8 @@ def fingerprint(param: Any) -> Any:
             return tuple((k, fingerprint(v)) for k, v in sorted(param.items()))
         case np.ndarray() | np.generic():
             return (type(param), param.dtype, param.shape, param.tobytes())
-        case float():
-            return (float, param.hex())  # Zeros of two signs are equal in Python.
+        case float() | complex():  # Zeros of two signs are equal in Python.
+            return (type(param), np.array(param).tobytes())
     try:
         hash(param)
     except TypeError:

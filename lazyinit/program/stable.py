@@ -97,23 +97,22 @@ def _digest(program: Program) -> bytes:
 
 
 def _constants(program: Program) -> tuple[list[Any], list[str]]:
-    """Returns the constants of a program, as integers or bytes, and the dtypes of its arrays.
+    """Returns the constants of a program, and the names of the dtypes of its NumPy arrays.
 
-    Each dtype is listed once, with the number of the first array that has it. That is enough to
-    tell programs apart; nobody reads the arrays back.
+    Each constant is an integer, bytes, or for a NumPy array its bytes, its shape, and the place of
+    its dtype among the names.
     """
     found: list[Any] = []
-    dtypes: dict[Any, str] = {}
+    dtypes: dict[Any, int] = {}
     for value, constant in program.constants.items():
         if isinstance(constant, np.ndarray | np.generic):
-            found.append(constant.tobytes())
-            if constant.dtype not in dtypes:
-                dtypes[constant.dtype] = f"{len(found)} {constant.dtype}"
+            place = dtypes.setdefault(constant.dtype, len(dtypes))
+            found.append((constant.tobytes(), constant.shape, place))
         elif isinstance(constant, int):
             found.append(int(constant))
         else:
             found.append(_of_array(constant, program.avals[value]))
-    return found, list(dtypes.values())
+    return found, list(map(str, dtypes))
 
 
 def _of_array(constant: Any, aval: Any) -> bytes:

@@ -73,6 +73,24 @@ def test_another_scale_shape_dtype_or_setting_is_another_call(sampled):
     assert_same(li.materialize(tree), module.init(KEY, 0))
 
 
+# Some of these are equal in Python, and yet make other leaves: a scale of -0.0 turns all signs.
+NUMBERS = (0.0, -0.0, 0, False, 1, 1.0, True, float("nan"), -float("nan"))
+INITIALIZERS = {
+    "normal": nn.initializers.normal,
+    "uniform": nn.initializers.uniform,
+    "truncated_normal": lambda x: nn.initializers.truncated_normal(0.1, lower=-2.0, upper=x),
+    "constant": nn.initializers.constant,
+    "constant, complex": lambda x: nn.initializers.constant(x * (1 + 1j), "complex64"),
+}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("name", sorted(INITIALIZERS))
+def test_numbers_that_are_equal_in_python_make_leaves_of_their_own(name, order):
+    module = wrap(*map(INITIALIZERS[name], NUMBERS[::order]))
+    assert_same(li.materialize(li.lazy(module).init(KEY, 0)), module.init(KEY, 0))
+
+
 def test_what_others_wrote_is_called_each_time():
     counts = iter(range(9))
 

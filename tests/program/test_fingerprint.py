@@ -125,8 +125,12 @@ def test_parameters_of_other_types_differ(a, b):
     assert same(fingerprint(a), fingerprint(b)) == alike
 
 
-def test_zeros_of_two_signs_are_two_parameters():
-    assert not same(fingerprint(0.0), fingerprint(-0.0))
+@pytest.mark.parametrize(
+    ("a", "b"), [(0.0, -0.0), (0j, -0j), (complex(0.0, 0.0), complex(0.0, -0.0)), (np.nan, -np.nan)]
+)
+def test_numbers_that_differ_in_a_sign_alone_are_two_parameters(a, b):
+    assert not same(fingerprint(a), fingerprint(b))
+    assert same(fingerprint(a), fingerprint(a + 0 if a != a else a))
 
 
 def test_an_unhashable_parameter_is_itself_alone():

@@ -95,6 +95,20 @@ def test_a_body_that_differs_in_a_constant_has_another_digest():
     assert stable.steps_of(first) != stable.steps_of(second)
 
 
+def test_constants_of_the_same_bytes_are_told_apart_by_shape_and_dtype():
+    ones = np.ones(6, np.float32)
+
+    def largest(x):  # Of equations that do not name the shape and dtype of what they take.
+        return jax.lax.reduce_max(jax.lax.convert_element_type(x, jnp.int8), range(x.ndim))
+
+    def init_with(*constants):
+        return lambda key: jax.random.normal(key, ()) + sum(map(largest, constants))
+
+    whole = ones.view(np.int32)
+    held = [(ones.reshape(2, 3),), (ones.reshape(3, 2),), (ones, whole, ones), (ones, whole, whole)]
+    assert len({stable.digest(slice_of(init_with(*each)).program) for each in held}) == 4
+
+
 def test_steps_are_the_same_wherever_in_a_program_they_are():
     def alone(key):
         return {"w": jax.random.normal(key, (3,))}
