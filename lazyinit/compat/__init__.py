@@ -4,11 +4,11 @@ What JAX keeps to itself comes in; functions and values of our own go out, and n
 floor knows which version is installed. ``primitives`` is a table of what is known of each
 primitive, and ``rearranged`` describes the equations that only move elements. ``eager`` traces in
 the steps of eager JAX (``origins`` says what a value is computed from), and ``again`` repeats calls
-of JAX's initializers without their Python code. ``placements`` says where the results of an
-equation go, ``unplaced`` removes placements from an equation, and ``on_parts`` (over
-``device_parts`` and ``moved_parts``) runs an equation on the part that a device holds.
-``pickling`` writes equations as bytes, ``hosts`` reaches the other processes, and ``versions`` says
-which JAX this package is made for.
+of JAX's initializers without their Python code. ``counting`` adds whole numbers on the host.
+``placements`` says where the results of an equation go, ``unplaced`` removes placements from an
+equation, and ``on_parts`` (over ``device_parts`` and ``moved_parts``) runs an equation on the part
+that a device holds. ``pickling`` writes equations as bytes, ``hosts`` reaches the other processes,
+and ``versions`` says which JAX this package is made for.
 
 Each shim says which version can drop it, and ``tests/compat/test_compat.py`` tests every one.
 """
@@ -27,6 +27,7 @@ from jax._src.state.types import AbstractRef
 from jax.interpreters import partial_eval
 
 from lazyinit.compat.again import call as call
+from lazyinit.compat.counting import counted as counted
 from lazyinit.compat.device_parts import Axes as Axes
 from lazyinit.compat.device_parts import Cut as Cut
 from lazyinit.compat.device_parts import DevicePlace as DevicePlace

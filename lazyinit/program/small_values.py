@@ -76,9 +76,14 @@ class SmallValues:
 
 
 def _on_host(equation: jex.JaxprEqn, arrays: Sequence[Any]) -> Sequence[Any] | None:
-    """Indexes an array of keys by NumPy, which compiles nothing; ``None`` for other equations."""
-    index = compat.index_taken(equation)
-    if index is None or not is_key(arrays[0]) or compat.is_tracer(arrays[0]):
+    """Indexes an array of keys, or counts, by NumPy; ``None`` for other equations.
+
+    That compiles nothing, and takes microseconds where JAX takes most of a millisecond.
+    """
+    if any(map(compat.is_tracer, arrays)):
         return None
+    index = compat.index_taken(equation)
+    if index is None or not is_key(arrays[0]):
+        return compat.counted(equation, arrays)
     words = np.asarray(jax.random.key_data(arrays[0]))[index]
     return [jax.random.wrap_key_data(jax.device_put(words), impl=jax.random.key_impl(arrays[0]))]

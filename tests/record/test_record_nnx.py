@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from oracles import assert_same, kernel_sharding, large_arrays_since, live
 
 import lazyinit as li
-from lazyinit import paths
+from lazyinit import compat, paths
 from lazyinit.make.executable import compiler
 
 
@@ -131,6 +131,23 @@ def test_a_deep_decoder_has_few_programs():
     made = li.materialize(state)
     assert len(jax.tree.leaves(made)) == 146
     assert len(set(compiler._kept) - before) <= 8
+
+
+def test_a_deep_model_counts_its_keys_on_the_host(monkeypatch):
+    """JAX runs as many equations while 24 layers are recorded as while two are."""
+    run, real = [], compat.bind
+    monkeypatch.setattr(compat, "bind", lambda *a: run.append(a) or real(*a))
+    counts = []
+    for layers in (2, 24):
+        rngs = nnx_models.rngs()
+        _, state = li.lazy(lambda r, n=layers: nnx_models.Decoder(n, rngs=r))(rngs)
+        counts.append(len(run))
+        run.clear()
+        eager = nnx_models.rngs()
+        want = nnx.state(nnx_models.Decoder(layers, rngs=eager))
+        assert_same(nnx.state(rngs), nnx.state(eager))
+    assert counts[0] == counts[1]
+    assert_same(li.materialize(state), want)
 
 
 def test_modules_in_a_pytree_are_made_as_they_are():
