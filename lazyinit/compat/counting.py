@@ -21,10 +21,11 @@ def counted(equation: jex.JaxprEqn, values: Sequence[Any]) -> Sequence[Any] | No
       equation: one equation, or a ``jit`` of such equations.
       values: its inputs, none of them traced.
     """
-    variables = (*equation.invars, *equation.outvars)
-    if not all(map(_is_count, variables)) or any(v.aval.weak_type for v in equation.outvars):
+    takes: list[Any] = [v.aval for v in equation.invars]
+    gives: list[Any] = [v.aval for v in equation.outvars]
+    if not all(map(_is_count, takes)) or not all(_is_count(x) and not x.weak_type for x in gives):
         return None
-    taken = [np.asarray(x, v.aval.dtype) for x, v in zip(values, equation.invars, strict=True)]
+    taken = [np.asarray(x, aval.dtype) for x, aval in zip(values, takes, strict=True)]
     match equation.primitive.name:
         case "add":
             return [np.add(*taken)]
@@ -50,8 +51,7 @@ def _counted_body(
     return list(map(taken, jaxpr.outvars))
 
 
-def _is_count(variable: Any) -> bool:
-    aval: Any = variable.aval
+def _is_count(aval: Any) -> bool:
     if not isinstance(aval, ShapedArray) or aval.shape:
         return False
     return isinstance(aval.dtype, np.dtype) and np.issubdtype(aval.dtype, np.integer)
