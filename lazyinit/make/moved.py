@@ -80,14 +80,16 @@ class Indices:
     def __init__(self, shape: Shape, strides: Sequence[int], start: int, size: int) -> None:
         """Takes the shape of a shard, its strides, its first index, and how many can be drawn."""
         # The shard consists of runs, in which the indices count up by one.
-        last, self._run = len(shape), 1
-        while last and strides[last - 1] in (0, self._run):
-            last -= 1
-            self._run *= shape[last]
-        self._outer, self._strides, self._start = shape[:last], strides[:last], start
+        axes = _merged(shape, strides)
+        self._run = axes.pop()[0] if axes and axes[-1][1] == 1 else 1
+        self._outer, self._strides = tuple(n for n, _ in axes), tuple(s for _, s in axes)
+        self._start = start
         self._size = math.prod(shape)
-        # Each index in a row is stored as its distance from the first, in 32 bits.
-        self.width = COLUMNS if size <= 2**32 else max(1, min(COLUMNS, self._run))
+        # Each index in a row is stored as its distance from the first, in 32 bits. Where these may
+        # not do, no row is longer than a run, nor does it end in another one.
+        is_near = size <= 2**32 or (self._run >= COLUMNS and max(self._strides, default=0) < 2**31)
+        fits = (n for n in range(min(COLUMNS, self._run), 0, -1) if self._run % n == 0)
+        self.width = COLUMNS if is_near else next(fits)
         self.rows = -(-self._size // self.width)
 
     def of_rows(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -103,6 +105,8 @@ class Indices:
             places = np.arange(begin, end, self.width)
             runs = places // self._run
             return _words(self._starts(runs) + places - runs * self._run), None
+        if len(self._outer) == 1 and self._run < 2**31:
+            return self._in_equal_steps(first, last)
         runs = np.arange(begin // self._run, -(-end // self._run))
         counts = np.full(runs.size, self._run)
         counts[-1] -= (runs[-1] + 1) * self._run - end
@@ -114,12 +118,40 @@ class Indices:
         offsets[:, : self.width] = indices - indices[:, :1]
         return _words(indices[:, 0]), offsets
 
+    def _in_equal_steps(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the indices of some rows, where each run begins as far behind the one before.
+
+        That is the case of a matrix of which a shard has some columns, and of most other shards.
+        """
+        (step,) = self._strides
+        runs, within = np.divmod(np.arange(first, last) * self.width, self._run)
+        columns = np.arange(COLUMNS, dtype=np.uint32)
+        offsets = within.astype(np.uint32)[:, None] + columns
+        offsets //= np.uint32(self._run)  # How many runs have ended before each element.
+        offsets *= np.uint32((step - self._run) % 2**32)  # Distances have 32 bits, and so wrap.
+        offsets += columns
+        return _words(self._start + runs * step + within), offsets
+
     def _starts(self, runs: np.ndarray) -> np.ndarray:
         places = np.unravel_index(runs, self._outer) if self._outer else ()
         return self._start + sum(
             (p * stride for p, stride in zip(places, self._strides, strict=True)),
             start=np.zeros(runs.size, np.int64),
         )
+
+
+def _merged(shape: Shape, strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the axes of a shard, each as a size and a stride, with neighbors merged if possible.
+
+    Axes of size 1 are left out.
+    """
+    axes: list[tuple[int, int]] = []
+    for size, stride in zip(shape, strides, strict=True):
+        if axes and axes[-1][1] == size * stride:
+            axes[-1] = axes[-1][0] * size, stride
+        elif size > 1:
+            axes.append((size, stride))
+    return axes
 
 
 def _words(indices: np.ndarray) -> np.ndarray:

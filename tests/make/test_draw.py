@@ -50,6 +50,17 @@ def test_rows_of_a_shard_have_the_flat_indices_of_its_elements(shard, columns, d
     np.testing.assert_array_equal(np.concatenate(found)[: wanted.size], wanted)
 
 
+@pytest.mark.parametrize("run", [1, 1000, 1024, 1500, 1501])
+@pytest.mark.parametrize("strides", [(2**33,), (2**20,), (2**36, 2**33), (2**40, 2**15)])
+def test_rows_of_a_leaf_of_more_than_32_bits_have_its_indices(strides, run):
+    """No machine holds such a leaf, and many hold a shard of one."""
+    shape, start = (2, 3)[: len(strides)], 2**42 + 2**32 - 700
+    indices = Indices((*shape, run), (*strides, 1), start, 2**44)
+    begins = np.tensordot(np.indices(shape), strides, ([0], [0])).reshape(-1, 1) + start
+    wanted = (begins + np.arange(run)).reshape(-1)
+    np.testing.assert_array_equal(flat(indices, 0, indices.rows)[: wanted.size], wanted)
+
+
 def indices_of(shape, at):
     order = Order.of(shape)
     view, strides, start = order.of_shard(at, np.broadcast_to(0, [stop - n for n, stop in at]))
