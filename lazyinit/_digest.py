@@ -164,6 +164,7 @@ def _check(leaves: Sequence[tuple[str, Any]]) -> None:
 
 
 def _problem(leaf: Any) -> str:
+    """Returns what a message says after "got" of a leaf without a digest; ``""`` if it has one."""
     if compat.is_tracer(leaf):
         return "a tracer. Call lazyinit.digest outside of jax.jit."
     if isinstance(leaf, jax.Array):

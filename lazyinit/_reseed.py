@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lazyinit import errors, paths
-from lazyinit.derived import DerivedParam, parts_of
+from lazyinit.derived import DerivedParam, with_inputs
 from lazyinit.keys import AnyKey, Key, RngPath, TracedKey
 from lazyinit.params import LazyParam, OverlapParam, Thunk
 from lazyinit.program.slices import Slice
@@ -48,7 +48,7 @@ def reseed(tree: Any, rngs: Any) -> Any:
     """
     leaves = paths.leaves_with_paths(tree)
     thunks = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Thunk)]
-    parts = [(path, _seeded(part)) for path, leaf in thunks for part in parts_of(leaf)]
+    parts = [(path, _seeded(part)) for path, leaf in thunks for part in with_inputs(leaf)]
     lazy = [(path, part) for path, part in parts if part is not None]
     roots: dict[str, AnyKey] = {}
     for _, leaf in lazy:

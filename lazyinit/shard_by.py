@@ -93,7 +93,7 @@ class ShardFsdp:
     def __call__(self, path: str, leaf: Any) -> NamedSharding:
         """Returns the sharding of one leaf (any object with a shape)."""
         shape = getattr(leaf, "shape", ())
-        parts = meshes.parts_of(self.mesh, self.axis)
+        parts = meshes.count_of_parts(self.mesh, self.axis)
         dims = [d for d, n in enumerate(shape) if n % parts == 0]
         if math.prod(shape) < self.min_size or not dims:
             return NamedSharding(self.mesh, PartitionSpec())

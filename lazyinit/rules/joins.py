@@ -204,7 +204,10 @@ class Split:
         return Frame(leaves.rows, before.numbered)
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the shape of the tensor; its size along the axis is the sum of the leaves'."""
+        """Returns the wanted shape of the one tensor, from those of the leaves.
+
+        Its size along the axis is the sum of the leaves' sizes, or -1 if one of these is not known.
+        """
         sizes = [size_along(shape, self.axis) for shape in wanted]
         known = next((shape for shape in wanted if shape is not None), None)
         return (resized(known, self.axis, -1 if -1 in sizes else sum(sizes)),)

@@ -52,7 +52,7 @@ def test_rows_of_a_shard_have_the_flat_indices_of_its_elements(shard, columns, d
 
 def indices_of(shape, at):
     order = Order.of(shape)
-    view, strides, start = order.of_shard(at, np.broadcast_to(0, [stop - n for n, stop in at]))
+    view, strides, start = order.view_of_shard(at, np.broadcast_to(0, [stop - n for n, stop in at]))
     return Indices(view.shape, strides, start, order.size)
 
 
