@@ -31,7 +31,7 @@ class Stack:
     axis: int = 0
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns one column per row if the tensors are numbered, else one row for all of them."""
+        """Returns one column per row if the tensors are numbered, otherwise one row for all."""
         if before.numbered:
             return Frame(before.rows, False)
         if before.rows > 1:
@@ -71,7 +71,7 @@ class Unstack:
     axis: int = 0
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns numbered columns if the leaves are numbered, else a row for each leaf."""
+        """Returns numbered columns if the leaves are numbered, otherwise a row for each."""
         if leaves.numbered and not before.numbered:
             return Frame(before.rows, True)
         if before.rows == 1 and leaves.rows > 1:

@@ -39,8 +39,8 @@ def read_regex(regex: str, template: str) -> list[tuple[str, str]]:
     ``\d+`` become numbers, ``[^.]+`` and ``\w+`` a part of a key, ``.*`` any number of keys.
 
     Raises:
-      FillError: the expression has something else than these, plain text, groups, alternatives
-        and ``?``, or the template names a group that the expression lacks.
+      FillError: the expression contains anything but these, plain text, groups, alternatives and
+        ``?``, or the template names a group that the expression lacks.
 
     Example:
       >>> read_regex(r"h\.(\d+)\.(up|down)\.weight", r"layers.\1.\2.k")
