@@ -60,9 +60,9 @@ class Check(Shown):
 
 
 def check(platform: str | None = None) -> Check:
-    """Runs the self-check: makes a set of canaries in the fast ways, and as eager JAX does.
+    """Runs the self-check: makes small arrays in the fast ways and as eager JAX does, and compares.
 
-    ``materialize`` runs it by itself where it is needed, and remembers what it found in
+    ``materialize`` runs it by itself where it is needed, and keeps the outcome in
     ``$LAZYINIT_CACHE``, by default ``~/.cache/lazyinit``. It checks only the sort of steps that its
     leaves need: those of 32 bits, those of 16 and 8 bits, those of 64 bits, or those of derived
     leaves that are computed by parts. ``check`` checks all four.
@@ -71,7 +71,7 @@ def check(platform: str | None = None) -> Check:
       platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; ``None`` for JAX's default.
 
     Returns:
-      What is proven, and what is not. Printed, it is a table.
+      The kinds of steps that are proven, and those that are not. It prints as a table.
     """
     platform = platform or jax.default_backend()
     start = time.perf_counter()

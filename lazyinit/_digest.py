@@ -99,8 +99,8 @@ def digest(tree: Any) -> Digest:
     It tells whether two runs have the same weights, or began with the same ones. Each process sums
     up what its own devices hold (``lazyinit.checksum`` says how), which takes a few MiB of memory,
     and sends 48 bytes for each leaf to the other processes. Two trees that differ by accident have
-    the same digest with a probability of less than ``2**-110``. Somebody who wants two such trees
-    can make them.
+    the same digest with a probability of less than ``2**-110``. But somebody can construct two such
+    trees on purpose.
 
     Args:
       tree: any pytree of arrays (of JAX, on any devices, or of NumPy), PRNG keys and Python
@@ -109,7 +109,8 @@ def digest(tree: Any) -> Digest:
 
     Returns:
       The digest of the tree, with that of each leaf. Paths, shapes and dtypes are part of it; the
-      order of leaves and their shardings are not. For a Python number, type and value are.
+      order of leaves and their shardings are not. Of a Python number, the type and the value are
+      part of it.
 
     Raises:
       NotMaterializedError: a leaf is not made yet, and has no values.
@@ -164,6 +165,7 @@ def _check(leaves: Sequence[tuple[str, Any]]) -> None:
 
 
 def _problem(leaf: Any) -> str:
+    """Returns what a message says after "got" of a leaf without a digest; ``""`` if it has one."""
     if compat.is_tracer(leaf):
         return "a tracer. Call lazyinit.digest outside of jax.jit."
     if isinstance(leaf, jax.Array):

@@ -58,10 +58,10 @@ def fill(
 ) -> tuple[Any, Report]:
     """Replaces each leaf that a checkpoint has by a ``StoredParam``; reads headers only.
 
-    A tensor whose name equals the path of a leaf matches it without a rule, whether ``/`` or ``.``
-    stands between the keys. Rules say which other names match, and how the layout differs; a layout
-    is never guessed from a shape. A leaf keeps its own dtype: a tensor of another dtype of the same
-    kind (float, integer, complex, bool) is cast when it is read; see ``on_cast``.
+    A tensor whose name equals the path of a leaf matches it without a rule. The keys in the name
+    may be joined by ``/`` or by ``.``. Rules say which other names match, and how the layout
+    differs; a layout is never guessed from a shape. A leaf keeps its own dtype: a tensor of another
+    dtype of the same kind (float, integer, complex, bool) is cast when it is read; see ``on_cast``.
 
     Args:
       tree: any pytree (hence ``Any``). Thunks, arrays and ``jax.ShapeDtypeStruct`` are matched;
@@ -72,7 +72,8 @@ def fill(
         ``open_checkpoint`` returned.
       rules: how names and layouts in the checkpoint differ from those of the tree;
         ``lazyinit.TORCH`` for PyTorch's.
-      at: the path of the subtree that the checkpoint fills, ``"params/bert"``; ``""`` for all.
+      at: the path of the subtree that the checkpoint fills, ``"params/bert"``; ``""`` for the whole
+        tree.
       on_missing: what to do with a leaf that the checkpoint lacks. ``"warn"`` lets it be
         initialized, with one warning for all such leaves below ``at``; ``"init"`` gives no warning;
         ``"error"`` refuses it; a callable ``(path, leaf)`` returns one of these words.
@@ -96,7 +97,7 @@ def fill(
 
     Raises:
       CheckpointError: the checkpoint is broken, unsafe or of an unknown format.
-      FillError: no tensor matches at all, some do not fit, or a policy says so.
+      FillError: no tensor matches at all, some tensors do not fit, or a policy refuses a case.
       PathError: ``at`` names no subtree, or a glob of a policy matches nothing.
 
     Example:

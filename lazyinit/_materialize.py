@@ -29,7 +29,7 @@ def materialize(
     check: bool = False,
     broadcast: bool = False,
 ) -> Any:
-    """Makes or reads the selected leaves of a tree, each device its own shard alone.
+    """Makes or reads the selected leaves of a tree; each device gets only its own shard.
 
     A leaf made from a key has the bits of eager ``module.init``, for any subset of leaves, in any
     order, on any mesh (``docs/bits.md`` says how).
@@ -47,18 +47,19 @@ def materialize(
         ``jax.sharding.Sharding``, a prefix pytree of them, a callable
         ``(path, leaf) -> Sharding``, or what a ``shard_by_...`` builder returned.
       dtype: a dtype for the selected floating-point leaves, except for a BatchNorm's statistics;
-        ``"file"``, the dtype in which a checkpoint has a leaf; or a mapping from globs and filters
-        of NNX to these, for all leaves that they select. Leaves are made or read in their own dtype
-        and cast in the same program, so that no second copy stays. A stored value that the dtype
-        cannot hold is an error.
+        ``"file"`` for the dtype that a leaf has in its checkpoint; or a mapping from globs and
+        filters of NNX to these, for all leaves that they select. Leaves are made or read in their
+        own dtype and cast in the same program, so that no second copy is kept. A stored value that
+        the dtype cannot hold is an error.
       progress: whether to show a bar, with bytes, rate and time left, in the terminal or the
-        notebook, if this runs in one; or a function that takes a ``Progress`` every now and then.
-      check: whether each leaf that is made is compared with what eager JAX makes, step by step.
-        This takes as long as eager ``init``, and is sure.
+        notebook, if this runs in one; or a function, which is called with a ``Progress`` at most
+        ten times a second.
+      check: whether each leaf that is made is compared with what eager JAX makes, operation by
+        operation. This takes as long as eager ``init``, and finds any difference.
       broadcast: whether processes that hold the same stored leaf each read only a part of it from
         the file, and send it to the others over the network between the devices. It must be the
-        same in every process. ``False`` lets each process read all that it holds. With one process
-        it makes no difference.
+        same in every process. With ``False``, each process reads everything that its devices hold.
+        With one process it makes no difference.
 
     Returns:
       The tree with arrays in place of the selected thunks: the same containers, keys in the same
@@ -71,8 +72,8 @@ def materialize(
       WordError: ``dtype`` is no dtype, or ``progress`` or ``broadcast`` is of the wrong kind.
       ShardingError: a sharding does not fit a leaf.
       AbstractInputError: a leaf's value depends on an input that was given as a shape alone, or the
-        leaf itself is a ``jax.ShapeDtypeStruct``, which nothing makes.
-      CheckpointError: a file that a leaf lies in is gone or has changed.
+        leaf itself is a ``jax.ShapeDtypeStruct``, which has no initializer.
+      CheckpointError: a file that holds a leaf is gone or has changed.
       CastError: a file has a value that the dtype of its leaf cannot hold, and ``on_cast`` of
         ``fill`` did not allow that. No array is made.
       BitsError: with ``check``, a leaf has other bits than eager JAX gives it.

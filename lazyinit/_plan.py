@@ -73,11 +73,12 @@ def plan(
         type ``nnx.Param`` or in the collection ``params``, and all leaves if the tree has neither.
         Only floating-point leaves are trained.
       hosts: the number of hosts of a mesh without devices, all with the same number of devices.
-      broadcast: as for ``materialize``; it changes what each host reads.
+      broadcast: as for ``materialize``; it changes how many bytes each host reads.
 
     Returns:
-      What is done with each leaf, the bytes that arrive on each device, and those that each host
-      reads of each file. ``plan(...).fits("16GiB")`` says whether each device has room for them.
+      For each leaf what will be done with it; the bytes that arrive on each device; and the bytes
+      that each host reads from each file. ``plan(...).fits("16GiB")`` says whether each device has
+      room for them.
 
     Raises:
       PathError: a pattern selects nothing.

@@ -115,7 +115,7 @@ def from_pretrained(
         raise errors.FillError(f"{error} {ready.why}") from error
     report = replace(report, ready_map=ready.name)
     made = materialize(tree, sharding=sharding, dtype=dtype, progress=progress, broadcast=broadcast)
-    return _merged(graphdef, made), report
+    return _merge(graphdef, made), report
 
 
 def _to_fill(tree: Any) -> list[Place]:
@@ -130,13 +130,13 @@ def _to_fill(tree: Any) -> list[Place]:
 
 def _record(
     model: Any, rngs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> "tuple[list[nnx.GraphDef[Any]], Any]":
-    """Returns an NNX module's graph definition in a list (empty for others), and the lazy tree."""
+) -> "tuple[nnx.GraphDef[Any] | None, Any]":
+    """Returns an NNX module's graph definition (``None`` for others), and the lazy tree."""
     import flax.linen as nn
     from flax import nnx
 
     if isinstance(model, nn.Module):
-        return [], lazy(model).init(rngs, *args, **kwargs)
+        return None, lazy(model).init(rngs, *args, **kwargs)
     is_nnx_class = inspect.isclass(model) and issubclass(model, nnx.Module)
     if is_nnx_class and not isinstance(rngs, nnx.Rngs):
         rngs = nnx.Rngs(rngs)
@@ -146,13 +146,14 @@ def _record(
         recorded = lazy(model)(rngs, *args, **kwargs)
     match recorded:
         case (nnx.GraphDef() as graphdef, tree):
-            return [graphdef], tree
-    return [], recorded
+            return graphdef, tree
+    return None, recorded
 
 
-def _merged(graphdef: "list[nnx.GraphDef[Any]]", tree: Any) -> Any:
-    if not graphdef:
+def _merge(graphdef: "nnx.GraphDef[Any] | None", tree: Any) -> Any:
+    """Returns the NNX module of a graph definition and its state; without one, the tree itself."""
+    if graphdef is None:
         return tree
     from flax import nnx
 
-    return nnx.merge(graphdef[0], tree)
+    return nnx.merge(graphdef, tree)

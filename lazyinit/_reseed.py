@@ -1,4 +1,4 @@
-"""The verb ``reseed``: a lazy tree -> the one of another seed, without tracing the model again.
+"""The verb ``reseed``: a lazy tree -> the tree of another seed, without tracing the model again.
 
 A lazy tree and new root keys come in; a tree with the same programs and those keys goes out.
 """
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lazyinit import errors, paths
-from lazyinit.derived import DerivedParam, parts_of
+from lazyinit.derived import DerivedParam, with_inputs
 from lazyinit.keys import AnyKey, Key, RngPath, TracedKey
 from lazyinit.params import LazyParam, OverlapParam, Thunk
 from lazyinit.program.slices import Slice
@@ -30,12 +30,12 @@ def reseed(tree: Any, rngs: Any) -> Any:
 
     Returns:
       The tree with new root keys in its ``LazyParam`` leaves, in the initializers of
-      ``OverlapParam`` leaves, and in all that a ``DerivedParam`` is computed from. Other leaves
-      are unchanged.
+      ``OverlapParam`` leaves, and in everything that a ``DerivedParam`` is computed from. Other
+      leaves are unchanged.
 
     Raises:
-      RngsError: a key is not of the kind that it replaces, is no key at all, or no stream of the
-        tree is named.
+      RngsError: a key is not of the kind that it replaces, is no key at all, or none is for a
+        stream of the tree.
       RecordError: the model's Python code looked at a value that came from one of these keys, so
         that under another key it might have made other leaves.
 
@@ -48,7 +48,7 @@ def reseed(tree: Any, rngs: Any) -> Any:
     """
     leaves = paths.leaves_with_paths(tree)
     thunks = [(path, leaf) for path, leaf in leaves if isinstance(leaf, Thunk)]
-    parts = [(path, _seeded(part)) for path, leaf in thunks for part in parts_of(leaf)]
+    parts = [(path, _seeded(part)) for path, leaf in thunks for part in with_inputs(leaf)]
     lazy = [(path, part) for path, part in parts if part is not None]
     roots: dict[str, AnyKey] = {}
     for _, leaf in lazy:

@@ -66,17 +66,17 @@ def save(
       at: the path of the subtree to save, as for ``fill``; ``""`` for the whole tree.
       max_shard_size: bytes of values in one file: a number, or text such as ``"5GB"`` (five
         billion) or ``"512MiB"``. A tensor that is larger has a file of its own.
-      metadata: entries for the metadata of the files, text under text. They replace entries of the
-        same name that ``like`` has. The transformers library wants an entry ``"format"``, whose
-        value ``"pt"`` stands for PyTorch's names and layouts. Without this argument the files have
-        that value, unless ``like`` has another.
+      metadata: entries for the metadata of the files: a mapping from text to text. They replace
+        entries of the same name that ``like`` has. The transformers library wants an entry
+        ``"format"``, whose value ``"pt"`` stands for PyTorch's names and layouts. Without this
+        argument the files have that value, unless ``like`` has another.
       lazy: what to do with leaves that are not made yet. ``"refuse"`` raises an error; ``"make"``
         makes them one by one, on the default device, and frees each once it is written.
       like: a folder, such as the one that the tree was filled from, whose other files are copied:
-        ``config.json``, tokenizer, model card and code, also those in folders within it. So is the
-        metadata of its safetensors. Weights of any format, unfinished or hidden files, and links to
-        folders are not copied. The copies are made first, and removed if the checkpoint cannot be
-        written.
+        ``config.json``, tokenizer, model card and code, also those in folders within it. The
+        metadata of its safetensors is copied, too. Weights of any format, unfinished or hidden
+        files, and links to folders are not copied. The copies are made first, and removed if the
+        checkpoint cannot be written.
       format: ``"safetensors"``; or ``"orbax"``, with which Orbax writes the tree as it is, as its
         ``StandardCheckpointer`` does. Nothing may be at ``folder`` then. Leaves that are not made
         yet are made first, all together, where ``materialize`` would put them. Arguments about
@@ -85,7 +85,7 @@ def save(
       progress: as for ``materialize``; only the process that writes shows it.
 
     Raises:
-      NotMaterializedError: leaves are not made yet, and ``lazy`` does not say to make them.
+      NotMaterializedError: leaves are not made yet, and ``lazy`` is ``"refuse"``.
       SaveError: leaves are no arrays, or have a dtype that safetensors lacks (all of them are
         named); another process is saving to the folder; there is no folder ``like``, or a different
         file is where one of its files would go; or, with Orbax, something is at ``folder``, or

@@ -1,8 +1,9 @@
 """The verb ``update``: replaces the arrays of a model by those of a checkpoint.
 
-A model that serves or trains gets the weights of another step. Its arrays say all that ``fill`` and
-``materialize`` need: shapes, dtypes and shardings. A few arrays are read at a time, and the old
-ones are freed as soon as the new ones are there, so that memory never holds a second model.
+A model that serves or trains gets the weights of another step. Its arrays tell everything that
+``fill`` and ``materialize`` need: shapes, dtypes and shardings. A few arrays are read at a time,
+and the old ones are freed as soon as the new ones are there, so that memory never holds a second
+model.
 """
 
 import os
@@ -72,9 +73,8 @@ def update(
     Raises:
       LazyinitError: any error of ``fill``; a ``CastError`` for a value that its leaf cannot hold;
         a ``HostsError`` if other processes are about to read something else. Nothing has changed.
-      UpdateError: reading failed half-way. The ``tree`` of the error has for each leaf either the
-        new array or the old one, and so has an NNX model. Call ``update`` again, or go on with
-        that tree.
+      UpdateError: reading failed half-way. Each leaf of the error's ``tree``, and of an NNX model,
+        is either the new array or the old one. Call ``update`` again, or go on with that tree.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, lazyinit as li

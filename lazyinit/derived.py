@@ -103,7 +103,7 @@ def origins(leaf: object) -> tuple[tuple[Source, ...], tuple[LazyParam, ...]]:
         case OverlapParam():
             return (leaf.stored,), (leaf.rest,)
         case DerivedParam():
-            parts = [origins(p) for p in parts_of(leaf) if not isinstance(p, DerivedParam)]
+            parts = [origins(p) for p in with_inputs(leaf) if not isinstance(p, DerivedParam)]
             sources = {id(source): source for found, _ in parts for source in found}
             lazy = {id(made): made for _, found in parts for made in found}
             return tuple(sources.values()), tuple(lazy.values())
@@ -111,7 +111,7 @@ def origins(leaf: object) -> tuple[tuple[Source, ...], tuple[LazyParam, ...]]:
             return (), ()
 
 
-def parts_of(leaf: Thunk) -> Iterator[Thunk]:
+def with_inputs(leaf: Thunk) -> Iterator[Thunk]:
     """Yields a leaf and all that it is computed from, inputs of inputs too, each once."""
     seen: set[int] = set()
     stack = [leaf]

@@ -69,7 +69,7 @@ class SaveError(LazyinitError, ValueError):
 
 
 class UpdateError(LazyinitError, RuntimeError):
-    """An update that failed half-way. ``tree`` has the new array or the old one for each leaf."""
+    """An update that failed half-way. Each leaf of ``tree`` is the new array or the old one."""
 
     def __init__(self, message: str, tree: object = None) -> None:
         """Takes the message, and the tree as it is now."""
@@ -78,7 +78,7 @@ class UpdateError(LazyinitError, RuntimeError):
 
 
 class PlanError(LazyinitError, ValueError):
-    """What ``plan`` cannot price: a size, an optimizer or a number of hosts of the wrong kind."""
+    """A size, an optimizer or a number of hosts with which ``plan`` cannot count."""
 
 
 class WordError(LazyinitError, ValueError):

@@ -94,7 +94,7 @@ def on_one_device(constant: Any) -> Any:
     return jax.device_put(np.asarray(constant.addressable_data(0)))
 
 
-def parts_of(mesh: Any, axes: Any) -> int:
+def count_of_parts(mesh: Any, axes: Any) -> int:
     """Returns the number of parts into which axes of a mesh cut a dimension of an array.
 
     Args:

@@ -28,7 +28,7 @@ NO_KEY = RngPath({})
 
 
 def cast_dtype(own: Any, wanted: Any) -> Any:
-    """Returns the dtype that a leaf will have: ``wanted`` for floating-point leaves, else its own.
+    """Returns the dtype that a leaf will have: ``wanted`` for floating-point leaves, or its own.
 
     Args:
       own: the dtype of the leaf, which may be that of typed PRNG keys.

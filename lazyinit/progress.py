@@ -34,7 +34,7 @@ class Progress:
       action: what is done now: ``"compile"``, ``"make"``, ``"move"``, ``"read"`` or ``"write"``.
       path: the path of the leaf, or the name of the tensor, with which it is done.
       done_bytes: the bytes of arrays made, or of values written, so far.
-      total_bytes: the bytes of all that the verb was asked for.
+      total_bytes: the bytes of everything that the verb was asked for.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, lazyinit as li

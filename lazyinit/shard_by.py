@@ -93,7 +93,7 @@ class ShardFsdp:
     def __call__(self, path: str, leaf: Any) -> NamedSharding:
         """Returns the sharding of one leaf (any object with a shape)."""
         shape = getattr(leaf, "shape", ())
-        parts = meshes.parts_of(self.mesh, self.axis)
+        parts = meshes.count_of_parts(self.mesh, self.axis)
         dims = [d for d, n in enumerate(shape) if n % parts == 0]
         if math.prod(shape) < self.min_size or not dims:
             return NamedSharding(self.mesh, PartitionSpec())
@@ -165,7 +165,7 @@ class ShardByMetadata:
             raise errors.ShardingError(f"{path}: {spec} does not fit its mesh: {error}") from error
 
     def said(self, node: Any) -> Any:
-        """Returns the spec of a box or a variable, as Flax reads it; ``None`` if it says none."""
+        """Returns the spec of a box or a variable, as Flax reads it; ``None`` if it has none."""
         from flax import nnx
         from flax.core import meta
         from flax.core import spmd as core_spmd
@@ -215,7 +215,7 @@ def is_box(node: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ShardOnMesh:
-    """A ``TreeSharding`` on one mesh; it is what a mesh that is passed as ``sharding`` stands for.
+    """A ``TreeSharding`` on one mesh; a mesh that is passed as ``sharding`` becomes one.
 
     A leaf that was recorded under a mesh is cut as the recording says, and any other leaf as its
     metadata says. A leaf for which neither says anything is replicated.

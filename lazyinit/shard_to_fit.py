@@ -53,11 +53,11 @@ class ShardAuto:
           ShardingError: the tree does not fit even if it is cut over all axes.
         """
         leaves = {p: x for p, x in paths.leaves_with_paths(tree) if hasattr(x, "shape")}
-        said = dict(self._said(tree))
+        kept = dict(self._kept(tree))
         order = sorted(self.mesh.axis_names, key=_rank)
         specs: dict[str, _Spec] = {}
         for count in range(len(order) + 1) if self.hbm else [len(order)]:
-            specs = {p: self._spec(x, said.get(p, ()), order[:count]) for p, x in leaves.items()}
+            specs = {p: self._spec(x, kept.get(p, ()), order[:count]) for p, x in leaves.items()}
             if self._nbytes(leaves, specs) <= self.hbm:
                 break
         if self.hbm and (needed := self._nbytes(leaves, specs)) > self.hbm:
@@ -71,17 +71,17 @@ class ShardAuto:
             )
         return ShardByRules(self.mesh, _as_rules(specs))
 
-    def _said(self, tree: Any) -> Iterator[tuple[str, _Spec]]:
+    def _kept(self, tree: Any) -> Iterator[tuple[str, _Spec]]:
         """Yields each path with the axes that a recording under a mesh, or metadata, names."""
         metadata = ShardByMetadata(self.mesh, ())
         named = iter(paths.leaves_with_paths(tree))
         for node in jax.tree.leaves(tree, is_leaf=is_box):
             for leaf in jax.tree.leaves(node):
                 path, _ = next(named)
-                said: Any = placement_of(leaf)
-                if not isinstance(said, NamedSharding):
-                    said = metadata.said(node) if is_box(node) else None
-                spec = said.spec if isinstance(said, NamedSharding) else said
+                found: Any = placement_of(leaf)
+                if not isinstance(found, NamedSharding):
+                    found = metadata.said(node) if is_box(node) else None
+                spec = found.spec if isinstance(found, NamedSharding) else found
                 yield path, tuple(map(self._known, spec or ()))
 
     def _known(self, axes: Any) -> _Axes:
@@ -89,14 +89,18 @@ class ShardAuto:
         names = axes if isinstance(axes, tuple) else (axes,)
         return tuple(name for name in names if name in self.mesh.shape)
 
-    def _spec(self, leaf: Any, said: _Spec, axes: Sequence[str]) -> _Spec:
-        """Returns the axes that cut each dimension of a leaf: those of ``said``, then of ``axes``.
+    def _spec(self, leaf: Any, kept: _Spec, axes: Sequence[str]) -> _Spec:
+        """Returns, for each dimension of a leaf, the mesh axes that cut it.
 
-        Each axis of ``axes`` cuts one of the dimensions that it divides: the largest that nothing
-        has cut yet, or if all are cut, the one of which the largest parts are left. An axis that
-        divides no dimension cuts none.
+        Args:
+          leaf: anything with a shape.
+          kept: the axes that metadata or the recording gave to its dimensions; all of them stay.
+          axes: further axes to cut with, in this order. Each cuts one dimension that it divides
+            evenly: the largest among those that are not cut yet; if all of those are cut, the
+            one whose parts are largest. Axes that ``kept`` has, or that divide no dimension, are
+            left out. So are all of them if the leaf has fewer than ``min_size`` elements.
         """
-        spec = list(said[: len(leaf.shape)]) + [()] * (len(leaf.shape) - len(said))
+        spec = list(kept[: len(leaf.shape)]) + [()] * (len(leaf.shape) - len(kept))
         if math.prod(leaf.shape) < self.min_size:
             return tuple(spec)
         taken = {axis for dimension in spec for axis in dimension}
@@ -112,7 +116,7 @@ class ShardAuto:
         return tuple(spec)
 
     def _parts(self, axes: _Axes) -> int:
-        return meshes.parts_of(self.mesh, axes)
+        return meshes.count_of_parts(self.mesh, axes)
 
     def _nbytes(self, leaves: Mapping[str, Any], specs: Mapping[str, _Spec]) -> int:
         """Returns the bytes of leaves on each device; a leaf at two paths counts once."""

@@ -149,7 +149,7 @@ def _problem(path: str, leaf: Any, sharding: Any, needs_devices: bool) -> str:
                 f"(shape {shape}). Shorten the spec for this leaf."
             )
         for dim, axes in enumerate(spec):
-            parts = meshes.parts_of(sharding.mesh, axes)
+            parts = meshes.count_of_parts(sharding.mesh, axes)
             if shape[dim] % parts:
                 return (
                     f"{path}: dimension {dim} of shape {shape} is {shape[dim]}, which mesh axis "

@@ -1,8 +1,8 @@
 """Compares what several processes are about to do, before any of them does it.
 
-What a verb is about to do comes in: the leaves, where they go, the files to be written. Nothing
-goes out if all processes are about to do the same; if not, each of them raises the same error. The
-one idea is that each process first sends a short digest of it all to the others, through the
+What a verb is about to do comes in: the leaves, their shardings, the files to be written. If all
+processes are about to do the same, nothing is returned; if not, each of them raises the same error.
+The one idea is that each process first sends a short digest of it all to the others, through the
 key-value store of ``jax.distributed``, and sends details only where the digests differ.
 
 ``entries`` says what is compared of a leaf, ``calls`` exchanges values between processes, and

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from lazyinit.derived import DerivedParam, origins, parts_of
+from lazyinit.derived import DerivedParam, origins, with_inputs
 from lazyinit.keys import Key
 from lazyinit.params import LazyParam, StoredParam, label
 from lazyinit.program import stable
@@ -109,7 +109,7 @@ def digest_of(entries: Iterable[Entry]) -> tuple[str, str]:
             rows.append((path, leaf.shape, common, _source_row(leaf.source, numbers)))
         else:
             read, lazy = origins(leaf)
-            parts = parts_of(leaf) if isinstance(leaf, DerivedParam) else ()
+            parts = with_inputs(leaf) if isinstance(leaf, DerivedParam) else ()
             rows.append((path, leaf.shape, common))
             rows += [_made_row(x, numbers) for x in parts if isinstance(x, DerivedParam)]
             rows += [_made_row(x, numbers) for x in lazy]
@@ -184,7 +184,7 @@ def aspects(entry: Entry, *, as_own: bool = False) -> dict[str, str]:
     }
     read, made = origins(leaf)
     found["source"] = " and ".join(["checkpoint"] * len(read) + ["key"] * len(made)) or "an array"
-    parts = parts_of(leaf) if isinstance(leaf, DerivedParam) else ()
+    parts = with_inputs(leaf) if isinstance(leaf, DerivedParam) else ()
     computed = [part for part in parts if isinstance(part, DerivedParam)]
     tensors = [tensor for source in read for tensor in _tensors(source)]
     several = {
@@ -210,7 +210,7 @@ def steps(entry: Entry) -> dict[str, tuple[str, list[str]]]:
     leaf = entry.leaf
     if not entry.is_selected or not hasattr(leaf, "shape"):
         return {}
-    parts = parts_of(leaf) if isinstance(leaf, DerivedParam) else ()
+    parts = with_inputs(leaf) if isinstance(leaf, DerivedParam) else ()
     computed = [part for part in parts if isinstance(part, DerivedParam)]
     made = origins(leaf)[1]
     several = {

@@ -204,6 +204,7 @@ class EagerSteps(core.Trace):
         return isinstance(x, TracedValue) and x._trace is self
 
     def _origins(self, x: Any) -> Origins:
+        """Returns what an input of an operation, of this trace or not, is computed from."""
         if self._is_mine(x):
             return x.origins
         if isinstance(x, core.Tracer):

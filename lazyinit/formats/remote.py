@@ -84,7 +84,7 @@ def _open_file(url: str) -> Checkpoint:
             url, file.size, lambda start, stop: fetch(start, stop, "the header")
         )
 
-    header = _explained(file, read)
+    header = _read_or_explain(file, read)
     return header.checkpoint(url, lambda e: RemoteTensor(file, e.name, e.shape, e.dtype, e.offset))
 
 
@@ -94,7 +94,7 @@ def _open_gguf(url: str) -> Checkpoint:
     def read(fetch: Fetch) -> Checkpoint:
         return gguf.open_stream(url, file, _Stream(fetch, file.size), RemoteTensor)
 
-    return _explained(file, read, wanted="gguf")
+    return _read_or_explain(file, read, wanted="gguf")
 
 
 class _Stream:
@@ -124,7 +124,7 @@ def _open_index(url: str, origin: str) -> Checkpoint:
     file = RemoteFile.at(url)
     # One byte past the limit is enough for it to be refused.
     size = min(file.size, HEADER_LIMIT + 1)
-    text = _explained(file, lambda fetch: fetch(0, size, "the index"))
+    text = _read_or_explain(file, lambda fetch: fetch(0, size, "the index"))
     if (kind := foreign(text[:_HEAD])) and not is_json(text[:_HEAD]):
         raise not_weights(url, kind)
     folder = _without_query(url).rpartition("/")[0]
@@ -139,13 +139,19 @@ def _open_index(url: str, origin: str) -> Checkpoint:
     )
 
 
-def _explained(file: RemoteFile, read: Callable[[Fetch], T], wanted: str = "safetensors") -> T:
-    """Returns what ``read`` returns; if it fails, the error says what else the file may be.
+def _read_or_explain(
+    file: RemoteFile, read: Callable[[Fetch], T], wanted: str = "safetensors"
+) -> T:
+    """Returns what ``read`` returns, or raises an error that says what the file is instead.
 
     Args:
       file: the file.
-      read: reads it, given a function that fetches bytes.
-      wanted: the format that it should have.
+      read: reads the header or the index, given a function that fetches bytes of the file.
+      wanted: the format that it should have: ``"safetensors"`` or ``"gguf"``.
+
+    Raises:
+      CheckpointError: ``read`` raised one. If the first bytes of the file show that it is a web
+        page, holds no weights, or has another format, the message says so.
     """
     is_there = False
 

@@ -55,12 +55,15 @@ def open_index(
             )
     tensors = {tensor: shards[name][tensor] for tensor, name in weight_map.items()}
     tied = ties.read_note(metadata, tensors)
-    return Checkpoint(origin, tensors | tied, _in_common([s.metadata for s in shards.values()]))
+    return Checkpoint(origin, tensors | tied, _undisputed([s.metadata for s in shards.values()]))
 
 
-def _in_common(said: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Returns the entries of several files' metadata, less those on which files disagree."""
-    entries = dict.fromkeys(entry for one in said for entry in one.items())
+def _undisputed(metadata: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Returns the entries of the metadata of several files, without those on which files disagree.
+
+    An entry that only some of the files have is kept.
+    """
+    entries = dict.fromkeys(entry for one in metadata for entry in one.items())
     times = Counter(key for key, _ in entries)
     return {key: text for key, text in entries if times[key] == 1}
 

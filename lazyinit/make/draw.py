@@ -197,7 +197,7 @@ def _strips(
 ) -> Iterator[Strip]:
     size = order.size // len(rows)
     for at, buffer in buffers.items():
-        view, strides, start = order.of_shard(at, buffer)
+        view, strides, start = order.view_of_shard(at, buffer)
         outer = sum(stride >= size for stride in strides)
         for place in np.ndindex(view.shape[:outer]):
             row, first = divmod(start + sum(map(operator.mul, place, strides)), size)

@@ -117,9 +117,9 @@ class _Value(NamedTuple):
     """A value that a step takes or gives, in a program that makes rows of elements.
 
     Attributes:
-      array: all elements; or one key or small array; or one key or small array for each row, along
-        a first axis.
-      by_row: whether there is one for each row.
+      array: one of three things: all elements of the rows; one key or small array; or a key or
+        small array for each row, stacked along a first axis.
+      by_row: whether the value is, or is computed from, a key or small array for each row.
     """
 
     array: Any

@@ -54,10 +54,19 @@ class Order:
         within = sum((n - 1) * abs(s) for n, s in axes if abs(s) < row)
         return first % row + within < row and all(s % row == 0 for _, s in axes if abs(s) >= row)
 
-    def of_shard(self, at: Bounds, buffer: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], int]:
-        """Returns a view of a shard, the strides of its axes, and the index of its first element.
+    def view_of_shard(
+        self, at: Bounds, buffer: np.ndarray
+    ) -> tuple[np.ndarray, tuple[int, ...], int]:
+        """Returns a shard's buffer as a view in the order in which its elements are drawn.
 
-        In the view, indices count up along each axis, and the axis of the longest stride is first.
+        Args:
+          at: the part of the leaf that the shard holds.
+          buffer: the memory of the shard.
+
+        Returns:
+          The view, in which flipped axes are flipped back and the axis of the longest stride comes
+          first; the stride of each of its axes among the elements that can be drawn; and the flat
+          index, among those, of its first element.
         """
         # Along a flipped axis, the last element of the shard has the lowest index.
         ends = [

@@ -27,7 +27,7 @@ from lazyinit.tensors.as_dtype import may_refuse, told
 from lazyinit.tensors.key_data import KeyData
 from lazyinit.tensors.mapped import give_back
 from lazyinit.tensors.pieces import indices
-from lazyinit.tensors.regions import is_read_anywhere, order_of, parts_of
+from lazyinit.tensors.regions import is_read_anywhere, joined_parts, order_of
 from lazyinit.tensors.tiles import copy
 
 
@@ -156,7 +156,9 @@ def _try(each: tuple[Piece, np.dtype]) -> None:
 
 def cut_up(source: Source, path: str) -> Sequence[Piece]:
     """Cuts the source of a leaf into pieces, of at most ``PIECE`` bytes where that is possible."""
-    return [piece for begins, part in parts_of(source) for piece in _cut_part(part, begins, path)]
+    return [
+        piece for begins, part in joined_parts(source) for piece in _cut_part(part, begins, path)
+    ]
 
 
 def _cut_part(source: Source, begins: tuple[int, ...], path: str) -> Iterator[Piece]:

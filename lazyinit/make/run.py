@@ -96,17 +96,17 @@ def _make(batch: _Round, makers: Makers, tell: Tell, check: bool) -> Iterator[tu
     """
     # An input that is itself a leaf of this round is not made a second time.
     shared = {id(job.thunk) for group, _ in batch.derived for job in group.inputs}
-    there: dict[int, jax.Array] = {}
+    available: dict[int, jax.Array] = {}
     for job, array in make_side_by_side(batch.ways, makers, tell, check):
         if id(job.thunk) in shared and _can_serve(job, array):
-            there[id(job.thunk)] = array
+            available[id(job.thunk)] = array
         yield job, array
-    for group, needed in batch.derived:
-        arrays = _derive(group, _inputs(group, needed, there, makers, check), makers)
+    for group, round_of_inputs in batch.derived:
+        arrays = _derive(group, _inputs(group, round_of_inputs, available, makers, check), makers)
         if arrays is None:  # Its values do not allow parts.
-            arrays = _derive_whole(group.whole(), batch.proofs, there, makers, check)
+            arrays = _derive_whole(group.whole(), batch.proofs, available, makers, check)
         elif check and group.parted is not None:
-            wanted = _derive_whole(group.on_one_device(), batch.proofs, there, makers, check)
+            wanted = _derive_whole(group.on_one_device(), batch.proofs, available, makers, check)
             for job, array, want in zip(group.way.jobs, arrays, wanted, strict=True):
                 check_equal(job, array, want)
             del wanted
@@ -117,20 +117,42 @@ def _make(batch: _Round, makers: Makers, tell: Tell, check: bool) -> Iterator[tu
 
 
 def _inputs(
-    group: Derivation, needed: _Round, there: dict[int, jax.Array], makers: Makers, check: bool
+    group: Derivation,
+    round_of_inputs: _Round,
+    available: dict[int, jax.Array],
+    makers: Makers,
+    check: bool,
 ) -> dict[int, Any]:
-    """Returns the arrays that a group is computed from, by the ``id`` of their jobs."""
-    if all(id(job.thunk) in there for job in group.inputs):
+    """Returns the arrays that a group is computed from, by the ``id`` of their jobs.
+
+    Args:
+      group: the derived leaves that are to be computed.
+      round_of_inputs: the round that makes these arrays.
+      available: arrays that were made already, by the ``id`` of their thunks. They are used if they
+        are all that the group needs; if one is missing, all are made anew.
+      makers: what the ways of this call share.
+      check: as for ``make``.
+    """
+    if all(id(job.thunk) in available for job in group.inputs):
         places = [job.sharding or group.device for job in group.inputs]
-        found = [there[id(job.thunk)] for job in group.inputs]
+        found = [available[id(job.thunk)] for job in group.inputs]
         moved = map(jax.device_put, found, places)
         return {id(job): array for job, array in zip(group.inputs, moved, strict=True)}
     with jax.default_device(group.device):
-        return {id(job): array for job, array in _make(needed, makers, silent, check)}
+        return {id(job): array for job, array in _make(round_of_inputs, makers, silent, check)}
 
 
 def _derive(group: Derivation, made: dict[int, Any], makers: Makers) -> Sequence[Any] | None:
-    """Computes a group; ``None`` if it is one by parts and its values do not allow parts."""
+    """Returns the arrays of a group of derived leaves, one for each job.
+
+    Returns ``None`` if the group was to be computed by parts, but the values of its inputs do not
+    allow that; it has to be computed whole then. In a trace, the arrays are tracers.
+
+    Args:
+      group: the group.
+      made: the arrays of its inputs, by the ``id`` of their jobs.
+      makers: what the ways of this call share.
+    """
     way, small = group.way, group.small_values(made)
     if group.parted is not None:
         values = {v: small[v] for v in way.work.inputs}
@@ -146,12 +168,12 @@ def _derive(group: Derivation, made: dict[int, Any], makers: Makers) -> Sequence
 def _derive_whole(
     group: Derivation,
     proofs: AskProofs,
-    there: dict[int, jax.Array],
+    available: dict[int, jax.Array],
     makers: Makers,
     check: bool,
 ) -> Sequence[Any]:
-    needed = meshes.outside(lambda: _round(group.inputs, proofs))
-    arrays = _derive(group, _inputs(group, needed, there, makers, check), makers)
+    round_of_inputs = meshes.outside(lambda: _round(group.inputs, proofs))
+    arrays = _derive(group, _inputs(group, round_of_inputs, available, makers, check), makers)
     assert arrays is not None
     return arrays
 

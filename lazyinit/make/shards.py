@@ -87,7 +87,11 @@ class Shards:
         return buffer
 
     def array(self) -> jax.Array:
-        """Returns the array, once its buffers are full, under the settings of this thread."""
+        """Returns the array, once its buffers are full.
+
+        Call it outside of any trace. If the dtype has 64 bits, call it with ``jax_enable_x64`` set.
+        ``arrays_of`` sees to both.
+        """
         if self._sharding is None:
             return jax.device_put(self.whole())
         return jax.make_array_from_callback(

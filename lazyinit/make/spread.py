@@ -83,12 +83,12 @@ def _cut(
     """Returns a spec that cuts a leaf further, and the shape of the spread."""
     shape = list(leaf.shape)
     full = [*spec, *[None] * (len(shape) - len(spec))]
-    parts = meshes.parts_of(mesh, axes)
+    parts = meshes.count_of_parts(mesh, axes)
     # The dimension that is outermost in the file comes first, so that a part lies together there.
     order = order_of(leaf.source)
     order = (*order, *(d for d in range(len(shape)) if d not in order))
     for d in order:
-        if shape[d] // meshes.parts_of(mesh, full[d]) % parts == 0:
+        if shape[d] // meshes.count_of_parts(mesh, full[d]) % parts == 0:
             full[d] = (*_names(full[d]), *axes)
             return full, leaf.shape
     whole = [d for d in order if not _names(full[d]) and shape[d] >= parts]

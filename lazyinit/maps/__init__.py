@@ -10,9 +10,10 @@ of ``transformers`` 4. Maps that end in ``_NNX`` lead to the trees that the docs
 files show. Maps that end in ``_TUNIX`` lead to the models of google-tunix, ``GEMMA3_VISION_TUNIX``
 to one with a vision tower. ``maxtext`` makes the rules for a decoder of MaxText; ``QWEN_MAXTEXT``
 has those for Qwen, without scanned layers. ``scanned`` makes rules for stacked layers from any map,
-``counted`` writes out the tensors of each expert, ``sized`` gives the sizes of axes that no tree
-tells, and ``quantized`` (``with_scales.py``) adds rules that multiply weights by their scales.
-``ready_maps.py`` lists which map is for which family, for users who name none.
+``counted`` changes rules for stacked experts so that they list the tensor of each expert. ``sized``
+sets the sizes of named axes (such as the number of heads), which are needed where there is no tree.
+``quantized`` (``with_scales.py``) adds rules that multiply weights by their scales.
+``ready_maps.py`` says which map is for which ``model_type``, for users who pass no rules.
 
 Example:
   >>> import numpy as np, lazyinit as li

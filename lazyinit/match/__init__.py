@@ -10,10 +10,11 @@ each rule whose pattern captures one of the names gives a ``Fit``; what it captu
 the rule's patterns of tensors, and the rule's changes make the leaf's source of those tensors.
 
 Read ``places.py``, ``fits.py`` and ``match.py`` in this order. ``unmatch.py`` goes back from leaves
-to tensors, and ``translate.py`` forwards where there is no tree. ``follow.py`` finds what else
-changes with a leaf that is filled, and ``random_keys.py`` finds the tensors of PRNG keys.
-``policies.py`` reads what a user wants done with leaves and tensors without a counterpart, and
-``asked.py`` applies it. ``report.py`` records what became of each; ``refusals.py``, ``unfit.py``
-and ``advise.py`` word the errors. Where the user says nothing, ``ready.py`` looks for the ready map
-that explains the tree and the folder, and ``as_numbers.py`` decides whether to dequantize.
+to tensors, to save them. ``translate.py`` applies rules to a checkpoint where there is no tree.
+``follow.py`` finds the leaves that depend on a filled leaf, and ``random_keys.py`` finds the
+tensors of PRNG keys. ``policies.py`` reads the arguments ``on_missing``, ``on_unexpected``,
+``on_mismatch`` and ``on_cast``, and ``asked.py`` applies them. ``report.py`` records what became of
+each; ``refusals.py``, ``unfit.py`` and ``advise.py`` word the errors. Where the user says nothing,
+``ready.py`` looks for the ready map that explains the tree and the folder, and ``as_numbers.py``
+decides whether to dequantize.
 """

@@ -86,6 +86,8 @@ class Policy:
     def decide(self, path: str, *case: Any) -> Any:
         """Returns what to do in one case: a word, or what a callable returned in place of one.
 
+        The first glob that matches the path decides; if none does, it is ``"error"``.
+
         Args:
           path: the path of the leaf, or the name of the tensor.
           *case: what a callable gets besides: the leaf, the source. Without any, the answer is

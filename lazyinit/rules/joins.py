@@ -31,7 +31,7 @@ class Stack:
     axis: int = 0
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns one column per row if the tensors are numbered, else one row for all of them."""
+        """Returns one column per row if the tensors are numbered, otherwise one row for all."""
         if before.numbered:
             return Frame(before.rows, False)
         if before.rows > 1:
@@ -71,7 +71,7 @@ class Unstack:
     axis: int = 0
 
     def after(self, before: Frame, leaves: Frame) -> Frame:
-        """Returns numbered columns if the leaves are numbered, else a row for each leaf."""
+        """Returns numbered columns if the leaves are numbered, otherwise a row for each."""
         if leaves.numbered and not before.numbered:
             return Frame(before.rows, True)
         if before.rows == 1 and leaves.rows > 1:
@@ -204,7 +204,10 @@ class Split:
         return Frame(leaves.rows, before.numbered)
 
     def before(self, wanted: tuple[Wanted, ...], grid: Frame) -> tuple[Wanted, ...]:
-        """Returns the shape of the tensor; its size along the axis is the sum of the leaves'."""
+        """Returns the wanted shape of the one tensor, from those of the leaves.
+
+        Its size along the axis is the sum of the leaves' sizes, or -1 if one of these is not known.
+        """
         sizes = [size_along(shape, self.axis) for shape in wanted]
         known = next((shape for shape in wanted if shape is not None), None)
         return (resized(known, self.axis, -1 if -1 in sizes else sum(sizes)),)

@@ -21,8 +21,8 @@ from lazyinit.tensors.views import transposed
 class Transpose(OneByOne):
     """Reorders axes by name: ``Transpose("o i ... -> ... i o")`` for tensors of any rank.
 
-    A tensor that has not the named number of axes (at least that number, with ``...``) is not
-    changed: if that is wrong, its shape will not fit the leaf.
+    A tensor that does not have as many axes as are named (or more, with ``...``) is not changed: if
+    that is wrong, its shape will not fit the leaf.
 
     Attributes:
       order: axis names before and after ``->``; ``...`` stands for the axes that are not named.

@@ -150,8 +150,8 @@ class Pad(_Resized):
     Attributes:
       axis: the axis; negative to count from the end.
       size: the leaf's size along it; -1 to take it from the leaf's shape.
-      back: the tensor's size along it, to which rules that are read backwards trim; -1 if it is
-        not known.
+      back: the tensor's size along it; rules that are read backwards trim to it. -1 if it is not
+        known.
       value: the value of the padding.
 
     Example:
@@ -175,8 +175,8 @@ class Trim(_Resized):
     Attributes:
       axis: the axis; negative to count from the end.
       size: the leaf's size along it; -1 to take it from the leaf's shape.
-      back: the tensor's size along it, to which rules that are read backwards pad; -1 if it is
-        not known.
+      back: the tensor's size along it; rules that are read backwards pad to it. -1 if it is not
+        known.
       value: the value of that padding.
 
     Example:

@@ -39,8 +39,8 @@ def read_regex(regex: str, template: str) -> list[tuple[str, str]]:
     ``\d+`` become numbers, ``[^.]+`` and ``\w+`` a part of a key, ``.*`` any number of keys.
 
     Raises:
-      FillError: the expression has something else than these, plain text, groups, alternatives
-        and ``?``, or the template names a group that the expression lacks.
+      FillError: the expression contains anything but these, plain text, groups, alternatives and
+        ``?``, or the template names a group that the expression lacks.
 
     Example:
       >>> read_regex(r"h\.(\d+)\.(up|down)\.weight", r"layers.\1.\2.k")
@@ -50,11 +50,20 @@ def read_regex(regex: str, template: str) -> list[tuple[str, str]]:
     for way in ways:
         if any("**" in key != "**" for key in slashed(way.text).split("/")):
             raise errors.FillError(f"wanted '.*' to stand for whole keys, got {way.text!r}")
-    return [(way.text, _written(template, dict(way.groups))) for way in ways]
+    return [(way.text, _template_as_pattern(template, dict(way.groups))) for way in ways]
 
 
-def _written(template: str, groups: dict[str, str]) -> str:
-    r"""Returns a replacement as a pattern: each ``\1`` becomes what that group captures."""
+def _template_as_pattern(template: str, groups: dict[str, str]) -> str:
+    r"""Returns the replacement of a regular expression as a pattern.
+
+    Args:
+      template: the replacement, as ``re.sub`` takes it, with ``\1`` or ``\g<name>`` for groups.
+      groups: for the number or name of each group, the piece of the pattern that it captures, such
+        as ``{n}``; it is written in place of the group.
+
+    Raises:
+      FillError: the template names a group that is not among them.
+    """
 
     def group(found: re.Match[str]) -> str:
         name = found[1] or found[2]

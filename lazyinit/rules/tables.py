@@ -1,8 +1,8 @@
 """``rules_from``: reads the tables of tensor names of other libraries as rules.
 
-google-tunix and bonsai have a table for each model. It leads from a regular expression for the
-names of tensors to the path of a leaf, and to how the axes move. A table comes in, and rules go
-out, so that it can be used as all rules are: in both directions, and for each shard alone.
+google-tunix and bonsai keep a table for each model. It maps a regular expression for the names of
+tensors to the path of a leaf, and to a new order of the axes. A table comes in, and rules go out,
+so that it can be used as all rules are: in both directions, and for each shard alone.
 """
 
 import enum
@@ -30,12 +30,12 @@ def rules_from(
 ) -> tuple[AnyRule, ...]:
     r"""Reads a table of tensor names, as google-tunix and bonsai keep one, as rules.
 
-    Each entry leads from a regular expression for whole names to the key of a leaf, in which
-    ``\1`` is what a group captured, and a transform. An entry may also be a key alone. The
-    transform is ``None``, or a pair of a permutation and a shape, as ``numpy.transpose`` and then
-    ``reshape`` take them; each may be ``None``. A third element ``True`` means that the shape comes
-    first. A member of an ``enum.Enum`` stands for its value. Tensors whose key is ``None``, or
-    begins with ``unused``, are ignored.
+    Each entry maps a regular expression for whole names to the key of a leaf, in which ``\1``
+    stands for the text of a group, and a transform. An entry may also be a key alone. The transform
+    is ``None``, or a pair of a permutation and a shape, as ``numpy.transpose`` and then ``reshape``
+    take them; each may be ``None``. A third element ``True`` means that the shape comes first. A
+    member of an ``enum.Enum`` stands for its value. Tensors whose key is ``None``, or begins with
+    ``unused``, are ignored.
 
     A table does not contain what a loader does after it: google-tunix stacks experts, and fuses
     the heads of Gemma. Put rules for that before these.
@@ -43,7 +43,7 @@ def rules_from(
     Args:
       table: any mapping; its keys and values are checked here.
       like: a checkpoint with the tensors that the rules are for. The rules take from it the shapes
-        that a leaf does not tell, and can then be read backwards.
+        that do not follow from a leaf, and can then be read backwards.
 
     Raises:
       FillError: an entry cannot be read; the message names it.

@@ -137,7 +137,7 @@ def _saturates_at(dtype: np.dtype) -> float:
 
 
 def _is_all_finite(values: np.ndarray) -> bool:
-    """Tells fast whether floats of 16 or 32 bits are all finite; ``False`` for other dtypes."""
+    """Tells fast whether all values are finite floats of 16 or 32 bits, or there are none."""
     infinite = _infinite(values.dtype)
     if not values.size or infinite is None:
         return not values.size

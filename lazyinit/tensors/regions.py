@@ -17,11 +17,12 @@ from lazyinit.tensors.memory import HeldTensor
 from lazyinit.tensors.views import BoxView, Reshaped, groups, reshaped
 
 
-def parts_of(source: Source) -> Iterator[tuple[tuple[int, ...], Source]]:
-    """Yields the parts of a source that lie apart, each after the place where it begins.
+def joined_parts(source: Source) -> Iterator[tuple[tuple[int, ...], Source]]:
+    """Yields the parts that a source is joined of, each as a pair of its position and the part.
 
-    A part is a box of the source, with as many axes. So the tensors of a stack are read one by one,
-    and are never first put together in memory of their own.
+    A part is a box of the source, with as many axes as the source. The position is the index of its
+    first element in the source. Any other source is its own only part. So the tensors of
+    a stack are read one by one, and never joined in a buffer of their own.
     """
     match source:
         case Joined(parts=parts, axis=axis, is_stacked=is_stacked) if all(
@@ -31,11 +32,11 @@ def parts_of(source: Source) -> Iterator[tuple[tuple[int, ...], Source]]:
             for part in parts:
                 if is_stacked:
                     part = reshaped(part, (*part.shape[:axis], 1, *part.shape[axis:]))
-                for at, inner in parts_of(part):
+                for at, inner in joined_parts(part):
                     yield (*at[:axis], start + at[axis], *at[axis + 1 :]), inner
                 start += part.shape[axis]
         case BoxView(source=whole, box=box, axes=axes) if isinstance(whole, Joined):
-            for at, part in parts_of(whole):
+            for at, part in joined_parts(whole):
                 cut = tuple(
                     (max(start - first, 0), min(stop - first, size))
                     for (start, stop), first, size in zip(box, at, part.shape, strict=True)

@@ -102,10 +102,10 @@ def fitting(leaves: Sequence[Place], found: Matching) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """A leaf that a base makes of one tensor.
+    """A leaf that the rules of a ``Base`` make from one tensor.
 
     Attributes:
-      pair: the leaf and the tensor.
+      pair: the families of the leaf and of the tensor, with the layouts that their shapes allow.
       rule: the rule that makes the leaf; ``None`` if the leaf has the tensor's name.
     """
 
@@ -113,7 +113,11 @@ class Matched:
     rule: Rule | None
 
     def agrees(self, decision: Decision) -> bool:
-        """Tells whether the rule transposes as a decision says; with an open one it does not."""
+        """Tells whether the rule transposes the tensor if, and only if, the decision does.
+
+        It is ``False`` if the decision is open. Otherwise it is ``True`` for vectors, which have no
+        second axis.
+        """
         turned = self.rule is not None and any(
             isinstance(change, Transpose) for change in self.rule.changes().changes
         )

@@ -135,7 +135,9 @@ class _Data:
     def node(self, branch: Branch) -> int:
         """Adds a branch and all below it; returns its number.
 
-        A node is [record, rows], or a record alone; a row is [label, [key, node, key, node...]].
+        A node is [record, rows], or the record alone if nothing is below it. The record is given by
+        its number, or -1 where there is no leaf. A row is [label, [key, node, key, node...]], with
+        the numbers of nodes; if it has only one key, the key is the label, and 0 stands for it.
         """
         record = self._of_leaf[branch.leaf] if branch.leaf >= 0 else -1
         node: _Node = record

@@ -63,7 +63,7 @@ def test_rows_of_a_leaf_of_more_than_32_bits_have_its_indices(strides, run):
 
 def indices_of(shape, at):
     order = Order.of(shape)
-    view, strides, start = order.of_shard(at, np.broadcast_to(0, [stop - n for n, stop in at]))
+    view, strides, start = order.view_of_shard(at, np.broadcast_to(0, [stop - n for n, stop in at]))
     return Indices(view.shape, strides, start, order.size)
 
 

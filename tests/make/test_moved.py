@@ -160,7 +160,7 @@ def test_an_order_says_where_the_elements_of_any_part_are_drawn(seed):
     ends = [int(rng.integers(b, n)) + 1 for b, n in zip(begins, wanted.shape, strict=True)]
     part = wanted[tuple(map(slice, begins, ends))]
     made = np.zeros_like(part)
-    view, strides, start = found[1].of_shard(tuple(zip(begins, ends, strict=True)), made)
+    view, strides, start = found[1].view_of_shard(tuple(zip(begins, ends, strict=True)), made)
     indices = Indices(view.shape, strides, start, drawn.size)
     bases, offsets = indices.of_rows(0, indices.rows)
     counting = np.arange(indices.width, dtype=np.uint32)

@@ -12,7 +12,7 @@ from lazyinit.checkpoint import open_checkpoint
 from lazyinit.tensors.as_dtype import AsDtype
 from lazyinit.tensors.joined import Joined
 from lazyinit.tensors.memory import HeldTensor
-from lazyinit.tensors.regions import is_read_anywhere, order_of, parts_of
+from lazyinit.tensors.regions import is_read_anywhere, joined_parts, order_of
 from lazyinit.tensors.views import cut, reshaped, selected, transposed
 
 
@@ -24,7 +24,7 @@ def tensor(shape, start=0, dtype=np.int32):
 def put_together(source):
     made = np.full(source.shape, -1, source.dtype)
     count = 0
-    for begins, part in parts_of(source):
+    for begins, part in joined_parts(source):
         ends = (begin + n for begin, n in zip(begins, part.shape, strict=True))
         made[tuple(map(slice, begins, ends))] = everything(part)
         count += math.prod(part.shape)
@@ -63,7 +63,7 @@ def test_the_parts_of_a_source_put_together_are_the_source(source):
 
 def test_a_stack_of_transposed_tensors_is_read_tensor_by_tensor():
     layers = [transposed(tensor((3, 4), 100 * n), (1, 0)) for n in range(5)]
-    parts = list(parts_of(Joined(tuple(layers), 1, is_stacked=True)))
+    parts = list(joined_parts(Joined(tuple(layers), 1, is_stacked=True)))
     assert [begins for begins, _ in parts] == [(0, n, 0) for n in range(5)]
     for _, part in parts:
         assert everything(part).base is not None, "a view of the tensor"
@@ -71,7 +71,7 @@ def test_a_stack_of_transposed_tensors_is_read_tensor_by_tensor():
 
 def test_parts_of_other_dtypes_are_cast_to_the_one_of_all_before_they_are_taken():
     source = Joined((tensor((2, 2)), tensor((2, 2), dtype=np.float32)), 0)
-    assert list(parts_of(source)) == [((0, 0), source)]
+    assert list(joined_parts(source)) == [((0, 0), source)]
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 3, 2), (2, 3, 4, 5)])
