@@ -22,8 +22,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax._src import core
-from jax._src.random import prng
 from jax._src.state.types import AbstractRef
+from jax.extend.core.primitives import random_fold_in_p
 from jax.interpreters import partial_eval
 
 from lazyinit.compat.again import call as call
@@ -207,7 +207,7 @@ def flax_make_rng(scope: Any, name: str) -> Any | None:
     scope._validate_trace_level()
     scope.rng_counters[name] += 1
     number = flax_fold((*rng.suffix, scope.rng_counters[name]))
-    return prng.random_fold_in_p.bind(rng.rng, np.uint32(number))
+    return random_fold_in_p.bind(rng.rng, np.uint32(number))
 
 
 def flax_check(module: Any) -> None:
