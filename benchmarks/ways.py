@@ -4,7 +4,8 @@
 known (``transformers``' own defaults), and asks which way each leaf would be made on a CPU.
 Nothing is made. A leaf that is not drawn is replayed, equation by equation, whole, on one device.
 ``--leaves`` lists these; ``--time`` makes each model, too, and says how many user CPU seconds
-that takes over eager ``init``. ``--sort`` counts one sort of models alone. Those of
+that takes over eager ``init``, when both have run before. ``--cold`` says it of the first time in a
+process, which is what users wait for. ``--sort`` counts one sort of models alone. Those of
 google-tunix are counted where it is installed (``tunix_models`` says how).
 """
 
@@ -14,6 +15,7 @@ import functools
 import importlib.util
 import os
 import statistics
+import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -32,6 +34,7 @@ import lazyinit as li
 from lazyinit import paths
 from lazyinit.make import elementwise, steps
 from lazyinit.make.proofs import TRUSTED
+from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.ways import Drawn, Job, way_of
 from lazyinit.params import LazyParam, label
 from lazyinit.program.equations import is_key
@@ -219,8 +222,34 @@ def _times(model: Model) -> float:
     return statistics.median(ratios)
 
 
+def _cold_times(model: Model) -> float:
+    """Returns the CPU seconds over those of eager, each in a process that has made nothing yet."""
+    proofs_on(jax.default_backend()).of("wide")  # Its outcome is kept, so that it counts in none.
+    used = []
+    for way in ("lazyinit", "eager"):
+        command = [sys.executable, __file__, "--make", model.name, way]
+        told = subprocess.run(command, check=True, capture_output=True, text=True)
+        used.append(float(told.stdout))
+    return used[0] / used[1]
+
+
+def make(models: Iterable[Model], name: str, way: str) -> None:
+    """Makes one model, and prints how many CPU seconds that took."""
+    with warnings.catch_warnings(), _clip_as_before():
+        warnings.simplefilter("ignore")
+        model = next(m for m in models if m.name == name)
+        before = os.times()
+        made = li.materialize(model.record()) if way == "lazyinit" else model.eager()
+        jax.block_until_ready(jax.tree.leaves(made))
+        after = os.times()
+    print(after.user + after.system - before.user - before.system)
+
+
 def main(
-    models: Callable[[], Iterable[Model]], *, leaves: bool = False, timed: bool = False
+    models: Callable[[], Iterable[Model]],
+    *,
+    leaves: bool = False,
+    time: Callable[[Model], float] | None = None,
 ) -> None:
     """Prints, for each sort of models, the shares that are not drawn, and why."""
     by_sort: dict[str, list[tuple[Model, Sequence[Counted]]]] = {}
@@ -246,8 +275,8 @@ def main(
                 for leaf in some if leaves else ():
                     if leaf.why:
                         print(f"    {model.name}: {leaf.path} ({leaf.made_by}): {leaf.why}")
-            for model, _ in counted if timed else ():
-                print(f"    {model.name}: {_times(model):.2f} of eager's CPU seconds", flush=True)
+            for model, _ in counted if time else ():
+                print(f"    {model.name}: {time(model):.2f} of eager's CPU seconds", flush=True)
 
 
 def _share(part: int, whole: int) -> str:
@@ -261,13 +290,18 @@ def _bytes(leaves: Sequence[Counted]) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--leaves", action="store_true")
-    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--time", dest="time", action="store_const", const=_times)
+    parser.add_argument("--cold", dest="time", action="store_const", const=_cold_times)
+    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--sort", default="", help="a part of its name")
     chosen = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)
     every = (of_the_suite, of_transformers, of_tunix)
-    main(
-        lambda: (m for some in every for m in some() if chosen.sort in m.sort),
-        leaves=chosen.leaves,
-        timed=chosen.time,
-    )
+    if chosen.make:
+        make((m for some in every for m in some()), *chosen.make)
+    else:
+        main(
+            lambda: (m for some in every for m in some() if chosen.sort in m.sort),
+            leaves=chosen.leaves,
+            time=chosen.time,
+        )
