@@ -3,10 +3,11 @@
 What JAX keeps to itself comes in; functions and values of our own go out, and nothing above this
 floor knows which version is installed. ``primitives`` is a table of what is known of each
 primitive, and ``rearranged`` describes the equations that only move elements. ``eager`` traces in
-the steps of eager JAX (``origins`` says what a value is computed from), and ``again`` repeats calls
-of JAX's initializers without their Python code. ``placements`` says where the results of an
-equation go, ``unplaced`` removes placements from an equation, and ``on_parts`` (over
-``device_parts`` and ``moved_parts``) runs an equation on the part that a device holds.
+the steps of eager JAX (``origins`` says what a value is computed from, ``scalars`` which constants
+NumPy may not cast), and ``again`` repeats calls of JAX's initializers without their Python code.
+``placements`` says where the results of an equation go, ``unplaced`` removes placements from an
+equation, and ``on_parts`` (over ``device_parts`` and ``moved_parts``) runs an equation on the part
+that a device holds.
 ``pickling`` writes equations as bytes, ``hosts`` reaches the other processes, and ``versions`` says
 which JAX this package is made for.
 
