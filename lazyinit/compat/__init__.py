@@ -3,12 +3,13 @@
 Private names of JAX and Flax come in; functions and values of our own go out. Nothing above this
 floor has to know which versions are installed. ``primitives`` is a table of what is known of each
 primitive, and ``rearranged`` describes the equations that only move elements. ``eager`` traces in
-the steps of eager JAX (``origins`` says what a value is computed from), and ``again`` repeats calls
-of JAX's initializers without their Python code. ``counting`` adds whole numbers on the host.
-``placements`` finds the sharding of the results of an equation, ``unplaced`` removes shardings and
-meshes from an equation, and ``on_parts`` (built on ``device_parts`` and ``moved_parts``) runs an
-equation on the part that a device holds. ``pickling`` writes equations as bytes, ``hosts`` reaches
-the other processes, and ``versions`` says which JAX this package is made for.
+the steps of eager JAX (``origins`` says what a value is computed from, ``scalars`` which constants
+NumPy may not cast), and ``again`` repeats calls of JAX's initializers without their Python code.
+``counting`` adds whole numbers on the host. ``placements`` finds the sharding of the results of an
+equation, ``unplaced`` removes shardings and meshes from an equation, and ``on_parts`` (built on
+``device_parts`` and ``moved_parts``) runs an equation on the part that a device holds. ``pickling``
+writes equations as bytes, ``hosts`` reaches the other processes, and ``versions`` says which JAX
+this package is made for.
 
 Each shim says which version can drop it, and ``tests/compat/test_compat.py`` tests every one.
 """

@@ -25,6 +25,7 @@ from jax._src import core, source_info_util
 
 from lazyinit.compat.origins import CONSTANTS, ELSEWHERE, SCALARS, Origins
 from lazyinit.compat.primitives import not_inlined
+from lazyinit.compat.scalars import cast_by_xla
 
 Array: TypeAlias = Any  # Whatever JAX computes with: arrays, numpy, Python scalars, tracers.
 
@@ -221,6 +222,8 @@ class EagerSteps(core.Trace):
             inner.append(x.inner if is_mine else x)
             origins = x.origins if is_mine else self._origins(x)
             several.add(origins)
+        if primitive.name == "convert_element_type":
+            inner = [cast_by_xla(inner[0], params["new_dtype"])]
         with core.set_current_trace(self._around):
             out = self._around.process_primitive(primitive, inner, params)
         call = _Call(primitive, args, params)

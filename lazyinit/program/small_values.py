@@ -64,13 +64,15 @@ class SmallValues:
 
     def _run(self, equation: Equation) -> None:
         numbers = tuple(self._number[i] for i in equation.inputs)
-        params = self._program.fingerprint(equation.origin)
-        call = (equation.origin.primitive, params, numbers)
+        origin = equation.origin
+        params = self._program.fingerprint(origin)
+        # The context says by which form of threefry a key is split.
+        call = (origin.primitive, params, origin.ctx, numbers)
         if call not in self._done:
             arrays = [self._arrays[n] for n in numbers]
-            results = _on_host(equation.origin, arrays)
+            results = _on_host(origin, arrays)
             if results is None:
-                results = compat.bind(equation.origin, *arrays)
+                results = compat.bind(origin, *arrays)
             self._done[call] = [self._add(array) for array in results]
         self._number.update(zip(equation.outputs, self._done[call], strict=True))
 

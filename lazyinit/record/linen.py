@@ -120,10 +120,11 @@ class _NotingScope(Scope):
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **kwargs: Any) -> Any:
         def noting(key: Any, *args: Any, **kwargs: Any) -> Any:
             """Runs the initializer, and notes which key it got and what it returned."""
+            count = self.rng_counters["params"]  # Before the initializer asks for more keys.
             value = compat.call(init_fn, key, *args, **kwargs)
             rng = self.rngs["params"]
             if isinstance(rng, LazyRng) and rng.rng is self.keys["params"]:
-                folded = (*rng.suffix, self.rng_counters["params"])
+                folded = (*rng.suffix, count)
                 fold = compat.flax_fold(folded)
                 self.notes.append(Note(label(init_fn), "params", folded, fold, key, value))
             return value

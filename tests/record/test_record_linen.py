@@ -438,6 +438,28 @@ def test_an_initializer_with_state_is_run_as_often_as_by_eager_init():
     assert_same(li.materialize(li.lazy(module()).init(KEY, X)), want)
 
 
+def test_an_initializer_that_asks_for_more_keys_keeps_its_own():
+    def body(self, x):
+        def init_with_a_key_aside(key, shape):
+            self.make_rng("params")
+            return nn.initializers.normal()(key, shape)
+
+        def init_with_a_parameter_aside(key, shape):
+            self.param("inner", nn.initializers.normal(), shape)
+            return nn.initializers.normal()(key, shape)
+
+        self.param("a", init_with_a_key_aside, (8, 128))
+        self.param("b", init_with_a_parameter_aside, (8, 128))
+        self.param("c", nn.initializers.normal(), (8, 128))
+
+    module = models.Wrap(body)
+    want = module.init(KEY, X)
+    tree = li.lazy(module).init(KEY, X)
+    assert_same(li.materialize(tree), want)
+    folded = {name: leaf.rng_path.folded for name, leaf in tree["params"].items()}
+    assert folded == {"inner": (4,), "a": (1,), "b": (3,), "c": (5,)}
+
+
 def test_recording_and_holding_a_tree_keeps_nothing_large_alive():
     gc.collect()
     before = live()
