@@ -20,8 +20,8 @@ FAULTS = [
     (
         "record",
         "record/linen.py",
-        "folded = (*rng.suffix, self.rng_counters",
-        "folded = (*rng.suffix, 1 + self.rng_counters",
+        "folded = (*rng.suffix, count)",
+        "folded = (*rng.suffix, 1 + count)",
         "record/test_record_linen.py",
     ),
     (
@@ -91,8 +91,8 @@ FAULTS = [
     (
         "program",
         "program/fingerprint.py",
-        "return (float, param.hex())",
-        "return (float, param)",
+        "return (type(param), np.array(param).tobytes())",
+        "return (type(param), param)",
         "program/test_fingerprint.py",
     ),
     (

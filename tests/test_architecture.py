@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import planted
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,15 @@ def test_no_two_files_and_no_two_classes_share_a_name():
     ]
     for names in (files, classes):
         assert sorted(names) == sorted(set(names))
+
+
+def test_what_the_planted_faults_change_stands_in_the_code():
+    gone = [
+        (file, old)
+        for _, file, old, _, _ in planted.FAULTS
+        if (PACKAGE / file).read_text().count(old) != 1
+    ]
+    assert not gone, "write these faults anew, in tests/planted.py"
 
 
 def test_every_floor_is_on_few_lines():

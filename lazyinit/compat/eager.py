@@ -215,8 +215,7 @@ class EagerSteps(core.Trace):
     def process_primitive(self, primitive: Any, args: Any, params: Any, /) -> Any:
         """Traces one operation, and notes how its results are made."""
         params = not_inlined(params)
-        inner, origins = [], CONSTANTS
-        several: set[Origins] = set()
+        inner, origins, several = [], CONSTANTS, set[Origins]()
         for x in args:
             is_mine = type(x) is TracedValue and x._trace is self
             inner.append(x.inner if is_mine else x)

@@ -6,10 +6,9 @@ the *canaries* are made in both ways first. The simplest come first, and later o
 earlier ones have proven. If a canary has other bits than its replay, the kinds that it needs, and
 that no earlier one has proven, have failed.
 
-Few people need all kinds: most leaves are float32, or 16 bits wide; few have 64, or are computed
-by parts.
-So each sort of kinds (``Sort``) is checked when something first needs it. Its outcome is kept in a
-file of its own in the user's cache folder, which is named by all that it depends on.
+Few people need all kinds: most leaves are float32, or 16 bits wide; few have 64, or are computed by
+parts. So each sort of kinds (``Sort``) is checked when something first needs it. Its outcome is
+kept in a file of its own in the user's cache folder, which is named by all that it depends on.
 """
 
 import contextlib

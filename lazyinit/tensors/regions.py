@@ -20,9 +20,9 @@ from lazyinit.tensors.views import BoxView, Reshaped, groups, reshaped
 def joined_parts(source: Source) -> Iterator[tuple[tuple[int, ...], Source]]:
     """Yields the parts that a source is joined of, each as a pair of its position and the part.
 
-    A part is a box of the source, with as many axes as the source. The position is the index of its
-    first element in the source. Any other source is its own only part. So the tensors of
-    a stack are read one by one, and never joined in a buffer of their own.
+    A part is a box of the source, with as many axes as the source. Its position is the index of its
+    first element. A source that is not joined has itself as its only part. So the tensors of a
+    stack are read one by one, and never joined in a buffer of their own.
     """
     match source:
         case Joined(parts=parts, axis=axis, is_stacked=is_stacked) if all(
