@@ -17,9 +17,10 @@ from lazyinit.sources import Index, Shape
 from lazyinit.tensors.casting import cast_into, is_by_table, may_overflow
 
 # Measured on elements of 2 and of 4 bytes, and on casts between them.
-TILE = 2**17  # Elements.
-_READ = 2**9  # Elements in a run of the source: shorter ones end before the memory has caught up.
-_WRITTEN = 2**9  # Elements in a run of the destination.
+TILE = 2**16  # Elements of a tile whose runs are short: for fewer, Python takes too long.
+_READ = 2**12  # Bytes of a run of the source, once cast: a whole page at a time.
+_WRITTEN = 2**8  # Elements of a run of the destination: their cache lines all fit in the L1 cache.
+_PLACE = 8  # Bytes that each element takes, for a while, in a cast by table.
 _SHORT = 2**7  # Bytes: shorter runs of the source are not copied first.
 _SMALL = 2**15  # Bytes: an array that is smaller is in the cache as it is.
 _SKEW = 2**6  # Bytes of a cache line: added between rows that would share a few cache sets.
@@ -46,12 +47,13 @@ def copy(to: np.ndarray, values: np.ndarray, *, overflow: bool = False) -> None:
     is_moved = order[0] != to.ndim - 1
     # A cast by table takes temporary memory for all that it casts at once. Values that are checked
     # after the cast should still be in the cache.
-    is_checked = not overflow and may_overflow(values.dtype, to.dtype)
-    in_tiles = to.dtype != values.dtype and (is_checked or is_by_table(values.dtype))
-    if not is_moved and not in_tiles:
+    is_cast = to.dtype != values.dtype
+    by_table = is_cast and is_by_table(values.dtype)
+    is_checked = is_cast and not overflow and may_overflow(values.dtype, to.dtype)
+    if not (is_moved or by_table or is_checked):
         cast_into(to, values, overflow=overflow)
         return
-    tile = _tile(to.shape, order)
+    tile = _tile(to.shape, order, _PLACE if by_table else to.itemsize)
     if not is_moved or _run(values, order, tile) < _SHORT:
         for index in _indices(to.shape, tile):
             cast_into(to[index], values[index], overflow=overflow)
@@ -97,31 +99,30 @@ def _nearest_first(values: np.ndarray) -> list[int]:
     return sorted(range(values.ndim), key=lambda a: (not steps[a], steps[a], -a))
 
 
-def _tile(shape: Shape, order: Sequence[int]) -> Shape:
-    """Returns how many elements a tile has along each axis; ``TILE`` in all, at most.
+def _tile(shape: Shape, order: Sequence[int], size: int) -> Shape:
+    """Returns how many elements a tile has along each axis: 1 MiB in all, or ``TILE``, at most.
 
-    It first becomes long enough for a run of ``_READ`` elements of the source, then for one of
-    ``_WRITTEN`` of the destination, then as large as it may be.
+    If axes change order, it first becomes long enough for a run of ``_READ`` bytes of the source,
+    then for one of ``_WRITTEN`` elements of the destination. What is still small grows further.
 
     Args:
       shape: the shape of both arrays; runs in the destination lie along the last axis.
       order: the axes; runs in the source lie along the first of them.
+      size: the bytes of an element, once cast or meanwhile.
     """
     tile, last = [1] * len(shape), len(shape) - 1
 
     def grow(axis: int, count: int) -> None:
+        """Makes a tile longer along an axis, until it has so many elements in all."""
         others = math.prod(tile) // tile[axis]
-        tile[axis] = max(tile[axis], min(shape[axis], count, TILE // others))
+        tile[axis] = max(tile[axis], min(shape[axis], count // others))
 
-    run = 1
+    if order[0] != last:
+        for axis in itertools.takewhile(last.__ne__, order):
+            grow(axis, _READ // size)
+        grow(last, math.prod(tile) * _WRITTEN)
     for axis in order:
-        if axis == last or run >= _READ:
-            break
-        grow(axis, -(-_READ // run))
-        run *= tile[axis]
-    grow(last, _WRITTEN)
-    for axis in order:
-        grow(axis, shape[axis])
+        grow(axis, TILE)
     return tuple(tile)
 
 
