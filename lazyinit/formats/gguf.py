@@ -21,7 +21,10 @@ from lazyinit.sources import Index, Shape, Source
 from lazyinit.tensors.base import Checkpoint, OfOne, bounds, slices
 from lazyinit.tensors.headers import DTYPES, FETCH_AGAIN, check_shape, damaged
 from lazyinit.tensors.mapped import File, MappedTensor, give_back
+from lazyinit.tensors.pieces import indices
 from lazyinit.tensors.refused import RefusedTensor
+
+_TOGETHER = 2**17  # Values that the package makes at a time, so that they stay in the cache.
 
 # The dtypes of values that are not quantized, by the format's numbers.
 _PLAIN = {
@@ -179,16 +182,19 @@ class GgufTensor(OfOne):
         held = self.source.read(slices([*outer, (first * self.size, last * self.size)]))
         gguf = _import()
         assert gguf is not None  # It was there when the file was opened.
-        if not held.size:
-            values = np.empty((*held.shape[:-1], (last - first) * self.count), np.float32)
-        else:
-            # The scale of a damaged block may be NaN; its values then are, too.
-            with np.errstate(all="ignore"):
-                kind = gguf.GGMLQuantizationType(self.kind)
-                values = gguf.quants.dequantize(np.ascontiguousarray(held), kind)
+        kind = gguf.GGMLQuantizationType(self.kind)
+        blocks = held.reshape(*held.shape[:-1], last - first, self.size)
+        values = np.empty((*blocks.shape[:-1], self.count), np.float32)
+        # The scale of a damaged block may be NaN; its values then are, too.
+        with np.errstate(all="ignore"):
+            for part in indices(blocks.shape[:-1], self.count, _TOGETHER):
+                those, made = blocks[part], values[part]
+                rows = those.reshape(-1, those.shape[-2] * self.size)
+                made[...] = gguf.quants.dequantize(rows, kind).reshape(made.shape)
         give_back(held)
         begin = start - first * self.count
-        return values[..., begin : begin + stop - start]
+        flat = values.reshape(*held.shape[:-1], (last - first) * self.count)
+        return flat[..., begin : begin + stop - start]
 
     def __repr__(self) -> str:
         return f"{self.source!r}.dequantized"
