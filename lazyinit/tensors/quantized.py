@@ -82,18 +82,16 @@ class Scaled(Derived):
         if not made.size:
             return made
         values = self.source.read(slices(ends))
-        blocks = _covering(ends, self.block)
-        steps: list[tuple[np.ufunc, np.ndarray]]
-        steps = [(np.subtract, _as_float32(zeros.read(blocks))) for zeros in self.zeros]
-        steps.append((np.multiply, _as_float32(_as_numbers(self.scales.read(blocks)))))
         with told(self), np.errstate(over="ignore", invalid="ignore"):
             for part in indices(made.shape, 1, _TOGETHER):
                 here = [(a + p.start, a + p.stop) for (a, _), p in zip(ends, part, strict=True)]
-                among = zip(_covering(here, self.block), blocks, strict=True)
-                those = tuple(slice(b.start - c.start, b.stop - c.start) for b, c in among)
+                blocks = _covering(here, self.block)
                 product = _as_float32(values[(*part, ...)])
-                for operation, operands in steps:
-                    _apply(operation, product, operands[those], here, self.block)
+                for zeros in self.zeros:
+                    held = _as_float32(zeros.read(blocks))
+                    _apply(np.subtract, product, held, here, self.block)
+                held = _as_float32(_as_numbers(self.scales.read(blocks)))
+                _apply(np.multiply, product, held, here, self.block)
                 cast_into(made[(*part, ...)], product)
         give_back(values)
         return made

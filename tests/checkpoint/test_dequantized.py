@@ -1,6 +1,7 @@
 """Quantized folders as numbers: the libraries that wrote them are the oracles."""
 
 import re
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,9 @@ import lazyinit as li
 from lazyinit import errors
 from lazyinit.checkpoint.config import quantization_of
 from lazyinit.checkpoint.dequantized import dequantized
+from lazyinit.make import limits
+from lazyinit.make.read import cut_up
+from lazyinit.tensors import quantized
 from lazyinit.tensors.memory import HeldTensor, open_tree
 
 
@@ -49,9 +53,10 @@ def test_the_numbers_are_those_of_the_library_bit_for_bit(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_part_is_the_part_of_all(case):
+def test_a_part_is_the_part_of_all_however_many_values_are_computed_at_a_time(case, monkeypatch):
     source = as_numbers(case)[numbers_of(case)[0]]
     whole = everything(source)
+    monkeypatch.setattr(quantized, "_TOGETHER", 37)
 
     @settings(max_examples=15, deadline=None)
     @given(indices(source.shape))
@@ -102,6 +107,40 @@ def test_a_shard_reads_the_words_and_the_scales_of_its_own_blocks(case, monkeypa
         assert reads.counts[values] == got.size // per_word
         scales = [n for n in reads.counts if n.endswith(("weight_scale", "absmax", ".scales"))]
         assert [reads.counts[n] for n in scales] == [rows // 4]
+
+
+LARGE = {
+    "fp8": {
+        "l.q.weight": np.zeros((2048, 2048), ml_dtypes.float8_e4m3fn),
+        "l.q.weight_scale_inv": np.ones((512, 256), "float32"),
+    },
+    "gptq_int4": {
+        "l.q.qweight": np.zeros((256, 2048), "int32"),
+        "l.q.qzeros": np.zeros((64, 256), "int32"),
+        "l.q.scales": np.ones((64, 2048), "float16"),
+        "l.q.g_idx": np.arange(2048, dtype="int32") // 32,
+    },
+    "ct_mxfp4": {
+        "model.layers.0.q_proj.weight_packed": np.zeros((2048, 1024), "uint8"),
+        "model.layers.0.q_proj.weight_scale": np.full((2048, 64), 127, "uint8"),
+    },
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_piece_takes_little_memory_beside_its_numbers(case):
+    source = as_numbers(case, LARGE[case])[numbers_of(case)[0]]
+    (piece,) = cut_up(source, "l")
+    to = {piece.block: np.ones(source.shape, "float32")}
+    assert to[piece.block].nbytes == limits.PIECE
+    piece.read_into(to)  # What is remembered by now is not counted.
+    tracemalloc.start()
+    try:
+        piece.read_into(to)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < limits.READ_BYTES
 
 
 def stacked_experts(folder):

@@ -3,6 +3,7 @@
 import re
 import struct
 import sys
+import tracemalloc
 
 import gguf
 import jax
@@ -17,6 +18,9 @@ from reading import everything
 import lazyinit as li
 from lazyinit import errors
 from lazyinit.checkpoint import open_checkpoint
+from lazyinit.formats import gguf as blocks_of_gguf
+from lazyinit.make import limits
+from lazyinit.make.read import cut_up
 
 Types = gguf.GGMLQuantizationType
 
@@ -59,7 +63,11 @@ def dequantized(content, kind):
 
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=lambda kind: kind.name)
-def test_every_type_is_dequantized_as_the_package_does_and_in_any_part(tmp_path, kind):
+@pytest.mark.parametrize("together", [2**17, 100], ids=["at once", "bit by bit"])
+def test_every_type_is_dequantized_as_the_package_does_and_in_any_part(
+    tmp_path, kind, together, monkeypatch
+):
+    monkeypatch.setattr(blocks_of_gguf, "_TOGETHER", together)
     content = random_blocks(kind)
     opened = open_checkpoint(write(tmp_path / "t.gguf", kind, content))
     source, want = opened["blk.0.attn_q.weight"], dequantized(content, kind)
@@ -94,6 +102,21 @@ def test_a_shard_dequantizes_its_own_blocks_and_no_more(tmp_path, monkeypatch):
     seen.clear()
     filled["blk"]["0"]["attn_q"]["weight"].source.read((slice(3, 4), slice(40, 50)))
     assert seen == [34]
+
+
+def test_a_piece_takes_little_memory_beside_its_values(tmp_path):
+    content = random_blocks(Types.Q8_0, rows=(2048,), blocks=64)
+    opened = open_checkpoint(write(tmp_path / "t.gguf", Types.Q8_0, content))
+    (piece,) = cut_up(opened["blk.0.attn_q.weight"], "blk.0.attn_q.weight")
+    to = {piece.block: np.ones((2048, 2048), "float32")}
+    piece.read_into(to)
+    tracemalloc.start()
+    try:
+        piece.read_into(to)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < limits.READ_BYTES
 
 
 def test_metadata_is_text(tmp_path):
