@@ -21,6 +21,7 @@ CASES = (
     "transposed",
     "transposed and stacked",
     "half made, half loaded",
+    "float8 in blocks of 128, transposed",
 )
 LARGE = "a train state of 10^9 parameters, bfloat16, with adam"
 
@@ -58,11 +59,16 @@ def tree_of(case: str, folder: Path) -> Any:
     for n in range(count // (2 if case.startswith("half") else 1)):
         bits = random.integers(0, 2**14, (side, side), np.uint16).view(ml_dtypes.bfloat16)
         held[f"t{n // 8}.{n % 8}" if "stacked" in case else f"t{n}"] = bits.astype(np.float32)
+        if "float8" in case:
+            held[f"t{n}"] = bits.view(np.uint8)[:, ::2].view(ml_dtypes.float8_e4m3fn)
+            held[f"s{n}"] = np.ones((side // 128, side // 128), np.float32)
     save_file(held, folder / "model.safetensors")
     turned = [li.Transpose("a b -> b a")] if "transposed" in case else []
     rules = [li.Rule("w{n}", "t{n}", turned)]
     if "stacked" in case:
         rules = [li.Rule("w{n}", "t{n}.{k}", [*turned, li.Stack(axis=0)])]
+    if "float8" in case:
+        rules = [li.Rule("w{n}", ["t{n}", "s{n}"], [li.Dequantize(block=(128, 128)), *turned])]
     return li.fill(tree, folder, rules, on_missing="init")[0]
 
 
