@@ -91,12 +91,15 @@ def modules_behind(made: Any, graphdef: nnx.GraphDef[Any] | None) -> list[nnx.Py
       RecordError: such an attribute leads to a traced value that is in no module.
     """
     behind: dict[int, nnx.Pytree] = {}
+    searched: set[int] = set()
     attributes = compat.static_attributes(graphdef)
     while attributes:
+        searched |= {id(x) for _, x in attributes}
         found: dict[int, nnx.Pytree] = {}
         refuse_tracers(attributes, functools.partial(_path, made), functools.partial(_keep, found))
         new = [x for n, x in found.items() if n not in behind]
         attributes = compat.static_attributes(nnx.graphdef(new)) if new else []
+        attributes = [(name, x) for name, x in attributes if id(x) not in searched]
         behind |= found
     return list(behind.values())
 
