@@ -255,19 +255,10 @@ def settings_of(family: Family, *, scanned: bool) -> tuple[Any, Any]:
     return config, mesh
 
 
-def model_of(config: Any, mesh: Any, rngs: nnx.Rngs) -> Any:
-    """Returns a decoder whose modules no longer hold initializers that close over an array."""
-    from maxtext.models import models
-
-    model = models.Transformer(config, mesh, None, rngs=rngs)
-    for _, node in nnx.iter_graph(model):
-        if isinstance(node, nnx.Module) and callable(getattr(node, "kernel_init", None)):
-            node.kernel_init = None
-    return model
-
-
 def compare(family: Family, name: str, folder: str, *, scanned: bool) -> str:
     """Returns what a row of the table says."""
+    from maxtext.models import models
+
     config, mesh = settings_of(family, scanned=scanned)
     rules = None
     if family.cls == "Llama":
@@ -275,7 +266,7 @@ def compare(family: Family, name: str, folder: str, *, scanned: bool) -> str:
         rules = li.maps.maxtext(said, scanned_layers=scanned, interleaved="3.1" in name)
     with mesh:
         model, report = li.from_pretrained(
-            lambda rngs: model_of(config, mesh, rngs),
+            lambda rngs: models.Transformer(config, mesh, None, rngs=rngs),
             folder,
             nnx.Rngs(0),
             rules=rules,

@@ -14,7 +14,8 @@ this package is made for.
 Each shim says which version can drop it, and ``tests/compat/test_compat.py`` tests every one.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -237,6 +238,14 @@ def is_tracer(x: Any) -> bool:
 def is_in_trace() -> bool:
     """Tells whether the caller runs inside a trace (of a jit, a vmap)."""
     return not core.trace_state_clean()
+
+
+def this_trace() -> Callable[[], AbstractContextManager[Any]]:
+    """Returns what makes contexts in which the trace of now is the current one, even if it is over.
+
+    Flax changes a module only under the trace that made it. Nothing can be computed there.
+    """
+    return functools.partial(core.set_current_trace, core.trace_ctx.trace)
 
 
 def is_one_key(x: Any) -> bool:

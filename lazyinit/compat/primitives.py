@@ -216,6 +216,7 @@ class Scan:
       num_carry: how many inputs and outputs go from step to step.
       length: how many steps.
       is_reversed: whether the last step comes first.
+      is_loop: whether XLA gets a loop of single steps, and so fuses nothing behind it with them.
     """
 
     body: Any
@@ -223,6 +224,7 @@ class Scan:
     num_carry: int
     length: int
     is_reversed: bool
+    is_loop: bool
 
 
 def scan_of(equation: jex.JaxprEqn) -> Scan | None:
@@ -235,7 +237,9 @@ def scan_of(equation: jex.JaxprEqn) -> Scan | None:
     else:  # A tree of the inputs, in three parts.
         consts, carry, _ = params["ft_in"].update(range(len(equation.invars))).unpack()
         counts = len(list(consts)), len(list(carry))
-    return Scan(params["jaxpr"], *counts, params["length"], params["reverse"])
+    length = params["length"]
+    is_loop = length > 1 and params["unroll"] == 1
+    return Scan(params["jaxpr"], *counts, length, params["reverse"], is_loop)
 
 
 def not_inlined(params: Mapping[str, Any]) -> Mapping[str, Any]:

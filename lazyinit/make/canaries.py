@@ -106,6 +106,10 @@ def _rows(init: Init) -> Init:
     return rows
 
 
+def _moved_rows(key: Any, shape: Sequence[int], dtype: Any) -> Any:
+    return jnp.moveaxis(_rows(_small)(key, shape, dtype), 0, 1)
+
+
 def _vmapped_rows(key: Any, shape: Sequence[int], dtype: Any) -> Any:
     return jax.vmap(lambda key: _small(key, shape, dtype))(jax.random.split(key, 3))
 
@@ -132,7 +136,7 @@ CANARIES: Sequence[Canary] = (
     Canary("rows of a scan", _rows(_truncated), ("bfloat16",), _ONE),  # Computes scalars, too.
     # Rows of these are made as in the two above, or by the equations of "scaled and moved".
     Canary("rows of a vmap", _vmapped_rows, ("float32",), _ONE),
-    Canary("rows of a scan in a scan", _rows(_rows(_small)), ("float32",), _ONE),
+    Canary("rows of a scan in a scan", _rows(_moved_rows), ("float32",), _ONE),
     Canary("rows of a vmap in a scan", _rows(_vmapped_rows), ("float32",), _ONE),
 )
 

@@ -177,18 +177,37 @@ def form_of(work: Work) -> tuple[Elementwise | Stacked, Order] | None:
     form = (elementwise_of(work) or Stacked.of(work)) if work.keeps_all() else None
     form = form or Stacked.of_steps(work)
     if form is not None:
-        return form, Order.of(work.program.avals[work.outputs[0]].shape)
-    taken = _taken_off(work)
-    found = None if taken is None else form_of(taken[0])
-    if taken is None or found is None:
-        return None
-    form, order = found[0], taken[1]
-    is_kept = isinstance(form, Elementwise) or order.keeps_rows(form.count)
-    return (form, order) if is_kept else None
+        order = _within_steps(form, work.program.avals[work.outputs[0]].shape)
+    else:
+        taken = _taken_off(work)
+        found = None if taken is None else form_of(taken[0])
+        if taken is None or found is None:
+            return None
+        form, order = found[0], _after(taken[1], found[1])
+    is_kept = isinstance(form, Elementwise) or (order and order.keeps_rows(form.count))
+    return (form, order) if order and is_kept else None
 
 
-def _taken_off(work: Work) -> tuple[Work, Order] | None:
-    """Returns a work without the moves at its end, and their order; ``None`` if it ends with none.
+def _within_steps(form: Elementwise | Stacked, shape: Shape) -> Order | None:
+    """Returns the order of a leaf, the steps of which may end with moves, or ``None``."""
+    if isinstance(form, Elementwise) or not form.moves:
+        return Order.of(shape)
+    of_step: Any = form.moves[0].invars[0].aval
+    order: Order | None = Order.of(of_step.shape)
+    for equation in form.moves:
+        moves = _moves(equation)
+        order = None if moves is None else _after(moves, order)
+    return order and Order(shape, (order.size, *order.strides), order.start, shape[0] * order.size)
+
+
+def _after(moves: Sequence[jex.JaxprEqn], order: Order | None) -> Order | None:
+    for move in moves:
+        order = order and _moved(move, order)
+    return order
+
+
+def _taken_off(work: Work) -> tuple[Work, Sequence[jex.JaxprEqn]] | None:
+    """Returns a work without the moves at its end, and these; ``None`` if it ends with none.
 
     Args:
       work: what makes one leaf.
@@ -201,14 +220,9 @@ def _taken_off(work: Work) -> tuple[Work, Order] | None:
             break
         moves = [*found, *moves]
         (value,) = equations.pop().inputs
-    if not moves or value in work.inputs:
+    if len(equations) == len(work.equations) or value in work.inputs:
         return None
-    order = Order.of(work.program.avals[value].shape)
-    for move in moves:
-        order = _moved(move, order)
-        if order is None:
-            return None
-    return replace(work, equations=tuple(equations), outputs=(value,)), order
+    return replace(work, equations=tuple(equations), outputs=(value,)), moves
 
 
 _MOVES = compat.Same | compat.Permuted | compat.Shaped | compat.Flipped | compat.Box

@@ -7,7 +7,8 @@ is drawn by the steps of the work, with its barriers. A device makes only the ro
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ class Stacked:
       place: the position of the array of keys among the inputs of the work.
       under: the origin of the rows: ``"scan"``, ``"vmap"``, ``"scan_of_vmap"``, ``"scan_of_scan"``.
       keys: computes the array of keys from the inputs of the work; ``None`` if it is an input.
+      moves: equations that end each step of a ``"scan_of_scan"``, and may only move its elements.
     """
 
     row: Elementwise
@@ -43,6 +45,7 @@ class Stacked:
     place: int = 0
     under: str = "scan"
     keys: Callable[..., Any] | None = None
+    moves: tuple[jex.JaxprEqn, ...] = ()
 
     @classmethod
     def of(cls, work: Work) -> "Stacked | None":
@@ -77,29 +80,31 @@ class Stacked:
         The counts may be carried from step to step. Keys and counts are exact, so they can be
         computed apart, before the rows. A step may make several rows, by a ``vmap`` or a scan.
         """
-        return cls._of_counts(work, 0) or cls._of_counts(work, 1)
-
-    @classmethod
-    def _of_counts(cls, work: Work, ndim: int) -> "Stacked | None":
-        """Returns a scan in this form whose keys and counts have at most ``ndim`` dimensions."""
         if len(work.equations) != 1 or len(work.outputs) != 1:
             return None
         (equation,) = work.equations
-        scan = compat.scan_of(equation.origin)
-        if scan is None or not scan.length or scan.body.consts:
+        if equation.idle or any(v not in work.inputs for v in equation.inputs):
+            return None
+        place = equation.outputs.index(work.outputs[0])
+        tried = (cls._of_counts(equation.origin, place, ndim) for ndim in (0, 1))
+        found = next(filter(None, tried), None)
+        if found is None or found.keys is None:
+            return None if work.inputs else found
+        places = [work.inputs.index(v) for v in equation.inputs]
+        return replace(found, keys=functools.partial(_of_inputs, found.keys, places))
+
+    @classmethod
+    def _of_counts(cls, equation: jex.JaxprEqn, place: int, ndim: int) -> "Stacked | None":
+        """Returns a scan in this form whose keys and counts have at most ``ndim`` dimensions.
+
+        Its ``keys`` take the inputs of the equation.
+        """
+        scan = compat.scan_of(equation)
+        if scan is None or not scan.length or scan.body.consts or place < scan.num_carry:
             return None
         jaxpr = scan.body.jaxpr
-        place = equation.outputs.index(work.outputs[0])
-        avals = [v.aval for v in jaxpr.invars]
-        if (
-            place < scan.num_carry
-            or equation.idle
-            or not all(_is_count(aval, ndim) for aval in avals)
-        ):
+        if not all(_is_count(v.aval, ndim) for v in jaxpr.invars):
             return None
-        if any(v not in work.inputs for v in equation.inputs):
-            return None
-        places = [work.inputs.index(v) for v in equation.inputs]
         result = jaxpr.outvars[place]
         counts = [e for e in jaxpr.eqns if all(_is_count(v.aval, ndim) for v in _arrays(e))]
         rest = [e for e in jaxpr.eqns if e not in counts]
@@ -107,20 +112,57 @@ class Stacked:
         taken = {v for e in rest for v in e.invars if isinstance(v, jex.Var)} - made
         # All other results of a step must be counts, as XLA would fuse floats with the row.
         needed = {result, *(v for e in rest for v in e.invars if isinstance(v, jex.Var))}
-        if len(taken) != 1 or not all(needed & set(e.outvars) for e in rest):
+        if not rest or not all(needed & set(e.outvars) for e in rest):
             return None
-        (key,) = taken
         counted = {v for e in counts for v in e.invars if isinstance(v, jex.Var)}
         others = {v for v in jaxpr.outvars if isinstance(v, jex.Var)} - {result}
-        if not is_key(key.aval) or made & (counted | others):
+        if made & (counted | others):
             return None
-        body = SimpleNamespace(invars=[key], constvars=[], eqns=rest, outvars=[result])
-        found = _rows_of(body)
+        found = cls._of_rows(rest, taken, result) or cls._of_scan_within(rest)
         if found is None:
             return None
-        row, count, fold, under = found
-        keys = functools.partial(_keys, scan, places, counts, key)
-        return cls(row, scan.length * count, fold, under=under, keys=keys)
+        step, inputs = found
+        keys = step.keys and functools.partial(_keys, scan, counts, inputs, step.keys)
+        return replace(step, count=scan.length * step.count, keys=keys)
+
+    @classmethod
+    def _of_rows(
+        cls, equations: Sequence[jex.JaxprEqn], taken: Iterable[jex.Var], result: Any
+    ) -> "tuple[Stacked, Sequence[Any]] | None":
+        """Returns the equations of a step that make one row of one key, or a ``vmap`` of rows.
+
+        Beside it stand the inputs of its ``keys``.
+        """
+        keys: list[Any] = [*taken]
+        avals: list[Any] = [v.aval for v in keys]
+        if len(keys) > 1 or not all(is_key(aval) and aval.size for aval in avals):
+            return None
+        rows = sum(aval.size for aval in avals if aval.ndim)
+        if rows and len(equations) == 1 and (found := _scanned(equations[0])):
+            return cls(*found, under="scan_of_scan", keys=_same), keys
+        body = SimpleNamespace(invars=keys, constvars=[], eqns=equations, outvars=[result])
+        closed = SimpleNamespace(in_avals=avals, out_avals=[result.aval], jaxpr=body, consts=())
+        row = form_of_body(closed, rows=rows)
+        if row is None:
+            return None
+        step = cls(row, rows or 1, under="scan_of_vmap" if rows else "scan")
+        return (replace(step, keys=_same) if keys else step), keys
+
+    @classmethod
+    def _of_scan_within(
+        cls, equations: Sequence[jex.JaxprEqn]
+    ) -> "tuple[Stacked, Sequence[Any]] | None":
+        """Returns what ``_of_rows`` returns, for a scan that has counts, and moves behind it."""
+        inner, *moves = equations
+        scan = compat.scan_of(inner)
+        if scan is None or len(inner.outvars) != 1 or (moves and not scan.is_loop):
+            return None
+        if any(list(b.invars) != a.outvars for a, b in itertools.pairwise(equations)):
+            return None
+        found = cls._of_counts(inner, 0, 0)
+        if found is None or found.under != "scan":
+            return None
+        return replace(found, under="scan_of_scan", moves=tuple(moves)), inner.invars
 
     def rows(self, parts: Sequence[tuple[Any, ...]]) -> Sequence[Sequence[tuple[Any, ...]]]:
         """Returns the host values to hand in for each row; one empty list if the work takes none.
@@ -153,21 +195,6 @@ def _scanned(equation: jex.JaxprEqn) -> tuple[Elementwise, int, int] | None:
     return row, scan.length, fold
 
 
-def _rows_of(body: Any) -> tuple[Elementwise, int, int, str] | None:
-    """Returns what ``_scanned`` returns, for the body of a step that makes one row or several.
-
-    The last item of the tuple is the origin of the rows (``Stacked.under``).
-    """
-    (key,), (result,) = (v.aval for v in body.invars), (v.aval for v in body.outvars)
-    if key.ndim and len(body.eqns) == 1 and (found := _scanned(body.eqns[0])):
-        return *found, "scan_of_scan"
-    if not key.size:
-        return None
-    closed = SimpleNamespace(in_avals=[key], out_avals=[result], jaxpr=body, consts=())
-    row = form_of_body(closed, rows=key.size if key.ndim else 0)
-    return row and (row, key.size, -1, "scan_of_vmap" if key.ndim else "scan")
-
-
 def _is_count(aval: Any, ndim: int) -> bool:
     """Tells whether a value is one key or one integer, or an array of such."""
     if not hasattr(aval, "dtype") or len(aval.shape) > ndim:
@@ -179,24 +206,36 @@ def _arrays(equation: jex.JaxprEqn) -> list[Any]:
     return [*equation.invars, *equation.outvars]
 
 
+def _same(key: Any) -> Any:
+    return key
+
+
+def _of_inputs(keys: Callable[..., Any], places: Sequence[int], *values: Any) -> Any:
+    """Computes keys; ``places`` says which of the values they are computed from."""
+    return keys(*(values[n] for n in places))
+
+
 def _keys(
-    scan: Any, places: Sequence[int], counts: Sequence[jex.JaxprEqn], key: jex.Var, *values: Any
+    scan: Any,
+    counts: Sequence[jex.JaxprEqn],
+    inputs: Sequence[Any],
+    keys: Callable[..., Any],
+    *values: Any,
 ) -> Any:
     """Runs those equations of a scan that compute keys and counts.
 
     Args:
       scan: the scan.
-      places: for each input of the scan, which of the values it is; one may be taken twice.
       counts: the equations of its body that are run.
-      key: the variable of the body that is the key.
-      *values: the values of the inputs of the work.
+      inputs: the variables and literals of the body that ``keys`` takes.
+      keys: computes the keys of one step.
+      *values: the values of the inputs of the scan.
 
     Returns:
-      The key of each step.
+      The keys of each step.
     """
     jaxpr = scan.body.jaxpr
-    inputs = [values[n] for n in places]
-    consts, rest = inputs[: scan.num_consts], inputs[scan.num_consts :]
+    consts, rest = values[: scan.num_consts], values[scan.num_consts :]
     carry, over = rest[: scan.num_carry], rest[scan.num_carry :]
 
     def step(carry: Sequence[Any], row: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -208,7 +247,8 @@ def _keys(
         for equation in counts:
             made = compat.bind(equation, *map(taken, equation.invars))
             env.update(zip(equation.outvars, made, strict=True))
-        return [taken(v) for v in jaxpr.outvars[: scan.num_carry]], env[key]
+        carried = [taken(v) for v in jaxpr.outvars[: scan.num_carry]]
+        return carried, keys(*map(taken, inputs))
 
     carried = [jnp.asarray(x) for x in carry]
     return jax.lax.scan(step, carried, list(over), scan.length, scan.is_reversed)[1]

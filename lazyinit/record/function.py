@@ -7,6 +7,7 @@ imported only where Flax NNX is in use.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,22 +91,29 @@ class LazyFunction:
         """Returns the graph definition, if there is one, the tree, and the counts of ``Rngs``."""
         inputs = Inputs.of(args, kwargs, raw_keys=True)
         graphdef: nnx.GraphDef[Any] | None = None
+        behind: list[Any] = []
+        recording: Callable[[], AbstractContextManager[Any]] = nullcontext
 
         def init(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> tuple[Any, list[Note]]:
-            nonlocal graphdef
+            nonlocal graphdef, behind, recording
+            recording = compat.this_trace()
             modules = nnx_modules()
             if modules is None:
                 args, kwargs = inputs.join(keys, stand_ins)
                 made = self.function(*args, **kwargs)
                 modules = nnx_modules()
                 if modules is None:
-                    return (made, []), []
+                    return (made, [], []), []
             # The function has imported NNX itself, so it is called once more as one that uses NNX.
             made, (args, kwargs) = modules.call(self.function, lambda: inputs.join(keys, stand_ins))
-            graphdef, made = modules.split(made)
-            return (made, modules.counts_of(args, kwargs)), []
+            graphdef, tree = modules.split(made)
+            behind = modules.modules_behind(made, graphdef)
+            return (tree, modules.counts_of(args, kwargs), modules.split(behind)[1]), []
 
-        made, counts = record(init, {}, inputs, self._name, own_keys=1)
+        made, counts, left_behind = record(init, {}, inputs, self._name, own_keys=1)
+        if behind and (modules := nnx_modules()):
+            with recording():
+                modules.put(behind, left_behind)
         return graphdef, made, counts
 
     def _check_places(

@@ -5,6 +5,7 @@ So structure, names and errors are those of ``init``, whatever the module does. 
 patched, because the scope belongs to this one call.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from lazyinit.record import state_dicts as state_dicts
 from lazyinit.record.inputs import Inputs
 from lazyinit.record.thunks import Note, record
 
+_NO_INTERMEDIATES = DenyList("intermediates")  # Flax's own default.
+
 
 @dataclass(frozen=True, slots=True)
 class LazyModule:
@@ -38,7 +41,7 @@ class LazyModule:
         rngs: Any,
         *args: Any,
         method: Callable[..., Any] | str | None = None,
-        mutable: Any = DenyList("intermediates"),  # noqa: B008 (immutable, and Flax's own default)
+        mutable: Any = _NO_INTERMEDIATES,
         capture_intermediates: bool | Callable[[nn.Module, str], bool] = False,
         **kwargs: Any,
     ) -> Any:
@@ -66,14 +69,18 @@ class LazyModule:
         streams = _keys(rngs, type(self.module).__name__)
         inputs = Inputs.of(args, kwargs, raw_keys=False)
         real = _unbound(self.module, method)
+        own = _own_init(self.module, method, mutable, capture_intermediates)
 
         def init(keys: Mapping[str, Any], stand_ins: Sequence[Any]) -> tuple[Any, list[Note]]:
-            noting = _NotingModule(self.module, keys, [])
             args, kwargs = inputs.join(keys, stand_ins)
-            rngs = {stream: keys[stream] for stream in streams}
+            traced = {stream: keys[stream] for stream in streams}
+            if own:
+                given = traced if isinstance(rngs, dict) else traced["params"]
+                return own(given, *args, **kwargs), []
+            noting = _NotingModule(self.module, keys, [])
             # The type checker sees a module, of which nn.init calls nothing but clone.
             run = nn.init(real, cast(nn.Module, noting), mutable, capture_intermediates)
-            return run(rngs, *args, **kwargs), noting.notes
+            return run(traced, *args, **kwargs), noting.notes
 
         return record(init, streams, inputs, f"lazy({type(self.module).__name__}).init")
 
@@ -162,6 +169,26 @@ def _unbound(module: nn.Module, method: Callable[..., Any] | str | None) -> Call
     if inspect.ismethod(method) and isinstance(method.__self__, nn.Module):
         return method.__func__
     return method
+
+
+def _own_init(
+    module: nn.Module, method: Any, mutable: Any, capture_intermediates: Any
+) -> Callable[..., Any] | None:
+    """Returns the ``init`` of a class that has one of its own, else ``None``.
+
+    It may hand on other arguments, or initialize another module. It gets the options that were
+    given, because it may not know the others. Flax makes the scopes within, so nothing is noted.
+    """
+    inits = ("init", "init_with_output")
+    if all(getattr(type(module), name) is getattr(nn.Module, name) for name in inits):
+        return None
+    options = {
+        "method": (method, None),
+        "mutable": (mutable, _NO_INTERMEDIATES),
+        "capture_intermediates": (capture_intermediates, False),
+    }
+    given = {name: x for name, (x, default) in options.items() if x != default}
+    return functools.partial(module.init, **given)
 
 
 class _LinenRngsError(errors.RngsError, InvalidRngError, ValueError):

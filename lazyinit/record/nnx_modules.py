@@ -76,15 +76,39 @@ def split(made: Any) -> tuple[nnx.GraphDef[Any] | None, Any]:
     """Returns the graph definition and the state of a module, or of several in plain containers.
 
     For anything else, it returns ``None`` and ``made`` itself.
+    """
+    return nnx.split(made) if _is_of_modules(made) else (None, made)
+
+
+def modules_behind(made: Any, graphdef: nnx.GraphDef[Any] | None) -> list[nnx.Pytree]:
+    """Returns the modules that attributes of a module lead to, if these attributes are not data.
+
+    An initializer that is a method, or is defined in one, leads to the method's module, which is a
+    part of ``made`` or, if a layer was made only for its graph definition, is not. Eager JAX leaves
+    arrays in it; here these are traced values, for which the caller puts thunks.
 
     Raises:
-      RecordError: an attribute that is not data holds a traced value.
+      RecordError: such an attribute leads to a traced value that is in no module.
     """
-    if not _is_of_modules(made):
-        return None, made
-    graphdef, state = nnx.split(made)
-    refuse_tracers(compat.static_attributes(graphdef), functools.partial(_path, made))
-    return graphdef, state
+    behind: dict[int, nnx.Pytree] = {}
+    searched: set[int] = set()
+    attributes = compat.static_attributes(graphdef)
+    while attributes:
+        searched |= {id(x) for _, x in attributes}
+        found: dict[int, nnx.Pytree] = {}
+        refuse_tracers(attributes, functools.partial(_path, made), functools.partial(_keep, found))
+        new = [x for n, x in found.items() if n not in behind]
+        attributes = compat.static_attributes(nnx.graphdef(new)) if new else []
+        attributes = [(name, x) for name, x in attributes if id(x) not in searched]
+        behind |= found
+    return list(behind.values())
+
+
+def _keep(found: dict[int, nnx.Pytree], x: Any) -> bool:
+    """Tells whether something is a module, and keeps it if it is."""
+    if is_module := isinstance(x, nnx.Pytree):
+        found[id(x)] = x
+    return is_module
 
 
 def put(made: Any, state: Any) -> None:

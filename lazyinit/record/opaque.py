@@ -34,8 +34,14 @@ _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 _WITHOUT_ATTRIBUTES = frozenset([dict, *_SEQUENCES, types.MappingProxyType, types.MethodType])
 
 
+def _never(_: Any) -> bool:
+    return False
+
+
 def refuse_tracers(
-    objects: Iterable[tuple[str, Any]], path_of: Callable[[str, Any], str] = lambda name, _: name
+    objects: Iterable[tuple[str, Any]],
+    path_of: Callable[[str, Any], str] = lambda name, _: name,
+    passes: Callable[[Any], bool] = _never,
 ) -> None:
     """Raises an error if an object holds a traced value of the recording that is under way.
 
@@ -43,6 +49,7 @@ def refuse_tracers(
       objects: the results that are not arrays, with the path or name of each. The caller keeps
         them alive.
       path_of: maps a name and its object to a path; it is called for a refused object only.
+      passes: tells of an object whether it is left out; the caller then looks after what it holds.
 
     Raises:
       RecordError: an object holds a traced value.
@@ -52,7 +59,7 @@ def refuse_tracers(
         if id(x) in clean:
             continue
         clean.add(id(x))
-        where = _find(x, _DEPTH, set())
+        where = _find(x, _DEPTH, set(), passes)
         if where:
             raise errors.RecordError(
                 f"{path_of(name, x) or _ROOT}: wanted an array or a pytree of them, got a "
@@ -77,7 +84,7 @@ def refuse_tracers_in_statics(tree: Any, own_keys: int) -> None:
         structure, indices = stack.pop()
         if data := structure.node_data():
             kind, static = data
-            if kind not in _BUILT_IN and (where := _find(static, _DEPTH_OF_STATICS, set())):
+            if kind not in _BUILT_IN and (where := _find(static, _DEPTH_OF_STATICS, set(), _never)):
                 raise errors.RecordError(
                     f"{_path_at(tree, indices, own_keys)}: wanted arrays as leaves, got a "
                     f"{kind.__name__} that holds one in what JAX takes as static ({where}). Make "
@@ -99,11 +106,13 @@ def _path_at(node: Any, indices: Iterable[int], own_keys: int) -> str:
     return paths.path_string(keys[own_keys:]) or _ROOT
 
 
-def _find(x: Any, depth: int, seen: set[int]) -> str:
+def _find(x: Any, depth: int, seen: set[int], passes: Callable[[Any], bool]) -> str:
     """Returns where an object holds a traced value, or ``""``; replaces constants by values."""
     if depth == 0 or isinstance(x, _CLOSED) or id(x) in seen or isinstance(x, jax.Array):
         return ""
     seen.add(id(x))
+    if passes(x):
+        return ""
     for name, part, put in _parts(x):
         if type(part) in _CLOSED:  # Most parts are, and this check is fast.
             continue
@@ -112,7 +121,7 @@ def _find(x: Any, depth: int, seen: set[int]) -> str:
                 return name
             put(part.computed())
             continue
-        inner = _find(part, depth - 1, seen)
+        inner = _find(part, depth - 1, seen, passes)
         if inner:
             return name + inner
     return ""

@@ -1,5 +1,6 @@
 """Leaves made under a scan, a row at a time."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import flax.linen as nn
@@ -333,3 +334,69 @@ def test_small_rows_of_rows_have_the_bits_of_eager_jax(shape):
         return jax.lax.scan(step, 0, jax.random.split(key, 2))[1]
 
     assert_same(li.materialize(li.lazy(make)(KEY)), make(KEY))
+
+
+# Layers in blocks, as MaxText's Gemma 4 has them: a scan of blocks, in each a scan of layers, whose
+# keys are made of counts, and whose axis is moved within the step of the block.
+
+
+def blocks(layer, rngs, *, length=3, axis=1, unroll=1):
+    """Stacks layers by hand, as ``nnx.scan`` does, and moves their axis to its place."""
+    rngs_graph, counts = nnx.split(rngs.split(length))
+    graph = nnx.graphdef(layer(nnx.merge(rngs_graph, jax.tree.map(lambda x: x[0], counts))))
+
+    def step(_, counts):
+        return None, nnx.state(layer(nnx.merge(rngs_graph, counts)))
+
+    _, state = jax.lax.scan(step, None, counts, unroll=unroll)
+    return nnx.merge(
+        graph, jax.tree.map(lambda x: jnp.moveaxis(x, 0, min(axis, x.ndim - 1)), state)
+    )
+
+
+class Normed(nnx.Module):
+    def __init__(self, rngs):
+        self.up = nnx.Param(uniform(rngs.params(), (4, 6, 64)))
+        self.scale = nnx.Param(jnp.ones(64))
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs, **options):
+        self.inner = blocks(Normed, rngs, length=2, **options)
+        self.last = Normed(rngs)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_layers_of_a_scan_whose_axis_is_moved_within_another_scan_are_drawn(axis):
+    def make(rngs):
+        return blocks(functools.partial(Block, axis=axis), rngs, axis=axis)
+
+    _, tree = li.lazy(make)(nnx.Rngs(0))
+    for leaf in jax.tree.leaves(tree):
+        assert isinstance(way_of([Job("", leaf, None, leaf.dtype)], lambda *_: TRUSTED), Drawn)
+    wanted = nnx.state(make(nnx.Rngs(0)))
+    assert_same(li.materialize(tree), wanted)
+    assert_same(li.materialize(tree, sharding=kernel_sharding(MESH)), wanted)
+    other = li.reseed(tree, nnx.Rngs(5))
+    assert_same(li.materialize(other), nnx.state(make(nnx.Rngs(5))))
+
+
+@pytest.mark.parametrize("more", ["unrolled", "computed"])
+def test_what_xla_may_fuse_with_the_moves_of_a_step_has_a_program_of_its_own(more):
+    def make(key):
+        def step(n, key):
+            keys = jax.random.split(jax.random.fold_in(key, n), 2)
+            counts = jnp.zeros(2, "uint32")
+
+            def layer(_, x):
+                return None, uniform(jax.random.fold_in(*x), (4, 64))
+
+            rows = jax.lax.scan(layer, None, (keys, counts), unroll=1 + (more == "unrolled"))[1]
+            rows = rows * 0.3 if more == "computed" else rows
+            return n + 1, rows.transpose(1, 0, 2)
+
+        return jax.lax.scan(step, 0, jax.random.split(key, 3))[1]
+
+    leaf = li.lazy(make)(KEY)
+    assert isinstance(way_of([Job("", leaf, None, leaf.dtype)], lambda *_: TRUSTED), Replayed)
+    assert_same(li.materialize(leaf), make(KEY))

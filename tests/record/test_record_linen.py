@@ -598,6 +598,39 @@ def test_a_key_of_the_wrong_kind_is_named(rngs, got):
         assert isinstance(lazy_error.value, type(eager_error.value))
 
 
+class Sized(nn.Module):
+    """Has an ``init`` of its own, which makes another module of itself, and the input."""
+
+    width: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.width)(x)
+
+    def init(self, rngs, width=2, *, size=3, **kwargs):
+        return nn.Module.init(self.clone(width=width), rngs, jnp.ones((1, size)), **kwargs)
+
+
+class SizedOutput(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(x)
+
+    def init_with_output(self, rngs, *args, **kwargs):
+        output, variables = super().init_with_output(rngs, jnp.ones((2, 3)), **kwargs)
+        return output, variables | {"more": jnp.ones(3)}
+
+
+def test_an_init_of_the_modules_own_is_what_is_recorded():
+    streams = {"params": KEY, "other": jax.random.key(1)}
+    for rngs in (KEY, streams):
+        for args, kwargs in (((), {}), ((64,), {"size": 5}), ((64,), {"mutable": ["params"]})):
+            tree = li.lazy(Sized()).init(rngs, *args, **kwargs)
+            assert_same(li.materialize(tree), Sized().init(rngs, *args, **kwargs))
+            assert {type(leaf) for leaf in jax.tree.leaves(tree)} == {li.LazyParam}
+        assert_same(li.materialize(li.lazy(SizedOutput()).init(rngs)), SizedOutput().init(rngs))
+
+
 def test_init_with_output_is_not_offered():
     with pytest.raises(
         li.errors.RecordError, match=r"lazy\(MLP\)\.init_with_output: .*module\.apply"

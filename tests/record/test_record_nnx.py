@@ -255,3 +255,86 @@ def test_several_modules_are_split_as_one(name):
     merged = nnx.merge(graphdef, made)
     assert jax.tree.structure(merged) == jax.tree.structure(want)
     assert type(merged) is type(want)
+
+
+class Scaled(nnx.Module):
+    """Has an initializer that leads to the module of the method that made it."""
+
+    def __init__(self, rngs, *, init=None):
+        self.kernel_init = init or nnx.initializers.normal()
+        self.kernel = nnx.Param(self.kernel_init(rngs.params(), (4, 64)))
+
+
+class Attention(nnx.Module):
+    def __init__(self, rngs, *, is_bound=False):
+        self.init = nnx.initializers.normal()
+        self.key = Scaled(rngs)
+        self.query = Scaled(rngs, init=self.divided if is_bound else self.closing_over())
+        self.noise = nnx.data(rngs.params.normal((3,)))
+
+    def closing_over(self):
+        scale = jnp.sqrt(64.0)
+        return lambda *args: self.init(*args) / scale
+
+    def divided(self, *args):
+        return self.init(*args) / 8
+
+
+def stacked(rngs):
+    """Stacks two layers in a scan; their graph definition is that of a layer that is dropped."""
+    graphdef, count = nnx.split(rngs.split(2))
+    first = Attention(nnx.merge(graphdef, jax.tree.map(lambda x: x[0], count)))
+
+    def step(_, count):
+        return None, nnx.state(Attention(nnx.merge(graphdef, count)))
+
+    return nnx.merge(nnx.graphdef(first), jax.lax.scan(step, None, count)[1])
+
+
+MODULES_BEHIND = {
+    "a closure": Attention,
+    "a method": functools.partial(Attention, is_bound=True),
+    "a module that is dropped": stacked,
+}
+
+
+@pytest.mark.parametrize("name", MODULES_BEHIND)
+def test_an_initializer_may_lead_to_a_module_which_then_holds_thunks(name):
+    make = MODULES_BEHIND[name]
+    graphdef, state = li.lazy(make)(nnx.Rngs(0))
+    want = make(nnx.Rngs(0))
+    assert_same(li.materialize(state), nnx.state(want))
+    model = nnx.merge(graphdef, li.materialize(state))
+    init = model.query.kernel_init
+    key = jax.random.key(1)
+    assert_same(init(key, (2, 64)), want.query.kernel_init(key, (2, 64)))
+    behind = init.__self__ if name == "a method" else dict(closed_over(init))["self"]
+    assert isinstance(behind, Attention)
+    assert {type(x) for x in jax.tree.leaves(nnx.state(behind))} == {li.LazyParam}
+    if name != "a module that is dropped":
+        assert nnx.state(behind) == state
+    with pytest.raises(li.errors.NotMaterializedError, match=r"query/kernel: wanted an array"):
+        jnp.sin(behind.query.kernel[...])
+
+
+def closed_over(function):
+    return zip(
+        function.__code__.co_freevars, (c.cell_contents for c in function.__closure__), strict=True
+    )
+
+
+def test_an_array_beside_a_module_in_an_initializer_is_refused_all_the_same():
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.init, noise = nnx.initializers.normal(), rngs.params.normal((64,))
+            self.inner = Scaled(rngs, init=lambda *args: self.init(*args) + noise)
+
+    class Around(nnx.Module):
+        def __init__(self, rngs):
+            noisy = Noisy(rngs)
+            self.make = lambda: noisy
+
+    for make, path in ((Noisy, "inner/kernel_init"), (Around, "kernel_init")):
+        message = rf"^{path}: .* holds an array in \.noise, "
+        with pytest.raises(li.errors.RecordError, match=message):
+            li.lazy(make)(nnx.Rngs(0))
