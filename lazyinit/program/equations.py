@@ -4,6 +4,7 @@ A value is *small* if it is a scalar or a PRNG key (or a short array of keys), a
 computed from is small, too.
 """
 
+import itertools
 import pickle
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,6 +79,7 @@ class Program:
     looked_at: frozenset[str]
     stable: list[bytes] = field(default_factory=list)  # At most one.
     _small: dict[Value, bool] = field(default_factory=dict)
+    _constant: dict[Value, bool] = field(default_factory=dict)  # Counts of keys: one long chain.
     _on_keys: dict[bool, dict[Value, bool]] = field(default_factory=dict)
     _narrowed: dict[tuple[int, frozenset[Value], bool], Equation] = field(default_factory=dict)
     _idled: dict[tuple[int, frozenset[Value]], Equation] = field(default_factory=dict)
@@ -126,6 +128,14 @@ class Program:
 
         return holds_for_ancestors(value, verdict, self._small)
 
+    def is_constant(self, value: Value) -> bool:
+        """Tells whether a value is computed from constants alone, as a count of ``nnx.Rngs`` is."""
+
+        def verdict(v: Value) -> bool | Sequence[Value]:
+            return self.producers[v].inputs if v in self.producers else v in self.constants
+
+        return holds_for_ancestors(value, verdict, self._constant)
+
     def on_keys_alone(self, value: Value, *, drawn: bool) -> bool:
         """Tells whether a value is computed from root keys, literals and constant integers alone.
 
@@ -145,7 +155,8 @@ class Program:
 
     def streams_of(self, value: Value) -> frozenset[str]:
         """Returns the names of the streams whose root keys a value depends on."""
-        return frozenset(self.streams[v] for v in self.ancestors(value) if v in self.streams)
+        met = walk_back(value, self.producers, self.is_constant)
+        return frozenset(self.streams[v] for v in met if v in self.streams)
 
     def made_from(self, value: Value, key: Value) -> bool:
         """Tells whether a value is computed from one given key and from constants alone."""
@@ -164,7 +175,8 @@ class Program:
           value needs anything else that is not constant.
         """
         folds: list[tuple[Value, Value, Value]] = []
-        for v in walk_back(value, self.producers, self._is_folded):
+        ends = walk_back(value, self.producers, lambda v: self.is_constant(v) or self._is_folded(v))
+        for v in itertools.filterfalse(self.is_constant, ends):
             if v in self.streams or v in self.abstract or (folds and v in self.producers):
                 return None
             if v in self.producers:
@@ -182,7 +194,7 @@ class Program:
             root in self.streams
             and self.avals[value].shape == ()  # Not split by an nnx.vmap around.
             and self.is_small(number)
-            and not self.streams_of(number)
+            and self.is_constant(number)
         )
 
     def name_of(self, value: Value) -> str:

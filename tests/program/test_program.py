@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from flax import nnx
 from oracles import assert_same, large_arrays_since, live
 
 import lazyinit as li
 from lazyinit.keys import Key
+from lazyinit.program import equations
 from lazyinit.program.slices import Slice, gather, is_order_free
 from lazyinit.program.small_values import SmallValues
 from lazyinit.program.tracing import trace
@@ -207,6 +209,30 @@ def test_a_program_tells_keys_data_and_small_values_apart():
     assert traced.depends(drawn, key)
     assert not traced.depends(data, key)
     assert list(traced.abstract.values()) == ["x"]
+
+
+def test_the_keys_of_many_layers_are_found_in_linear_time(monkeypatch):
+    real, walked = equations.walk_back, []
+
+    def counted(*args):
+        for value in real(*args):
+            walked.append(value)
+            yield value
+
+    monkeypatch.setattr(equations, "walk_back", counted)
+
+    for roots in (lambda _: nnx.Rngs(0), nnx.Rngs, lambda key: nnx.Rngs(0, params=key).fork()):
+        counts = []
+        for layers in (20, 40):
+
+            def model(key, layers=layers, roots=roots):
+                rngs = roots(key)
+                return nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(layers)])
+
+            walked.clear()
+            li.lazy(model)(KEY)
+            counts.append(len(walked))
+        assert 40 <= counts[1] <= 2.1 * counts[0]
 
 
 def test_a_long_chain_of_equations_is_no_recursion():
