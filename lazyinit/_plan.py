@@ -25,6 +25,7 @@ from lazyinit.make import limits
 from lazyinit.make.derive import Derivation
 from lazyinit.make.in_flight import made_alone
 from lazyinit.make.proofs import TRUSTED, Proofs
+from lazyinit.make.read import decoded_bytes
 from lazyinit.make.selfcheck import proofs_on
 from lazyinit.make.spread import spread_of
 from lazyinit.make.ways import Compiled, Drawn, Job, Read, Replayed, way_of
@@ -195,7 +196,8 @@ def _beside(job: Job, shard: int) -> Beside:
             is_cut = shard < leaf.nbytes
             return Beside(first=(limits.TEMPORARIES + is_cut) * leaf.nbytes, alone=made_alone(way))
         case Read():
-            return Beside(shared={"pieces": threads * limits.READ_BYTES})
+            chunks = decoded_bytes(leaf.source)
+            return Beside(shared={"pieces": threads * limits.READ_BYTES, "chunks": chunks})
         case _:  # Transferred, which takes memory of the host alone.
             return Beside()
 

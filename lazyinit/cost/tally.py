@@ -20,7 +20,8 @@ class Beside:
     """The bytes that are needed, beside the arrays, while a leaf is made or read.
 
     Attributes:
-      shared: bytes of buffers that all leaves of one kind use in turn, by the name of the buffer.
+      shared: bytes of buffers that all leaves of one kind use in turn, by the name of the buffer;
+        the largest that a leaf names counts.
       each: bytes on each device that gets a shard.
       first: further bytes on one device, where the whole leaf is made before it is cut.
       alone: ``None`` if the leaf may be made while others are. If not, a name for the leaves that
@@ -123,7 +124,7 @@ class Tally:
         if beside is not None:
             group.each.add(beside.each, beside.alone)
             group.on_first.add(beside.each + beside.first, beside.alone)
-            group.shared.update(beside.shared)
+            _keep_largest(group.shared, beside.shared)
 
     def steady(self) -> dict[Device, int]:
         """Returns the bytes that are on each device at the end."""
@@ -146,7 +147,7 @@ class Tally:
             each, on_first = (kind.largest(in_flight) for kind in (group.each, group.on_first))
             for n, device in enumerate(group.devices):
                 shared, together = needs.setdefault(device, ({}, _Needs()))
-                shared.update(group.shared)
+                _keep_largest(shared, group.shared)
                 found = each if n else on_first
                 together.beside_others += found.beside_others
                 together.alone |= found.alone
@@ -169,6 +170,11 @@ class Tally:
         if abstract_meshes.is_abstract(placement):
             return abstract_meshes.devices_of(placement, self._hosts)
         return _by_id(placement.device_set)
+
+
+def _keep_largest(counts: dict[str, int], others: Mapping[str, int]) -> None:
+    for name, count in others.items():
+        counts[name] = max(count, counts.get(name, 0))
 
 
 def _by_id(devices: Iterable[Device]) -> Sequence[Device]:

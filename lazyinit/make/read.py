@@ -8,8 +8,11 @@ The buffers are our own. JAX on CPU would take an aligned piece of the memory ma
 array, which would then change, or fault, with the file.
 """
 
+import contextlib
+import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,12 +25,12 @@ from lazyinit.make.limits import PIECE
 from lazyinit.make.shards import Blocks, Bounds, Shards, size_of
 from lazyinit.make.ways import Read
 from lazyinit.params import OverlapParam, StoredParam
-from lazyinit.sources import Index, Source
+from lazyinit.sources import Index, Shape, Source
 from lazyinit.tensors.as_dtype import may_refuse, told
 from lazyinit.tensors.key_data import KeyData
 from lazyinit.tensors.mapped import give_back
 from lazyinit.tensors.pieces import indices
-from lazyinit.tensors.regions import is_read_anywhere, joined_parts, order_of
+from lazyinit.tensors.regions import chunk_of, is_read_anywhere, joined_parts, order_of
 from lazyinit.tensors.tiles import copy
 
 
@@ -40,12 +43,15 @@ class Piece:
       begins: where the source begins in the leaf, along each axis.
       block: the part of the leaf to read.
       path: of the leaf, for messages.
+      is_of_chunks: whether it consists of whole chunks, which would have to be decoded again for
+        each part that is read alone.
     """
 
     source: Source
     begins: tuple[int, ...]
     block: Bounds
     path: str
+    is_of_chunks: bool = False
 
     def read_into(self, buffers: Mapping[Bounds, np.ndarray]) -> None:
         """Copies the piece to where it belongs in each buffer, cast to its dtype, on any thread.
@@ -68,13 +74,14 @@ class Piece:
             for bounds in zip(*parts.values(), strict=True)
         )
         # The parts are read together if nothing lies between them, and otherwise one by one.
-        size = size_of(around)
-        is_one = sum(map(size_of, parts.values())) == size
-        if is_one and size * self.source.dtype.itemsize <= PIECE:
-            values = self._read(around)
-            for at, part in parts.items():
-                copy(_place(buffers[at], at, part), values[(*_within(part, around), ...)])
-            give_back(values)
+        nbytes = size_of(around) * self.source.dtype.itemsize
+        is_one = sum(map(size_of, parts.values())) == size_of(around)
+        if self.is_of_chunks or (is_one and nbytes <= PIECE):
+            with _decoding.of(nbytes):
+                values = self._read(around)
+                for at, part in parts.items():
+                    copy(_place(buffers[at], at, part), values[(*_within(part, around), ...)])
+                give_back(values)
             return
         read = []
         for at, part in parts.items():
@@ -93,6 +100,51 @@ class Piece:
     def _read(self, part: Bounds) -> np.ndarray:
         there = zip(part, self.begins, strict=True)
         return self.source.read(tuple(slice(a - first, b - first) for (a, b), first in there))
+
+
+class _Decoding:
+    """Lets threads read large pieces of chunks, no more at a time than there is room for.
+
+    Each is decoded into an array of its own. One that is larger than all the room is read alone.
+    """
+
+    def __init__(self) -> None:
+        self._nbytes = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, nbytes: int) -> Iterator[None]:
+        """Waits until there is room for so many bytes. There always is for ``PIECE``."""
+        if nbytes <= PIECE:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._nbytes or self._nbytes + nbytes <= _room())
+            self._nbytes += nbytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._nbytes -= nbytes
+                self._changed.notify_all()
+
+
+_decoding = _Decoding()
+
+
+def _room() -> int:
+    return PIECE * (os.cpu_count() or 1)
+
+
+def decoded_bytes(source: Source) -> int:
+    """Returns the most bytes that large chunks of a source take while they are read; 0 without."""
+    sizes = [
+        math.prod(chunk_of(part)) * part.dtype.itemsize
+        for _, part in joined_parts(source)
+        if chunk_of(part)
+    ]
+    largest = max(sizes, default=0)
+    return max(largest, _room()) if largest > PIECE else 0
 
 
 def prepare_reading(way: Read, reading: ThreadPoolExecutor, blocks: Blocks) -> Callable[[], Shards]:
@@ -163,6 +215,11 @@ def cut_up(source: Source, path: str) -> Sequence[Piece]:
 
 def _cut_part(source: Source, begins: tuple[int, ...], path: str) -> Iterator[Piece]:
     order, size = order_of(source), source.dtype.itemsize
+    if chunk := chunk_of(source):
+        for block in _whole_chunks(source.shape, chunk, order, PIECE // size):
+            there = tuple((a + n, b + n) for (a, b), n in zip(block, begins, strict=True))
+            yield Piece(source, begins, there, path, is_of_chunks=True)
+        return
     shape = tuple(source.shape[axis] for axis in order)
     row = math.prod(shape[1:]) * size
     limit = PIECE if is_read_anywhere(source) else max(PIECE, row)
@@ -171,6 +228,26 @@ def _cut_part(source: Source, begins: tuple[int, ...], path: str) -> Iterator[Pi
         block = ((ends[axis], first) for axis, first in enumerate(begins))
         there = tuple((a + first, b + first) for (a, b), first in block)
         yield Piece(source, begins, there, path)
+
+
+def _whole_chunks(shape: Shape, chunk: Shape, order: Sequence[int], limit: int) -> Iterator[Bounds]:
+    """Cuts an array into blocks of whole chunks: one, or several that are small.
+
+    Args:
+      shape: the shape of the array.
+      chunk: the shape of a chunk.
+      order: the axes, last the one along which neighbors lie nearest.
+      limit: how many elements several chunks may have together.
+    """
+    sides = [max(side, 1) for side in chunk]
+    for axis in reversed(order):
+        count = max(limit // math.prod(sides), 1)
+        sides[axis] = min(sides[axis] * count, max(shape[axis], 1))
+    cuts = (
+        [(start, min(start + side, size)) for start in range(0, size, side)]
+        for side, size in zip(sides, shape, strict=True)
+    )
+    return itertools.product(*cuts)
 
 
 def _within(bounds: Bounds, around: Bounds) -> Index:

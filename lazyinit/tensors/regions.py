@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lazyinit.sources import Source
+from lazyinit.sources import Shape, Source
 from lazyinit.tensors.as_dtype import AsDtype
 from lazyinit.tensors.joined import Joined
 from lazyinit.tensors.mapped import MappedTensor
@@ -71,6 +71,20 @@ def order_of(source: Source) -> tuple[int, ...]:
         case HeldTensor(array=np.ndarray(strides=steps)):
             return _farthest_first(steps)
     return tuple(range(len(source.shape)))
+
+
+def chunk_of(source: Any) -> Shape:  # Any: a source, which may have chunks.
+    """Returns the shape of the chunks of a source, none of which can be read in part.
+
+    It is ``()`` if a source has none, or if they do not lie along its axes.
+    """
+    match source:
+        case BoxView(source=inner, axes=axes):
+            chunk = chunk_of(inner)
+            return tuple(chunk[axis] for axis in axes) if chunk else ()
+        case AsDtype(source=inner):
+            return chunk_of(inner)
+    return getattr(source, "chunk", ())
 
 
 def _farthest_first(steps: tuple[int, ...]) -> tuple[int, ...]:

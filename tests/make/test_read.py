@@ -3,6 +3,8 @@ import math
 import os
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import hypothesis
@@ -206,6 +208,74 @@ def test_pieces_fill_the_shards_that_are_held_and_read_no_more(data):
     for at, buffer in buffers.items():
         np.testing.assert_array_equal(buffer, values[tuple(slice(*bounds) for bounds in at)])
     assert sum(source.read_sizes) == sum(buffer.size for buffer in buffers.values())
+
+
+class Chunked(Counted):
+    """A source in chunks that notes each chunk that has to be decoded."""
+
+    def __init__(self, values, chunk):
+        super().__init__(values)
+        self.chunk, self.decoded = chunk, []
+
+    def read(self, index):
+        along = zip(index, self.chunk, strict=True)
+        chunks = [range(part.start // side, -(-part.stop // side)) for part, side in along]
+        self.decoded += itertools.product(*chunks)
+        return super().read(index)
+
+
+@hypothesis.given(st.data())
+def test_each_chunk_is_decoded_once_for_all_shards(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    chunk = tuple(data.draw(st.integers(1, n)) for n in shape)
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    source = Chunked(values, chunk)
+    axes = tuple(data.draw(st.permutations(range(len(shape)))))
+    turned = values.transpose(axes)
+    cuts = [sorted({0, n, *data.draw(st.sets(st.integers(1, n)))}) for n in turned.shape]
+    held = list(itertools.product(*(itertools.pairwise(c) for c in cuts)))
+    buffers = {at: np.empty([stop - start for start, stop in at], np.float32) for at in held}
+    limit = data.draw(st.integers(4, 4 * values.size))
+    with mock.patch.object(read, "PIECE", limit):
+        pieces = read.cut_up(transposed(source, axes), "w")
+        for piece in pieces:
+            piece.read_into(buffers)
+    for at, buffer in buffers.items():
+        np.testing.assert_array_equal(buffer, turned[tuple(slice(*bounds) for bounds in at)])
+    counts = [range(-(-n // side)) for n, side in zip(shape, chunk, strict=True)]
+    assert sorted(source.decoded) == list(itertools.product(*counts))
+    largest = max(limit, 4 * math.prod(chunk))
+    assert all(4 * size_of(piece.block) <= largest for piece in pieces)
+
+
+def test_large_chunks_are_decoded_no_more_at_a_time_than_a_plan_counts(monkeypatch):
+    monkeypatch.setattr(read, "PIECE", 64)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    held, most, lock = 0, 0, threading.Lock()
+
+    class Slow(Chunked):
+        def read(self, index):
+            nonlocal held, most
+            found = super().read(index)
+            with lock:
+                held += found.nbytes
+                most = max(most, held)
+            time.sleep(0.01)
+            with lock:
+                held -= found.nbytes
+            return found
+
+    for chunk, room in (((8,), 128), ((20,), 128), ((64,), 256)):
+        most = 0
+        source = Slow(np.arange(320, dtype=np.float32), chunk)
+        buffer = np.zeros(320, np.float32)
+        with ThreadPoolExecutor(8) as threads:
+            pieces = read.cut_up(source, "w")
+            list(threads.map(lambda piece, b=buffer: piece.read_into({((0, 320),): b}), pieces))
+        np.testing.assert_array_equal(buffer, source.values)
+        counted = read.decoded_bytes(source)
+        assert counted == (room if chunk != (8,) else 0)
+        assert most <= (counted or 8 * 64)
 
 
 def test_all_shards_of_a_piece_are_one_read():
